@@ -1,0 +1,194 @@
+"""The command line: python -m train [consistency | verify | release]."""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from train.errors import TrainError
+
+ROOT = Path(__file__).parents[1]
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return the exit code: 0 done, 1 an error that is printed, 2 wrong usage, 128 + signal."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options.command(options)
+    except TrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print("\ninterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(interrupt, _TerminatedError) else signal.SIGINT)
+    return 0
+
+
+# What a command needs is imported when it runs: torch takes seconds, and --help should not.
+
+
+def _run(options: argparse.Namespace) -> None:
+    from train.run import run
+
+    run(
+        options.models,
+        epochs=options.epochs,
+        seed=options.seed,
+        device_name=options.device,
+        data_directory=options.data,
+        out=options.out,
+    )
+
+
+def _consistency(options: argparse.Namespace) -> None:
+    from train.consistency import consistency
+
+    consistency(
+        options.model,
+        options.seeds,
+        epochs=options.epochs,
+        device_name=options.device,
+        data_directory=options.data,
+        out=options.out,
+    )
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from train.data import load
+    from train.verify import verify
+
+    parity = verify(options.folder, load(options.data))
+    print(
+        f"{options.folder}: verified on {parity.images} test images: every label as PyTorch's, probabilities within "
+        f"{parity.max_abs_probability_difference:.1e}; {parity.correct} right"
+    )
+
+
+def _release(options: argparse.Namespace) -> None:
+    from train.release import release
+
+    release(options.out / "release", data_directory=options.data)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train the MNIST progression (Model_1, Model_2, Model_3), export the best model within 8,000 "
+        "parameters to ONNX, verified, and write a report.",
+        epilog="""\
+examples:
+  python -m train                            the whole progression; about 10 minutes on 2 cores
+  python -m train --models Model_3 --seed 2  one model, another seed (into an --out of its own)
+  python -m train consistency --model Model_3 --seeds 10
+  python -m train verify artifacts/release   repeat the check of an export
+  python -m train release                    promote artifacts/release to model/release
+
+Interrupted, the same command goes on from the last whole epoch.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=_run)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        default=["Model_1", "Model_2", "Model_3"],
+        help="the models to train, of Model_1, Model_2, Model_3 (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=_natural, default=1, help="of the weights, the order, the augmentation (default: 1)"
+    )
+    _training_options(parser)
+
+    commands = parser.add_subparsers(title="other commands", metavar="")
+    consistency = commands.add_parser(
+        "consistency",
+        help="train one model with many seeds, and write their table and plot",
+        description="Train one model with seeds 1 to N, side by side as Ray tasks, and write OUT/consistency/: the "
+        "table (consistency.md), its plot and every epoch's figures as JSON. Seeds that are done are not run again. "
+        "With RAY_ADDRESS set, the tasks run on that cluster.",
+        allow_abbrev=False,
+    )
+    consistency.set_defaults(command=_consistency)
+    consistency.add_argument("--model", default="Model_3", help="(default: Model_3)")
+    consistency.add_argument("--seeds", type=_positive, default=10, metavar="N", help="how many (default: 10)")
+    _training_options(consistency)
+
+    verify = commands.add_parser(
+        "verify",
+        help="check an export: hashes, graph, and every test image against PyTorch",
+        description="Check the export in FOLDER against its manifest, and its graph against its weights on every image "
+        "of the test set, at four batch sizes and two optimisation levels.",
+        allow_abbrev=False,
+    )
+    verify.set_defaults(command=_verify)
+    verify.add_argument("folder", type=Path, metavar="FOLDER")
+    _data_option(verify)
+
+    release = commands.add_parser(
+        "release",
+        help="promote OUT/release to model/release, verified once more, with a model card",
+        description="Verify the export in OUT/release once more and copy it to model/release with a model card.",
+        allow_abbrev=False,
+    )
+    release.set_defaults(command=_release)
+    _out_option(release)
+    _data_option(release)
+    return parser
+
+
+def _training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--epochs", type=_positive, metavar="N", help="instead of the recipe's 15; the schedule spans them"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="(default: auto, a GPU where there is one)",
+    )
+    _out_option(parser)
+    _data_option(parser)
+
+
+def _out_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("artifacts"), help="the folder written to (default: artifacts)"
+    )
+
+
+def _data_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT / "data" / "mnist",
+        help="a folder with the four IDX files, gzipped or plain, of MNIST or a set of its form (default: data/mnist)",
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {number}")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, found {number}")
+    return number
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

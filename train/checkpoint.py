@@ -1,0 +1,128 @@
+"""Checkpoints: after every epoch, all that the next one depends on, as safetensors and JSON.
+
+A folder holds `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else), which names
+it and is replaced last: whenever the process dies, the folder holds one whole checkpoint.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from train.data import Data
+from train.errors import SettingsError, TrainError
+from train.files import read_json, sha256, write_bytes, write_json
+from train.progression import Step
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to. Losses are mean cross-entropies in nats, accuracies shares of 1."""
+
+    epoch: int  # from 1
+    train_loss: float  # running, over the augmented images, as the weights change
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    test_loss: float  # reported, never used
+    test_accuracy: float
+    seconds: float
+
+
+def settings(step: Step, data: Data, seed: int) -> dict[str, Any]:
+    """Return what decides a training's result, as JSON values: two trainings that agree in it are the same one."""
+    recipe = asdict(step.recipe)
+    return {"model": step.name, "seed": seed, "epochs": recipe.pop("epochs"), "recipe": recipe, "data": data.sha256}
+
+
+def check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise SettingsError, naming `path` and what differs, where a training `found` on disk is not the `expected`."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise SettingsError(
+                f"{path} holds a training with {name} {found.get(name)}, this one has {name} {value}: "
+                "choose another --out, or delete it"
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints of one training. `settings` are what decides its result, as JSON values."""
+
+    path: Path
+    settings: dict[str, Any]
+
+    def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[Epoch]) -> None:
+        """Write the state after the last epoch of `history`, then delete that of the one before."""
+        state = optimizer.state_dict()
+        tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        for index, buffers in state["state"].items():
+            tensors[f"momentum.{index}"] = buffers["momentum_buffer"]
+        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        weights = self.path / f"epoch-{len(history):02d}.safetensors"
+        write_bytes(weights, content)
+        checkpoint = {
+            "settings": self.settings,
+            "weights": {"file": weights.name, "sha256": sha256(content)},
+            "optimizer": state["param_groups"],
+            "scheduler": _plain(scheduler.state_dict()),
+            "history": [asdict(epoch) for epoch in history],
+        }
+        write_json(self.path / "checkpoint.json", checkpoint)
+        for other in self.path.glob("epoch-*.safetensors"):
+            if other != weights:
+                other.unlink()
+
+    def load(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> list[Epoch]:
+        """Put the last checkpoint into the three and return its history; an empty one where there is none.
+
+        Raises SettingsError where the folder is of another training, TrainError where it is damaged.
+        """
+        path = self.path / "checkpoint.json"
+        if not path.exists():
+            return []
+        checkpoint = read_json(path)
+        try:
+            check_settings(self.path, checkpoint["settings"], self.settings)
+            tensors = self._tensors(checkpoint["weights"])
+            history = [Epoch(**epoch) for epoch in checkpoint["history"]]
+            network.load_state_dict(_under("network.", tensors))
+            momentum = _under("momentum.", tensors)
+            state = {
+                # In the parameter's memory layout: another one rounds differently in the last bit.
+                index: {"momentum_buffer": torch.empty_like(parameter).copy_(momentum[str(index)])}
+                for index, parameter in enumerate(network.parameters())
+            }
+            optimizer.load_state_dict({"state": state, "param_groups": checkpoint["optimizer"]})
+            scheduler.load_state_dict(checkpoint["scheduler"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TrainError(
+                f"{path}: expected a checkpoint, found one without {error}; delete {self.path} to train anew"
+            ) from error
+        return history
+
+    def _tensors(self, weights: dict[str, str]) -> dict[str, Tensor]:
+        path = self.path / weights["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise TrainError(f"cannot read {path}: {error.strerror}; delete {self.path} to train anew") from error
+        if (found := sha256(content)) != weights["sha256"]:
+            raise TrainError(
+                f"{path}: expected SHA-256 {weights['sha256']}, found {found}; delete {self.path} to train anew"
+            )
+        return safetensors.torch.load(content)
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a scheduler's state is data: JSON keeps it, floats to the last bit."""
+    return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list))}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,45 @@
+"""Where the training runs, and what makes it fast there."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from train.errors import SettingsError
+
+
+def pick(name: str) -> torch.device:
+    """Return the device for `auto` (CUDA where there is one), `cpu` or `cuda`.
+
+    Raises SettingsError for `cuda` where torch finds no GPU that it can use.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise SettingsError("--device cuda: expected a CUDA GPU, found none; --device auto takes the CPU instead")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def describe(device: torch.device) -> str:
+    """Return the device in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, fp32"
+    return f"CPU, {torch.get_num_threads()} threads (no GPU is used)"
+
+
+def compiled(network: nn.Module, sample: Tensor) -> nn.Module:
+    """Return `network` compiled for training batches like `sample`, or as it is where no compiler works.
+
+    The weights are shared with `network`, and are left as they were.
+    """
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    try:
+        # The compiler has its say at the first call, so make that call here, where failing costs nothing.
+        faster: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+        faster(sample).sum().backward()
+    except Exception:
+        torch._dynamo.reset()
+        faster = network
+    network.zero_grad()
+    network.load_state_dict(before)
+    return faster

@@ -1,0 +1,60 @@
+"""The layer table of a network: torchinfo's for the terminal, and rows with receptive fields for the report."""
+
+from dataclasses import dataclass
+
+import torchinfo
+from torch import nn
+
+INPUT_SHAPE = (1, 1, 28, 28)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of the table."""
+
+    name: str  # type and number, as in the reference: "Conv2d-1"
+    output_shape: tuple[int, ...]  # of one image: (10, 26, 26)
+    parameters: int
+    receptive_field: int  # pixels of the input, along one side, that an output sees
+
+
+def layers(network: nn.Module) -> list[Layer]:
+    """Return the layers of `network`, in order, as they act on one 28×28 image."""
+    rows: list[Layer] = []
+    field, stride = 1, 1  # of the map so far, in input pixels
+    leaves = [info for info in _summary(network).summary_list if info.is_leaf_layer]
+    for number, info in enumerate(leaves, start=1):
+        kernel, step = _window(info.module, info.input_size[-1])
+        field, stride = field + (kernel - 1) * stride, stride * step
+        shape = tuple(info.output_size[1:])
+        rows.append(Layer(f"{info.class_name}-{number}", shape, info.num_params, field))
+    return rows
+
+
+def table(network: nn.Module) -> str:
+    """Return torchinfo's table of `network` for one image."""
+    return str(_summary(network))
+
+
+def _summary(network: nn.Module) -> torchinfo.ModelStatistics:
+    return torchinfo.summary(
+        network,
+        input_size=INPUT_SHAPE,
+        col_names=("output_size", "kernel_size", "num_params"),
+        device="cpu",
+        mode="eval",
+        verbose=0,
+    )
+
+
+def _window(module: nn.Module, input_side: int) -> tuple[int, int]:
+    """Return the kernel size and stride of a layer along one side; 1 and 1 where it looks at single points."""
+    match module:
+        case nn.Conv2d():
+            return module.kernel_size[0], module.stride[0]
+        case nn.MaxPool2d() | nn.AvgPool2d():
+            return int(module.kernel_size), int(module.stride)  # type: ignore[arg-type]
+        case nn.AdaptiveAvgPool2d():
+            return input_side, input_side
+        case _:
+            return 1, 1

@@ -1,0 +1,168 @@
+"""The training loop. The data stays on the device as whole tensors; a batch is an index into them.
+
+An epoch's randomness (order, augmentation, dropout) comes from torch's global generator, seeded with the training's
+seed and the epoch's number alone: a training resumed at an epoch goes on exactly as if it had never stopped.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+from tqdm import tqdm
+
+from model.classifier import normalise, scale
+from train import device as devices
+from train.checkpoint import CheckpointFolder, Epoch
+from train.data import Data, Split
+from train.errors import DivergenceError, SettingsError
+from train.progression import Recipe, Step
+
+LOOK_EVERY = 50  # batches; looking at the loss makes the host wait for the device
+EVALUATION_BATCH = 1_000
+
+
+def fit(
+    step: Step,
+    data: Data,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoints: CheckpointFolder | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
+    bar: bool = False,
+) -> tuple[nn.Module, list[Epoch]]:
+    """Train `step`'s network on `data` by its recipe and return it with the figures of each epoch.
+
+    Goes on from the last of `checkpoints` and writes one after every epoch; `on_epoch` is called with each epoch's
+    figures; `bar` shows a progress bar an epoch. Raises DivergenceError when the loss becomes NaN or infinite.
+    """
+    recipe = step.recipe
+    if len(data.train) < recipe.batch:
+        raise SettingsError(f"{data.name}: expected {recipe.batch} or more training images, found {len(data.train)}")
+    data = data.to(device)
+    _seed(seed, epoch=0)
+    network = step.network().to(memory_format=torch.channels_last).to(device)
+    optimizer = SGD(
+        network.parameters(),
+        lr=recipe.rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    scheduler = _scheduler(optimizer, recipe, len(data.train) // recipe.batch)
+    history = checkpoints.load(network, optimizer, scheduler) if checkpoints else []
+    forward: nn.Module = network
+    if device.type == "cuda" and len(history) < recipe.epochs:
+        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch], recipe))
+
+    for number in range(len(history) + 1, recipe.epochs + 1):
+        if bar:
+            print(f"EPOCH: {number}/{recipe.epochs}", flush=True)
+        _seed(seed, number)
+        started = time.perf_counter()
+        try:
+            train_loss, train_accuracy = _train_epoch(forward, optimizer, scheduler, recipe, data.train, bar)
+            validation_loss, validation_accuracy = evaluate(network, data.validation)
+            test_loss, test_accuracy = evaluate(network, data.test)
+        except _NotFiniteError as error:
+            raise DivergenceError(
+                f"{step.name}: the loss became {error.loss} in epoch {number}, {error.place}; "
+                + (f"the checkpoint of epoch {number - 1} is intact" if history else "no epoch was completed")
+            ) from error
+        epoch = Epoch(
+            epoch=number,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            seconds=round(time.perf_counter() - started, 2),
+        )
+        history.append(epoch)
+        if checkpoints:
+            checkpoints.save(network, optimizer, scheduler, history)
+        on_epoch(epoch)
+    return network.eval(), history
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
+    """Return the mean cross-entropy (nats) and the accuracy (share of 1) of `network` on `split`."""
+    network.eval()
+    loss, correct = torch.zeros((), device=split.labels.device), torch.zeros((), device=split.labels.device)
+    for images, labels in zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True):
+        logits = network(normalise(scale(images)))
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(dim=1) == labels).sum()
+    if not loss.isfinite():
+        raise _NotFiniteError(loss.item(), "when evaluated")
+    return loss.item() / len(split), correct.item() / len(split)
+
+
+class _NotFiniteError(Exception):
+    def __init__(self, loss: float, place: str) -> None:
+        super().__init__()
+        self.loss, self.place = loss, place
+
+
+def _seed(seed: int, epoch: int) -> None:
+    torch.manual_seed(seed * 1_000 + epoch)
+
+
+def _scheduler(optimizer: SGD, recipe: Recipe, batches: int) -> LRScheduler:
+    if not recipe.one_cycle:
+        return ConstantLR(optimizer, factor=1.0)
+    # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine up to the peak in the first fifth, then down
+    # to a 250,000th of it, momentum between 0.85 and 0.95 the other way round.
+    return OneCycleLR(optimizer, recipe.rate, total_steps=batches * recipe.epochs, pct_start=0.2)
+
+
+def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
+    scaled = scale(images)
+    return normalise(recipe.augmentation(scaled) if recipe.augmentation else scaled)
+
+
+def _train_epoch(
+    network: nn.Module, optimizer: SGD, scheduler: LRScheduler, recipe: Recipe, split: Split, bar: bool
+) -> tuple[float, float]:
+    """Return the running mean loss and accuracy of one pass over `split`."""
+    network.train()
+    # A last batch that is not full is left out, another one every epoch: batch normalisation is noisy on a few images.
+    order = torch.randperm(len(split), device=split.labels.device)
+    batches = order[: len(split) // recipe.batch * recipe.batch].view(-1, recipe.batch)
+    losses = torch.zeros(len(batches), device=order.device)
+    correct = torch.zeros((), device=order.device)
+    interval = 0.5 if sys.stderr.isatty() else 60.0  # seconds: a log wants fewer lines than a terminal
+    with tqdm(total=len(batches), disable=not bar, mininterval=interval, dynamic_ncols=True) as progress:
+        for number, batch in enumerate(batches):
+            labels = split.labels[batch]
+            logits = network(_prepare(split.images[batch], recipe))
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            losses[number] = loss.detach()
+            correct += (logits.detach().argmax(dim=1) == labels).sum()
+            done = number + 1
+            if done % LOOK_EVERY == 0 or done == len(batches):
+                _check_finite(losses[:done])
+                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch)
+                progress.set_description_str(
+                    f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}", refresh=False
+                )
+                progress.update(done - progress.n)
+    return mean, accuracy
+
+
+def _check_finite(losses: Tensor) -> None:
+    finite = losses.isfinite().tolist()
+    if not all(finite):
+        first = finite.index(False)
+        raise _NotFiniteError(losses[first].item(), f"batch {first}")

@@ -1,0 +1,177 @@
+"""The pictures of the report and of the consistency table, each returned as the bytes of a PNG."""
+
+import io
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from train.checkpoint import Epoch
+
+TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
+COLOURS = ("#d95f02", "#7570b3", "#1f5fa8")
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    }
+)
+
+
+def curves(name: str, history: list[Epoch], target: float) -> bytes:
+    """Plot one training: loss, accuracy and the gap between training and test, by epoch."""
+    epochs = [epoch.epoch for epoch in history]
+    figure, (losses, accuracies, gaps) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    losses.plot(epochs, [epoch.train_loss for epoch in history], color=TRAIN, marker=".", label="training (running)")
+    losses.plot(epochs, [epoch.test_loss for epoch in history], color=TEST, marker=".", label="test")
+    losses.set(title=f"{name}: loss", yscale="log", ylabel="cross-entropy, nats")
+    losses.legend()
+    train = 100 * np.array([epoch.train_accuracy for epoch in history])
+    test = 100 * np.array([epoch.test_accuracy for epoch in history])
+    accuracies.plot(epochs, train, color=TRAIN, marker=".", label="training (running)")
+    accuracies.plot(epochs, test, color=TEST, marker=".", label="test")
+    _target_line(accuracies, target)
+    # The first epoch's climb would flatten all that follows.
+    low = min(train[1:].min(), test[1:].min()) if len(history) > 2 else min(train.min(), test.min())
+    accuracies.set(title=f"{name}: accuracy", ylabel="%", ylim=(max(0, low - 0.3), 100.05))
+    accuracies.legend(loc="lower right")
+    gap = train - test
+    gaps.bar(epochs, gap, color=[TRAIN if value > 0 else TEST for value in gap])
+    gaps.axhline(0, color="black", linewidth=0.8)
+    if len(history) > 2:
+        reach = 1.15 * np.abs(gap[1:]).max() + 0.05
+        gaps.set_ylim(-reach, reach)
+    gaps.set(title="training − test", ylabel="percentage points")
+    for axes in (losses, accuracies, gaps):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _png(figure)
+
+
+def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
+    """Plot the test accuracy of every model by epoch in one picture."""
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    lows = []
+    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+        test = 100 * np.array([epoch.test_accuracy for epoch in history])
+        axes.plot([epoch.epoch for epoch in history], test, color=colour, marker=".", linewidth=1.8)
+        axes.annotate(
+            f" {name} {test[-1]:.2f}",
+            (history[-1].epoch, test[-1]),
+            color=colour,
+            va="center",
+            fontweight="bold",
+        )
+        lows.append(test[1 if len(test) > 2 else 0 :].min())
+    _target_line(axes, target)
+    axes.set(title="Test accuracy by epoch", xlabel="epoch", ylabel="%", ylim=(max(0, min(lows) - 0.2), None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.16)
+    return _png(figure)
+
+
+def confusion(matrix: NDArray[np.int64]) -> bytes:
+    """Plot a confusion matrix [10, 10], true digits down, predicted ones across; only mistakes are coloured."""
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    figure, axes = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
+    axes.imshow(mistakes, cmap="Oranges", vmax=max(1, mistakes.max()) * 1.4)
+    for true in range(10):
+        for predicted in range(10):
+            if count := matrix[true, predicted]:
+                axes.text(
+                    predicted,
+                    true,
+                    str(count),
+                    ha="center",
+                    va="center",
+                    color=MUTED if true == predicted else "black",
+                    fontweight="normal" if true == predicted else "bold",
+                )
+    axes.set(
+        xticks=range(10),
+        yticks=range(10),
+        xlabel="predicted",
+        ylabel="true",
+        title="Confusion matrix, test set",
+    )
+    axes.grid(visible=False)
+    return _png(figure)
+
+
+def mistakes(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    digits: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+) -> bytes:
+    """Plot misread images [N, 28, 28] with their true label, what was read, and the probabilities of both."""
+    columns = 10
+    rows = max(1, -(-len(images) // columns))
+    figure, grid = plt.subplots(rows, columns, figsize=(12, 1.62 * rows), layout="constrained", squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, label, digit, row in zip(grid.flat, images, labels, digits, probabilities, strict=False):
+        axes.imshow(image, cmap="gray_r", interpolation="nearest")
+        axes.set_title(f"{label} read as {digit}\n{row[label]:.2f} · {row[digit]:.2f}", fontsize=8.5, loc="center")
+    return _png(figure)
+
+
+def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes:
+    """Plot every seed's test accuracy by epoch and, beside it, at the last epoch."""
+    figure, (by_epoch, last) = plt.subplots(
+        1, 2, figsize=(11, 4), layout="constrained", width_ratios=(2, 1), sharey=True
+    )
+    accuracies = [100 * np.array([epoch["test_accuracy"] for epoch in trial["history"]]) for trial in trials]
+    for accuracy in accuracies:
+        by_epoch.plot(range(1, len(accuracy) + 1), accuracy, color=TEST, alpha=0.45, linewidth=1.2)
+    finals = np.array([accuracy[-1] for accuracy in accuracies])
+    seeds = [trial["settings"]["seed"] for trial in trials]
+    last.scatter(seeds, finals, color=TEST, zorder=3)
+    last.axhline(finals.mean(), color=TEST, linewidth=1, linestyle=":", label=f"mean {finals.mean():.2f}")
+    for axes in (by_epoch, last):
+        _target_line(axes, target)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low = min(accuracy[len(accuracy) // 3 :].min() for accuracy in accuracies)
+    by_epoch.set(
+        title=f"{name}: test accuracy, {len(trials)} seeds",
+        xlabel="epoch",
+        ylabel="%",
+        ylim=(low - 0.1, None),
+    )
+    last.set(title="at the last epoch", xlabel="seed")
+    last.legend(loc="lower right")
+    return _png(figure)
+
+
+def _target_line(axes: Axes, target: float) -> None:
+    axes.axhline(100 * target, color=TARGET, linewidth=1, linestyle="--")
+    axes.annotate(
+        f"goal {100 * target:.2f}",
+        (0.01, 100 * target),
+        xycoords=("axes fraction", "data"),
+        color=TARGET,
+        va="bottom",
+        fontsize=9,
+    )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,122 @@
+"""The progression: one entry a model, with what it sets out to try, how it trains, and what is expected of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from model.networks import Model_1, Model_2, Model_3
+from train.augment import Affine
+from train.errors import SettingsError
+
+# The goal: this test accuracy at the last epoch of every seed, within this many parameters and epochs.
+TARGET_ACCURACY = 0.994
+PARAMETER_BUDGET = 8_000
+EPOCH_BUDGET = 15
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with momentum on cross-entropy."""
+
+    rate: float  # the learning rate; under one-cycle, its peak
+    batch: int = 64
+    epochs: int = EPOCH_BUDGET
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    one_cycle: bool = False  # else the rate is constant
+    augmentation: Affine | None = None
+
+    def __str__(self) -> str:
+        rate = f"one-cycle to {self.rate:g}" if self.one_cycle else f"{self.rate:g}"
+        parts = [
+            f"{self.epochs} epochs of SGD, {'Nesterov ' if self.nesterov else ''}momentum {self.momentum:g}, "
+            f"rate {rate}, batch {self.batch}"
+        ]
+        if self.weight_decay:
+            parts.append(f"weight decay {self.weight_decay:g}")
+        parts.append(str(self.augmentation) if self.augmentation else "no augmentation")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference document reports for a model: percentages, each the best of 15 epochs."""
+
+    parameters: int
+    best_train_accuracy: float
+    best_test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the progression."""
+
+    name: str
+    network: type[nn.Module]
+    target: tuple[str, ...]
+    expectation: str
+    recipe: Recipe
+    reference: Reference | None = None
+
+
+REFERENCE_RECIPE = Recipe(rate=0.01)
+
+PROGRESSION: dict[str, Step] = {
+    step.name: step
+    for step in (
+        Step(
+            name="Model_1",
+            network=Model_1,
+            target=(
+                "Set up the whole path: data, network, training and test loop.",
+                "Make a light network, with batch normalisation for fast and stable training.",
+            ),
+            expectation="about 99.2 % at best, over-fitting: training accuracy runs ahead of test accuracy",
+            recipe=REFERENCE_RECIPE,
+            reference=Reference(parameters=10_970, best_train_accuracy=99.80, best_test_accuracy=99.20),
+        ),
+        Step(
+            name="Model_2",
+            network=Model_2,
+            target=(
+                "Come under 8,000 parameters: global average pooling for the large last layer.",
+                "Regularise with dropout, to close the gap between training and test.",
+            ),
+            expectation="about 99.3 % at best, no over-fitting, short of the goal",
+            recipe=REFERENCE_RECIPE,
+            reference=Reference(parameters=6_664, best_train_accuracy=99.09, best_test_accuracy=99.36),
+        ),
+        Step(
+            name="Model_3",
+            network=Model_3,
+            target=(
+                "Reach 99.40 % at the last epoch with every seed.",
+                "Spend the parameters where the maps are small, and show each digit turned, shifted, scaled, sheared.",
+                "Anneal the rate to zero (one cycle), so that the last epoch is the best one and need not be picked.",
+            ),
+            expectation="99.5 % and more at the last epoch, training below test, since augmented digits are harder",
+            recipe=Recipe(
+                rate=0.08,
+                nesterov=True,
+                weight_decay=5e-4,
+                one_cycle=True,
+                augmentation=Affine(degrees=8, pixels=2, scale=0.1, shear=0.1),
+            ),
+        ),
+    )
+}
+
+
+def with_epochs(step: Step, epochs: int | None) -> Step:
+    """Return `step` with its recipe spanning `epochs`; as it is for None."""
+    return step if epochs is None else replace(step, recipe=replace(step.recipe, epochs=epochs))
+
+
+def steps(names: Iterable[str]) -> list[Step]:
+    """Return the named steps in the progression's order. Raises SettingsError for a name that is not in it."""
+    names = set(names)
+    if unknown := sorted(names - PROGRESSION.keys()):
+        raise SettingsError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
+    return [step for step in PROGRESSION.values() if step.name in names]

@@ -1,0 +1,169 @@
+"""The report of a run: what each model tried, what it reached, what that says; in Markdown, with pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.networks import parameter_count
+from train import plots
+from train.checkpoint import Epoch
+from train.data import Data
+from train.export import Trained
+from train.files import write_bytes, write_text
+from train.layer_table import layers
+from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, Step
+from train.verify import predict
+
+SHOWN_MISTAKES = 100
+
+
+def write(out: Path, steps: list[Step], trained: list[Trained], data: Data, manifest: dict[str, Any] | None) -> Path:
+    """Write `out`/report.md and its pictures in `out`/report, and return its path.
+
+    `manifest` is that of the export; without one, the mistakes shown are the last model's.
+    """
+    pictures = out / "report"
+    shown = next((model for model in trained if manifest and model.name == manifest["model"]), trained[-1])
+    parts = [
+        f"# The progression on {data.name}\n",
+        f"The goal: {_percent(TARGET_ACCURACY)} test accuracy at the last epoch, in at most {EPOCH_BUDGET} epochs, "
+        f"with at most {PARAMETER_BUDGET:,} parameters. {len(data.train):,} training images; "
+        f"{len(data.validation):,} held out for validation; the {len(data.test):,} test images are reported on and "
+        f"decide nothing. Seed {shown.seed}: one run, not a statement about all seeds, which is "
+        "`python -m train consistency`'s.\n",
+        _comparison(steps, trained),
+        _export(manifest),
+        _picture(
+            pictures / "progression.png",
+            plots.side_by_side({model.name: model.history for model in trained}, TARGET_ACCURACY),
+            "Test accuracy of each model by epoch",
+        ),
+    ]
+    for step, model in zip(steps, trained, strict=True):
+        parts += _section(step, model, pictures)
+    parts += _mistakes(shown, data, pictures)
+    write_text(out / "report.md", "\n".join(parts))
+    return out / "report.md"
+
+
+def _comparison(steps: list[Step], trained: list[Trained]) -> str:
+    lines = [
+        "| | parameters | epochs | validation, last epoch | test, last epoch "
+        "| best test (reference) | best training (reference) |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for step, model in zip(steps, trained, strict=True):
+        last, reference = model.history[-1], step.reference
+        test, train = (
+            (f" ({reference.best_test_accuracy:.2f})", f" ({reference.best_train_accuracy:.2f})")
+            if reference
+            else ("", "")
+        )
+        lines.append(
+            f"| {step.name} | {parameter_count(model.network):,} | {len(model.history)} "
+            f"| {_percent(last.validation_accuracy)} | **{_percent(last.test_accuracy)}** "
+            f"| {_percent(max(epoch.test_accuracy for epoch in model.history))}{test} "
+            f"| {_percent(max(epoch.train_accuracy for epoch in model.history))}{train} |"
+        )
+    return (
+        "\n".join(lines)
+        + "\n\n“Best” is the best of all epochs, as the reference reports it; nothing here is chosen by it.\n"
+    )
+
+
+def _export(manifest: dict[str, Any] | None) -> str:
+    if manifest is None:
+        return f"Nothing was exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters.\n"
+    parity = manifest["parity"]
+    return (
+        f"Exported: **{manifest['model']}**, the best within the budget by validation accuracy, to "
+        f"[release/{manifest['onnx']['file']}](release/{manifest['onnx']['file']}) "
+        f"({manifest['onnx']['bytes']:,} bytes). ONNX Runtime gives PyTorch's label on all {parity['images']:,} test "
+        f"images; no probability differs by more than {parity['max_abs_probability_difference']:.1e}.\n"
+    )
+
+
+def _section(step: Step, model: Trained, pictures: Path) -> list[str]:
+    rows = [
+        f"| {layer.name} | {'×'.join(map(str, layer.output_shape))} | {layer.parameters or ''} "
+        f"| {layer.receptive_field} |"
+        for layer in layers(step.network())
+    ]
+    return [
+        f"## {step.name}\n",
+        "**Target**\n",
+        *(f"- {target}" for target in step.target),
+        f"\n**Recipe**: {step.recipe}.\n",
+        f"**Expected**: {step.expectation}.\n",
+        "**Reached**\n",
+        *(f"- {finding}" for finding in findings(model.history)),
+        "",
+        _picture(
+            pictures / f"{step.name}.png",
+            plots.curves(step.name, model.history, TARGET_ACCURACY),
+            f"Loss, accuracy and gap of {step.name} by epoch",
+        ),
+        f"<details><summary>Layers of {step.name}, {parameter_count(model.network):,} parameters</summary>\n",
+        "| layer | output | parameters | receptive field |",
+        "|---|---|---:|---:|",
+        *rows,
+        "\n</details>\n",
+    ]
+
+
+def findings(history: list[Epoch]) -> list[str]:
+    """Return what a training's figures say, a sentence each: goal, over- or under-fitting, stability."""
+    last = history[-1]
+    short = TARGET_ACCURACY - last.test_accuracy
+    goal = "the goal is reached" if short <= 0 else f"{100 * short:.2f} points short of the goal"
+    gap = 100 * (last.train_accuracy - last.test_accuracy)
+    if gap > 0.3:
+        fit = "it over-fits: it has begun to learn its training images by heart"
+    elif gap < -0.1:
+        fit = "no over-fitting: augmentation or dropout makes the training images the harder ones"
+    else:
+        fit = "training and test go together"
+    tail = [100 * epoch.test_accuracy for epoch in history[-5:]]
+    return [
+        f"Test accuracy {_percent(last.test_accuracy)} at epoch {last.epoch}, the last: {goal}.",
+        f"Training accuracy {_percent(last.train_accuracy)}, {abs(gap):.2f} points {'above' if gap > 0 else 'below'} "
+        f"test: {fit}.",
+        f"Over the last {len(tail)} epochs test accuracy moves within {max(tail) - min(tail):.2f} points"
+        + (": which epoch one stops at matters." if max(tail) - min(tail) > 0.1 else ": it has settled."),
+        f"{sum(epoch.seconds for epoch in history):.0f} seconds of training and evaluation.",
+    ]
+
+
+def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
+    test = data.test
+    probabilities, digits = predict(model.network, test.images)
+    labels = test.labels.numpy()
+    matrix = np.zeros((10, 10), dtype=np.int64)
+    np.add.at(matrix, (labels, digits), 1)
+    wrong = np.flatnonzero(digits != labels)
+    # The surest mistakes first: they say most of what the network takes for what.
+    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+    shown = wrong[:SHOWN_MISTAKES]
+    return [
+        f"## What {model.name} gets wrong\n",
+        f"{len(wrong)} of {len(test):,} test images"
+        + (f", the surest {len(shown)} shown" if len(shown) < len(wrong) else "")
+        + "; under each title, the probability it gave the true digit and the one it read.\n",
+        _picture(pictures / "confusion.png", plots.confusion(matrix), "Confusion matrix"),
+        _picture(
+            pictures / "mistakes.png",
+            plots.mistakes(test.images.numpy()[shown], labels[shown], digits[shown], probabilities[shown]),
+            "The test images it gets wrong",
+        ),
+    ]
+
+
+def _picture(path: Path, png: bytes, description: str) -> str:
+    """Write the picture and return the Markdown that shows it."""
+    write_bytes(path, png)
+    return f"![{description}]({path.parent.name}/{path.name})\n"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
