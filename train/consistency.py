@@ -6,6 +6,7 @@ tasks. A seed that is done is a file, and is not run again.
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +99,7 @@ def _trials(step: Step, data: Data, seeds: list[int], device_name: str) -> Itera
         raise SettingsError("consistency: expected Ray, found none; install the extra `sweep`") from error
     cluster = os.environ.get("RAY_ADDRESS")
     try:
+        _check_reachable(cluster)
         ray.init(
             address=cluster or "local",
             # A cluster's machines have the libraries, not this source.
@@ -125,6 +127,16 @@ def _trials(step: Step, data: Data, seeds: list[int], device_name: str) -> Itera
         raise TrainError(f"Ray: {' '.join(str(error).split())}") from error
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ConnectionError where nothing listens at `address`: Ray itself would go on trying for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError from error
 
 
 def _trial(step: Step, data: Data, seed: int, device_name: str) -> dict[str, Any]:
@@ -159,7 +171,7 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data)
         f"{len(data.train):,} images of {data.name}; the {len(data.validation):,} validation images are held out, and "
         f"the {len(data.test):,} test images decide nothing.",
         "",
-        f"Machine: {'; '.join(devices_used)} a seed. Made by",
+        f"Each seed on: {'; '.join(devices_used)}. Made by",
         "",
         f"    python -m train consistency --model {name} --seeds {figures['seeds']}",
         "",

@@ -1,6 +1,8 @@
 """Where the training runs, and what makes it fast there."""
 
 import logging
+import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,18 @@ def pick(name: str) -> torch.device:
 def describe(device: torch.device) -> str:
     """Return the device in words."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, fp32"
-    return f"CPU, {torch.get_num_threads()} threads (no GPU is used)"
+        return f"GPU ({torch.cuda.get_device_name(device)}), fp32"
+    threads = torch.get_num_threads()
+    return f"CPU ({_processor()}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def compiled(network: nn.Module, sample: Tensor) -> nn.Module:

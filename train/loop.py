@@ -118,9 +118,10 @@ def _seed(seed: int, epoch: int) -> None:
 def _scheduler(optimizer: SGD, recipe: Recipe, batches: int) -> LRScheduler:
     if not recipe.one_cycle:
         return ConstantLR(optimizer, factor=1.0)
-    # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine up to the peak in the first fifth, then down
-    # to a 250,000th of it, momentum between 0.85 and 0.95 the other way round.
-    return OneCycleLR(optimizer, recipe.rate, total_steps=batches * recipe.epochs, pct_start=0.2)
+    # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from a 25th of the peak up to it in the first
+    # fifth, then down to a 250,000th.
+    total = batches * recipe.epochs
+    return OneCycleLR(optimizer, recipe.rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
 
 
 def _prepare(images: Tensor, recipe: Recipe) -> Tensor:

@@ -114,20 +114,25 @@ def confusion(matrix: NDArray[np.int64]) -> bytes:
 
 
 def mistakes(
+    indices: NDArray[np.int64],
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     digits: NDArray[np.int64],
     probabilities: NDArray[np.float32],
 ) -> bytes:
-    """Plot misread images [N, 28, 28] with their true label, what was read, and the probabilities of both."""
+    """Plot misread images [N, 28, 28]: index, true label, what was read, and the probabilities of both."""
     columns = 10
     rows = max(1, -(-len(images) // columns))
-    figure, grid = plt.subplots(rows, columns, figsize=(12, 1.62 * rows), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(12, 1.75 * rows), layout="constrained", squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, image, label, digit, row in zip(grid.flat, images, labels, digits, probabilities, strict=False):
+    for axes, index, image, label, digit, row in zip(
+        grid.flat, indices, images, labels, digits, probabilities, strict=False
+    ):
         axes.imshow(image, cmap="gray_r", interpolation="nearest")
-        axes.set_title(f"{label} read as {digit}\n{row[label]:.2f} · {row[digit]:.2f}", fontsize=8.5, loc="center")
+        axes.set_title(
+            f"#{index}\n{label} read as {digit}\n{row[label]:.2f} · {row[digit]:.2f}", fontsize=8, loc="center"
+        )
     return _png(figure)
 
 

@@ -153,7 +153,7 @@ def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
         _picture(pictures / "confusion.png", plots.confusion(matrix), "Confusion matrix"),
         _picture(
             pictures / "mistakes.png",
-            plots.mistakes(test.images.numpy()[shown], labels[shown], digits[shown], probabilities[shown]),
+            plots.mistakes(shown, test.images.numpy()[shown], labels[shown], digits[shown], probabilities[shown]),
             "The test images it gets wrong",
         ),
     ]

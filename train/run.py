@@ -25,7 +25,8 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
     check_writable(out)
     device = devices.pick(device_name)
     data = load(data_directory)
-    _say(f"Device: {devices.describe(device)}")
+    fallback = "; no GPU is used" if device.type == "cpu" else ""
+    _say(f"Device: {devices.describe(device)}{fallback}")
     _say(
         f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
         f"{len(data.test)} test images"

@@ -1,0 +1,32 @@
+"""What is exported takes raw pixels and answers with probabilities."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.classifier import DigitClassifier
+from model.networks import Model_3
+
+
+class FirstPixel(nn.Module):
+    """A network whose logit for digit 0 is the first pixel it is given."""
+
+    def forward(self, images):
+        return nn.functional.pad(images[:, :, 0, 0], (0, 9))
+
+
+def test_probabilities_and_digit_agree():
+    image = torch.randint(0, 256, (6, 28, 28), dtype=torch.uint8)
+    probabilities, digit = DigitClassifier(Model_3()).eval()(image)
+    assert (probabilities.shape, probabilities.dtype) == ((6, 10), torch.float32)
+    assert (digit.shape, digit.dtype) == ((6,), torch.int64)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(6))
+    assert torch.equal(digit, probabilities.argmax(dim=1))
+
+
+@pytest.mark.parametrize(("pixel", "normalised"), [(0, -0.1307 / 0.3081), (255, (1 - 0.1307) / 0.3081)])
+def test_pixels_are_normalised_by_mnists_mean_and_deviation(pixel, normalised):
+    image = torch.full((1, 28, 28), pixel, dtype=torch.uint8)
+    probabilities, _ = DigitClassifier(FirstPixel())(image)
+    expected = torch.softmax(torch.tensor([normalised] + [0.0] * 9), dim=0)
+    torch.testing.assert_close(probabilities[0], expected)

@@ -1,0 +1,54 @@
+"""Augmentation moves every image its own way, within its limits, on the batch's device."""
+
+import torch
+
+from train.augment import Affine
+
+STILL = Affine(degrees=0, pixels=0, scale=0, shear=0)
+
+
+def dot(row: int, column: int, count: int = 1) -> torch.Tensor:
+    images = torch.zeros(count, 1, 28, 28)
+    images[:, 0, row, column] = 1
+    return images
+
+
+def centre(images: torch.Tensor) -> torch.Tensor:
+    """Return the centre of mass, (row, column), of each image."""
+    grid = torch.stack(torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij"))
+    mass = images.sum(dim=(1, 2, 3))
+    return (images * grid).sum(dim=(2, 3)) / mass[:, None]
+
+
+def test_nothing_allowed_changes_nothing():
+    images = torch.rand(4, 1, 28, 28)
+    torch.testing.assert_close(STILL(images), images)
+
+
+def test_shift_stays_within_its_pixels_and_uses_them():
+    torch.manual_seed(0)
+    moved = centre(Affine(degrees=0, pixels=2, scale=0, shear=0)(dot(14, 14, 500))) - 14
+    assert 1.9 < moved.abs().max() <= 2.01
+
+
+def test_rotation_stays_within_its_degrees_and_uses_them():
+    torch.manual_seed(0)
+    offset = centre(Affine(degrees=10, pixels=0, scale=0, shear=0)(dot(4, 14, 500))) - 13.5
+    angles = torch.rad2deg(torch.atan2(offset[:, 1] - 0.5, -offset[:, 0]))
+    assert 9 < angles.abs().max() < 11
+    assert angles.min() < -8
+    assert angles.max() > 8
+
+
+def test_each_image_draws_its_own():
+    torch.manual_seed(0)
+    images = Affine(degrees=10, pixels=2, scale=0.1, shear=0.1)(dot(10, 12, 8))
+    assert len({image.numpy().tobytes() for image in images}) == 8
+
+
+def test_seed_decides():
+    affine = Affine(degrees=10, pixels=2, scale=0.1, shear=0.1)
+    torch.manual_seed(5)
+    first = affine(dot(9, 9, 3))
+    torch.manual_seed(5)
+    assert torch.equal(affine(dot(9, 9, 3)), first)

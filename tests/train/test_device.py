@@ -1,0 +1,53 @@
+"""The device is picked as asked; compiling helps where it can and never hurts."""
+
+import pytest
+import torch
+
+from model.networks import Model_2
+from train.device import compiled, describe, pick
+from train.errors import SettingsError
+
+SAMPLE = torch.rand(8, 1, 28, 28)
+
+
+def state(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_auto_takes_the_cpu_and_cuda_is_refused():
+    assert pick("auto") == pick("cpu") == torch.device("cpu")
+    with pytest.raises(SettingsError, match="expected a CUDA GPU, found none"):
+        pick("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_with_a_gpu_auto_takes_it():
+    assert pick("auto").type == pick("cuda").type == "cuda"
+    assert pick("cpu") == torch.device("cpu")
+
+
+def test_describes_the_processor():
+    assert describe(torch.device("cpu")).startswith("CPU (")
+
+
+def test_no_compiler_means_the_network_as_it_is(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda _network, **__: fail)
+    network = Model_2()
+    before = state(network)
+    assert compiled(network, SAMPLE) is network
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.slow
+def test_compiled_network_shares_weights_that_compiling_left_alone():
+    network = Model_2()
+    before = state(network)
+    faster = compiled(network, SAMPLE)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    network.eval()
+    torch.testing.assert_close(faster(SAMPLE), network(SAMPLE))

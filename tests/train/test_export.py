@@ -1,0 +1,202 @@
+"""What is exported keeps the contract, tells nothing of the machine, and is refused unless it predicts as trained."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from model.networks import Model_3, parameter_count
+from train import export, verify
+from train.data import load
+from train.errors import TrainError, VerificationError
+from train.files import sha256, write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return Model_3().eval()
+
+
+@pytest.fixture(scope="module")
+def graph(network):
+    return export.to_onnx(network, {"model": "Model_3", "source_revision": "abc"})
+
+
+@pytest.fixture
+def release(trained, tmp_path):
+    """Return a copy of an export that a test may damage."""
+    for path in (trained / "release").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def data(subset):
+    return load(subset)
+
+
+def with_one_weight_changed(graph: bytes) -> bytes:
+    model = onnx.load_from_string(graph)
+    tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] += 0.5
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model.SerializeToString()
+
+
+def test_graph_keeps_the_contract(graph):
+    session = onnxruntime.InferenceSession(graph)
+    described = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
+    assert described == [
+        ("image", "tensor(uint8)", ["batch", 28, 28]),
+        ("probabilities", "tensor(float)", ["batch", 10]),
+        ("digit", "tensor(int64)", ["batch"]),
+    ]
+    assert [(opset.domain, opset.version) for opset in onnx.load_from_string(graph).opset_import] == [("", 20)]
+    assert session.get_modelmeta().custom_metadata_map == {
+        "model": "Model_3",
+        "parameters": str(parameter_count(Model_3())),
+        "source_revision": "abc",
+    }
+
+
+def test_graph_is_one_file_that_tells_nothing_of_the_machine(graph):
+    assert not any(tensor.external_data for tensor in onnx.load_from_string(graph).graph.initializer)
+    for trace in (str(ROOT), str(Path(torch.__file__).parent), str(Path.home()) + "/", ".py", "stack_trace"):
+        assert trace.encode() not in graph, trace
+
+
+def test_any_batch_is_taken(graph):
+    session = onnxruntime.InferenceSession(graph)
+    for batch in (1, 3, 50):
+        probabilities, digit = session.run(None, {"image": np.zeros((batch, 28, 28), np.uint8)})
+        assert (probabilities.shape, digit.shape) == ((batch, 10), (batch,))
+
+
+def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, network, mnist):
+    parity = verify.compare(graph, network, mnist.test)
+    assert (parity.images, parity.label_mismatches) == (10_000, 0)
+    assert parity.max_abs_probability_difference <= 1e-4
+
+
+def test_graph_with_one_weight_changed_is_refused_naming_images(graph, network, data):
+    with pytest.raises(VerificationError, match=r"\d+ of 300 test images differ .*: \d+ \(PyTorch \d at 0\.\d+, ONNX"):
+        verify.compare(with_one_weight_changed(graph), network, data.test)
+
+
+def test_graph_whose_digit_is_not_its_likeliest_is_refused(graph, network, data):
+    model = onnx.load_from_string(graph)
+    (node,) = (node for node in model.graph.node if node.op_type == "ArgMax")
+    node.op_type = "ArgMin"
+    with pytest.raises(VerificationError, match="differ in label"):
+        verify.compare(model.SerializeToString(), network, data.test)
+
+
+def test_graph_of_another_contract_is_refused(graph, network, data):
+    model = onnx.load_from_string(graph)
+    model.graph.output[1].name = "label"
+    next(node for node in model.graph.node if node.op_type == "ArgMax").output[0] = "label"
+    with pytest.raises(VerificationError, match=r"expected outputs .*digit.*found .*label"):
+        verify.compare(model.SerializeToString(), network, data.test)
+
+
+def test_bytes_that_are_no_graph_are_refused(network, data):
+    with pytest.raises(VerificationError, match="expected a valid ONNX graph"):
+        verify.compare(b"not ONNX", network, data.test)
+
+
+def test_manifest_states_what_was_exported(trained, data):
+    manifest = json.loads((trained / "release" / "manifest.json").read_text())
+    graph = (trained / "release" / manifest["onnx"]["file"]).read_bytes()
+    checkpoint = json.loads((trained / manifest["model"] / "checkpoint.json").read_text())
+    last = checkpoint["history"][-1]
+    assert manifest["onnx"] == {"file": "digits.onnx", "sha256": sha256(graph), "opset": 20, "bytes": len(graph)}
+    assert (manifest["epochs"], manifest["seed"]) == (2, 1)
+    assert manifest["validation_accuracy"] == last["validation_accuracy"]
+    assert manifest["test_accuracy"] == pytest.approx(last["test_accuracy"])
+    assert manifest["test_correct"] == round(300 * last["test_accuracy"])
+    assert manifest["test_total"] == manifest["parity"]["images"] == 300
+    assert manifest["data"] == {"name": "subset", "sha256": data.sha256}
+    assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_best_by_validation_is_exported(trained):
+    last = {path.parent.name: json.loads(path.read_text())["history"][-1] for path in trained.glob("*/checkpoint.json")}
+    best = max(last, key=lambda name: (last[name]["validation_accuracy"], -last[name]["validation_loss"]))
+    assert json.loads((trained / "release" / "manifest.json").read_text())["model"] == best
+
+
+def test_verify_accepts_an_export(release, data):
+    assert verify.verify(release, data).images == 300
+
+
+def test_failed_verification_leaves_the_older_export_as_it_was(release, data, monkeypatch, trained):
+    before = {path.name: path.read_bytes() for path in release.iterdir()}
+    honest = export.to_onnx
+    monkeypatch.setattr(export, "to_onnx", lambda *arguments: with_one_weight_changed(honest(*arguments)))
+    model = export.Trained("Model_3", Model_3(), 1, [])
+    with pytest.raises(VerificationError):
+        export.export(model, data, release)
+    assert {path.name: path.read_bytes() for path in release.iterdir()} == before
+
+
+def swap_graph(folder):
+    (folder / "digits.onnx").write_bytes(with_one_weight_changed((folder / "digits.onnx").read_bytes()))
+    return "digits.onnx: expected SHA-256"
+
+
+def forge_graph(folder):
+    """Change a weight and the manifest's hash with it: parity itself must fail."""
+    swap_graph(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["onnx"]["sha256"] = sha256((folder / "digits.onnx").read_bytes())
+    write_json(folder / "manifest.json", manifest)
+    return "does not predict as the network"
+
+
+def boast(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["test_correct"] += 1
+    write_json(folder / "manifest.json", manifest)
+    return r"states \d+ test images right, found \d+"
+
+
+def rename_model(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"] = "Model_1"
+    write_json(folder / "manifest.json", manifest)
+    return "the weights are not those of Model_1"
+
+
+def unknown_model(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"] = "Model_9"
+    write_json(folder / "manifest.json", manifest)
+    return "Model_9"
+
+
+def empty_manifest(folder):
+    write_json(folder / "manifest.json", {})
+    return "expected a manifest"
+
+
+def drop_graph(folder):
+    (folder / "digits.onnx").unlink()
+    return "cannot read .*digits.onnx"
+
+
+@pytest.mark.parametrize(
+    "damage", [swap_graph, forge_graph, boast, rename_model, unknown_model, empty_manifest, drop_graph]
+)
+def test_verify_refuses_what_was_tampered_with(damage, release, data):
+    message = damage(release)
+    with pytest.raises(TrainError, match=message):
+        verify.verify(release, data)

@@ -1,0 +1,159 @@
+"""Training learns, repeats itself bit for bit, goes on from a checkpoint, and stops when it diverges."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from train.checkpoint import CheckpointFolder, settings
+from train.data import load
+from train.errors import DivergenceError, SettingsError, TrainError
+from train.loop import evaluate, fit
+from train.progression import PROGRESSION, with_epochs
+
+CPU = torch.device("cpu")
+# Between them: dropout and a constant rate; augmentation, one-cycle and weight decay.
+MODELS = ["Model_2", "Model_3"]
+
+
+@pytest.fixture(scope="module")
+def data(subset):
+    return load(subset)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, data):
+    step = with_epochs(PROGRESSION["Model_2"], 3)
+    return CheckpointFolder(tmp_path / "Model_2", settings(step, data, 1))
+
+
+def weights(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_learns_digits_from_a_small_part_of_mnist(model, data):
+    _, history = fit(with_epochs(PROGRESSION[model], 10), data, seed=1, device=CPU)
+    assert history[-1].test_accuracy > 0.85
+    assert history[-1].train_loss < history[0].train_loss
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_same_seed_gives_the_same_bits_and_another_seed_others(model, data):
+    step = with_epochs(PROGRESSION[model], 1)
+    first, again, other = (weights(fit(step, data, seed=seed, device=CPU)[0]) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_resumed_training_ends_with_the_bits_of_one_never_interrupted(model, data, tmp_path):
+    step = with_epochs(PROGRESSION[model], 3)
+    straight, history = fit(step, data, seed=1, device=CPU)
+    folder = CheckpointFolder(tmp_path / model, settings(step, data, 1))
+
+    def interrupt(epoch):
+        if epoch.epoch == 2:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        fit(step, data, seed=1, device=CPU, checkpoints=folder, on_epoch=interrupt)
+    resumed_epochs = []
+    resumed, resumed_history = fit(
+        step, data, seed=1, device=CPU, checkpoints=folder, on_epoch=lambda epoch: resumed_epochs.append(epoch.epoch)
+    )
+    assert resumed_epochs == [3]
+    assert same(weights(straight), weights(resumed))
+    assert [replace(epoch, seconds=0) for epoch in history] == [replace(epoch, seconds=0) for epoch in resumed_history]
+
+
+def test_folder_holds_one_checkpoint_and_no_pickle(checkpoints, data):
+    fit(with_epochs(PROGRESSION["Model_2"], 3), data, seed=1, device=CPU, checkpoints=checkpoints)
+    assert sorted(path.name for path in checkpoints.path.iterdir()) == ["checkpoint.json", "epoch-03.safetensors"]
+
+
+def test_training_of_other_settings_is_not_overwritten(checkpoints, data):
+    step = with_epochs(PROGRESSION["Model_2"], 1)
+    folder = replace(checkpoints, settings=settings(step, data, 1))
+    fit(step, data, seed=1, device=CPU, checkpoints=folder)
+    other = replace(checkpoints, settings=settings(step, data, 2))
+    with pytest.raises(SettingsError, match="Model_2 holds a training with seed 1, this one has seed 2"):
+        fit(step, data, seed=2, device=CPU, checkpoints=other)
+
+
+def damage_weights(folder):
+    path = folder / "epoch-01.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    return "expected SHA-256"
+
+
+def delete_weights(folder):
+    (folder / "epoch-01.safetensors").unlink()
+    return "cannot read .*epoch-01.safetensors"
+
+
+def cut_json(folder):
+    path = folder / "checkpoint.json"
+    path.write_text(path.read_text()[:100])
+    return "checkpoint.json: expected JSON"
+
+
+def drop_history(folder):
+    path = folder / "checkpoint.json"
+    checkpoint = json.loads(path.read_text())
+    del checkpoint["history"]
+    path.write_text(json.dumps(checkpoint))
+    return "checkpoint.json: expected a checkpoint"
+
+
+@pytest.mark.parametrize("damage", [damage_weights, delete_weights, cut_json, drop_history])
+def test_damaged_checkpoint_is_refused_by_name(damage, checkpoints, data):
+    step = with_epochs(PROGRESSION["Model_2"], 1)
+    folder = replace(checkpoints, settings=settings(step, data, 1))
+    fit(step, data, seed=1, device=CPU, checkpoints=folder)
+    message = damage(folder.path)
+    with pytest.raises(TrainError, match=message):
+        fit(step, data, seed=1, device=CPU, checkpoints=folder)
+
+
+def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(checkpoints, data):
+    step = with_epochs(PROGRESSION["Model_2"], 3)
+
+    def interrupt(_):
+        raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        fit(step, data, seed=1, device=CPU, checkpoints=checkpoints, on_epoch=interrupt)
+    path = checkpoints.path / "checkpoint.json"
+    checkpoint = json.loads(path.read_text())
+    checkpoint["optimizer"][0]["lr"] = 1e30  # a rate that no training survives
+    path.write_text(json.dumps(checkpoint))
+    before = {path: path.read_bytes() for path in checkpoints.path.iterdir()}
+    with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
+        fit(step, data, seed=1, device=CPU, checkpoints=checkpoints)
+    assert {path: path.read_bytes() for path in checkpoints.path.iterdir()} == before
+
+
+def test_fewer_images_than_a_batch_are_refused(data):
+    few = replace(data, train=replace(data.train, images=data.train.images[:63], labels=data.train.labels[:63]))
+    with pytest.raises(SettingsError, match="expected 64 or more training images, found 63"):
+        fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)
+
+
+def test_evaluation_is_that_of_the_whole_split_at_once(data):
+    network, _ = fit(with_epochs(PROGRESSION["Model_3"], 1), data, seed=1, device=CPU)
+    pixels = (data.train.images.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
+    with torch.inference_mode():
+        logits = network.eval()(pixels)
+    loss, accuracy = evaluate(network, data.train)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, data.train.labels).item(), rel=1e-5)
+    assert accuracy == (logits.argmax(dim=1) == data.train.labels).double().mean().item()
