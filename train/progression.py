@@ -29,11 +29,10 @@ class Recipe:
     augmentation: Affine | None = None
 
     def __str__(self) -> str:
-        rate = f"one-cycle to {self.rate:g}" if self.one_cycle else f"{self.rate:g}"
-        parts = [
-            f"{self.epochs} epochs of SGD, {'Nesterov ' if self.nesterov else ''}momentum {self.momentum:g}, "
-            f"rate {rate}, batch {self.batch}"
-        ]
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        momentum = f"{'Nesterov ' if self.nesterov else ''}momentum {self.momentum:g}"
+        rate = f"rate {'one-cycle to ' if self.one_cycle else ''}{self.rate:g}"
+        parts = [f"{epochs} of SGD, {momentum}, {rate}, batch {self.batch}"]
         if self.weight_decay:
             parts.append(f"weight decay {self.weight_decay:g}")
         parts.append(str(self.augmentation) if self.augmentation else "no augmentation")
