@@ -24,8 +24,8 @@ train: $(VENV) ## train Model_1, Model_2, Model_3; report and verified ONNX in a
 	$(RUN) -m train $(ARGS)
 
 consistency: $(VENV) ## train Model_3 with ten seeds and write docs/consistency.{md,json,png}
-	$(RUN) -m train consistency --model Model_3 --seeds 10 $(ARGS)
-	cp artifacts/consistency/consistency.md artifacts/consistency/consistency.json artifacts/consistency/consistency.png docs/
+	$(RUN) -m train consistency --model Model_3 --seeds 10 $(ARGS) --out artifacts
+	cp artifacts/consistency/consistency.* docs/
 
 release: $(VENV) ## promote the verified export in artifacts/release to model/release
 	$(RUN) -m train release $(ARGS)

@@ -17,15 +17,18 @@ class _TerminatedError(KeyboardInterrupt):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code: 0 done, 1 an error that is printed, 2 wrong usage, 128 + signal."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    named = arguments and arguments[0] in COMMANDS
+    parser, command = COMMANDS[arguments[0]] if named else (_run_parser, _run)
+    options = parser().parse_args(arguments[1:] if named else arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        options.command(options)
-    except TrainError as error:
+        command(options)
+    except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print("\ninterrupted: the same command goes on from the last whole epoch", file=sys.stderr)
+        print("\ninterrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(interrupt, _TerminatedError) else signal.SIGINT)
     return 0
 
@@ -63,7 +66,7 @@ def _verify(options: argparse.Namespace) -> None:
     from train.data import load
     from train.verify import verify
 
-    parity = verify(options.folder, load(options.data))
+    parity = verify(options.folder, load(options.data)).parity
     print(
         f"{options.folder}: verified on {parity.images} test images: every label as PyTorch's, probabilities within "
         f"{parity.max_abs_probability_difference:.1e}; {parity.correct} right"
@@ -76,70 +79,73 @@ def _release(options: argparse.Namespace) -> None:
     release(options.out / "release", data_directory=options.data)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _run_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train the MNIST progression (Model_1, Model_2, Model_3), export the best model within 8,000 "
         "parameters to ONNX, verified, and write a report.",
         epilog="""\
+other commands, each with a --help of its own:
+  consistency   train one model with many seeds, and write their table and plot
+  verify        check an export: hashes, graph, and every test image against PyTorch
+  release       promote OUT/release to model/release, verified once more, with a model card
+
 examples:
-  python -m train                            the whole progression; about 10 minutes on 2 cores
-  python -m train --models Model_3 --seed 2  one model, another seed (into an --out of its own)
+  python -m train
+  python -m train --models Model_3 --seed 2 --out artifacts/seed-2
   python -m train consistency --model Model_3 --seeds 10
-  python -m train verify artifacts/release   repeat the check of an export
-  python -m train release                    promote artifacts/release to model/release
+  python -m train verify artifacts/release
 
 Interrupted, the same command goes on from the last whole epoch.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=_run)
     parser.add_argument(
         "--models",
         nargs="+",
         metavar="MODEL",
         default=["Model_1", "Model_2", "Model_3"],
-        help="the models to train, of Model_1, Model_2, Model_3 (default: all)",
+        help="train these of Model_1, Model_2, Model_3 (default: all); the export and the report are of these alone",
     )
-    parser.add_argument(
-        "--seed", type=_natural, default=1, help="of the weights, the order, the augmentation (default: 1)"
-    )
+    parser.add_argument("--seed", type=_seed, default=1, help="of weights, order and augmentation (default: 1)")
     _training_options(parser)
+    return parser
 
-    commands = parser.add_subparsers(title="other commands", metavar="")
-    consistency = commands.add_parser(
-        "consistency",
-        help="train one model with many seeds, and write their table and plot",
+
+def _consistency_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train consistency",
         description="Train one model with seeds 1 to N, side by side as Ray tasks, and write OUT/consistency/: the "
         "table (consistency.md), its plot and every epoch's figures as JSON. Seeds that are done are not run again. "
         "With RAY_ADDRESS set, the tasks run on that cluster.",
         allow_abbrev=False,
     )
-    consistency.set_defaults(command=_consistency)
-    consistency.add_argument("--model", default="Model_3", help="(default: Model_3)")
-    consistency.add_argument("--seeds", type=_positive, default=10, metavar="N", help="how many (default: 10)")
-    _training_options(consistency)
+    parser.add_argument("--model", default="Model_3", help="(default: Model_3)")
+    parser.add_argument("--seeds", type=_positive, default=10, metavar="N", help="how many (default: 10)")
+    _training_options(parser)
+    return parser
 
-    verify = commands.add_parser(
-        "verify",
-        help="check an export: hashes, graph, and every test image against PyTorch",
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train verify",
         description="Check the export in FOLDER against its manifest, and its graph against its weights on every image "
         "of the test set, at four batch sizes and two optimisation levels.",
         allow_abbrev=False,
     )
-    verify.set_defaults(command=_verify)
-    verify.add_argument("folder", type=Path, metavar="FOLDER")
-    _data_option(verify)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    _data_option(parser)
+    return parser
 
-    release = commands.add_parser(
-        "release",
-        help="promote OUT/release to model/release, verified once more, with a model card",
+
+def _release_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train release",
         description="Verify the export in OUT/release once more and copy it to model/release with a model card.",
         allow_abbrev=False,
     )
-    release.set_defaults(command=_release)
-    _out_option(release)
-    _data_option(release)
+    _out_option(parser)
+    _data_option(parser)
     return parser
 
 
@@ -179,16 +185,22 @@ def _positive(text: str) -> int:
     return number
 
 
-def _natural(text: str) -> int:
+def _seed(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, found {number}")
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to {2**32 - 1}, found {number}")
     return number
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _TerminatedError
 
+
+COMMANDS = {
+    "consistency": (_consistency_parser, _consistency),
+    "verify": (_verify_parser, _verify),
+    "release": (_release_parser, _release),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -28,19 +28,11 @@ class Affine:
 
         Draws from torch's global generator of the images' device.
         """
-        count, size = len(images), images.shape[-1]
-        limits = torch.tensor(
-            [
-                math.radians(self.degrees),
-                self.scale,
-                self.shear,
-                2 * self.pixels / size,
-                2 * self.pixels / size,
-            ],
-            device=images.device,
-        )
-        draws = (torch.rand(count, 5, device=images.device) * 2 - 1) * limits
-        angle, scale, shear, x, y = draws.unbind(dim=1)
+        count, shift = len(images), 2 * self.pixels / images.shape[-1]  # in affine_grid's units: see below
+        # Scaled by plain numbers: a tensor of them would make the host wait for a GPU at every batch.
+        limits = (math.radians(self.degrees), self.scale, self.shear, shift, shift)
+        draws = (torch.rand(count, 5, device=images.device) * 2 - 1).unbind(dim=1)
+        angle, scale, shear, x, y = (draw * limit for draw, limit in zip(draws, limits, strict=True))
         cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
         # Rotation × shear ÷ scale, then the shift in affine_grid's units, where the image spans −1 to 1.
         maps = torch.stack([cos, shear * cos - sin, x, sin, shear * sin + cos, y], dim=1).view(count, 2, 3)

@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from train.data import Data
 from train.errors import SettingsError, TrainError
-from train.files import read_json, sha256, write_bytes, write_json
+from train.files import read_bytes, read_json, sha256, write_bytes, write_json
 from train.progression import Step
+from train.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,24 @@ class Epoch:
 def settings(step: Step, data: Data, seed: int) -> dict[str, Any]:
     """Return what decides a training's result, as JSON values: two trainings that agree in it are the same one."""
     recipe = asdict(step.recipe)
-    return {"model": step.name, "seed": seed, "epochs": recipe.pop("epochs"), "recipe": recipe, "data": data.sha256}
+    return {
+        "model": step.name,
+        "network": sha256(repr(step.network()).encode()),  # its layers
+        "seed": seed,
+        "epochs": recipe.pop("epochs"),
+        "recipe": recipe,
+        "data": data.sha256,
+    }
 
 
-def check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise SettingsError, naming `path` and what differs, where a training `found` on disk is not the `expected`."""
+def check_settings(path: Path, record: Any, expected: dict[str, Any]) -> None:
+    """Raise SettingsError, naming `path` and what differs, where the training that `record` tells of is another one."""
+    found = record.get("settings") if isinstance(record, dict) else None
     for name, value in expected.items():
-        if found.get(name) != value:
+        other = found.get(name) if isinstance(found, dict) else None
+        if other != value:
             raise SettingsError(
-                f"{path} holds a training with {name} {found.get(name)}, this one has {name} {value}: "
+                f"{path} holds a training with {name} {other}, this one has {name} {value}: "
                 "choose another --out, or delete it"
             )
 
@@ -68,6 +78,7 @@ class CheckpointFolder:
         write_bytes(weights, content)
         checkpoint = {
             "settings": self.settings,
+            "provenance": provenance(network),
             "weights": {"file": weights.name, "sha256": sha256(content)},
             "optimizer": state["param_groups"],
             "scheduler": _plain(scheduler.state_dict()),
@@ -77,6 +88,11 @@ class CheckpointFolder:
         for other in self.path.glob("epoch-*.safetensors"):
             if other != weights:
                 other.unlink()
+
+    def provenance(self) -> dict[str, Any]:
+        """Return the source, libraries and device of the last epoch's training; see train.provenance."""
+        found: dict[str, Any] = read_json(self.path / "checkpoint.json")["provenance"]
+        return found
 
     def load(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> list[Epoch]:
         """Put the last checkpoint into the three and return its history; an empty one where there is none.
@@ -88,7 +104,7 @@ class CheckpointFolder:
             return []
         checkpoint = read_json(path)
         try:
-            check_settings(self.path, checkpoint["settings"], self.settings)
+            check_settings(self.path, checkpoint, self.settings)
             tensors = self._tensors(checkpoint["weights"])
             history = [Epoch(**epoch) for epoch in checkpoint["history"]]
             network.load_state_dict(_under("network.", tensors))
@@ -101,17 +117,15 @@ class CheckpointFolder:
             optimizer.load_state_dict({"state": state, "param_groups": checkpoint["optimizer"]})
             scheduler.load_state_dict(checkpoint["scheduler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             raise TrainError(
-                f"{path}: expected a checkpoint, found one without {error}; delete {self.path} to train anew"
+                f"{path}: expected a checkpoint, found a part of one ({reason}); delete {self.path} to train anew"
             ) from error
         return history
 
     def _tensors(self, weights: dict[str, str]) -> dict[str, Tensor]:
         path = self.path / weights["file"]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise TrainError(f"cannot read {path}: {error.strerror}; delete {self.path} to train anew") from error
+        content = read_bytes(path)
         if (found := sha256(content)) != weights["sha256"]:
             raise TrainError(
                 f"{path}: expected SHA-256 {weights['sha256']}, found {found}; delete {self.path} to train anew"

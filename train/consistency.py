@@ -6,6 +6,7 @@ tasks. A seed that is done is a file, and is not run again.
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,9 +22,9 @@ from model.networks import parameter_count
 from train import device as devices
 from train import plots
 from train.checkpoint import check_settings, settings
-from train.data import Data, load
+from train.data import DEFAULT_DIRECTORY, Data, load
 from train.errors import SettingsError, TrainError
-from train.files import check_writable, read_json, write_bytes, write_json, write_text
+from train.files import locked, read_json, to_json, write_json, write_together
 from train.loop import fit
 from train.progression import TARGET_ACCURACY, Step, steps, with_epochs
 
@@ -39,27 +40,38 @@ def consistency(
     """
     (step,) = (with_epochs(step, epochs) for step in steps([name]))
     folder = out / "consistency"
-    check_writable(folder)
-    data = load(data_directory)
-    paths = {seed: folder / "trials" / f"{name}-seed-{seed:03d}.json" for seed in range(1, seeds + 1)}
-    pending = []
-    for seed, path in paths.items():
-        if path.exists():
-            check_settings(path, read_json(path).get("settings", {}), settings(step, data, seed))
-        else:
-            pending.append(seed)
-    if len(pending) < seeds:
-        print(f"{seeds - len(pending)} of {seeds} seeds were done before", flush=True)
-    for seed, result in _trials(step, data, pending, device_name) if pending else ():
+    with locked(folder):
+        data = load(data_directory)
+        trials = _all_trials(step, data, seeds, device_name, folder / "trials")
+        figures = summarise(trials, step)
+        command = f"python -m train consistency --model {name} --seeds {seeds}"
+        command += f" --epochs {epochs}" if epochs else ""
+        command += f" --data {data_directory}" if data_directory != DEFAULT_DIRECTORY else ""
+        write_together(
+            folder,
+            {
+                "consistency.png": plots.consistency(name, trials, TARGET_ACCURACY),
+                "consistency.md": _markdown(figures, trials, data, command).encode(),
+                "consistency.json": to_json(figures | {"trials": trials}),
+            },
+        )
+        print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}", flush=True)
+
+
+def _all_trials(step: Step, data: Data, seeds: int, device_name: str, folder: Path) -> list[dict[str, Any]]:
+    """Return the trial of every seed, run where `folder` does not hold it yet."""
+    paths = {seed: folder / f"{step.name}-seed-{seed:03d}.json" for seed in range(1, seeds + 1)}
+    done = [seed for seed, path in paths.items() if path.exists()]
+    for seed in done:
+        check_settings(paths[seed], read_json(paths[seed]), settings(step, data, seed))
+    if done:
+        print(f"{len(done)} of {seeds} seeds were done before", flush=True)
+    pending = [seed for seed in paths if seed not in done]
+    for seed, result in _run_trials(step, data, pending, device_name) if pending else ():
         write_json(paths[seed], {"settings": settings(step, data, seed), **result})
         last = result["history"][-1]
         print(f"seed {seed}: test {100 * last['test_accuracy']:.2f}% at epoch {last['epoch']}", flush=True)
-    trials = [read_json(path) for path in paths.values()]
-    figures = summarise(trials, step)
-    write_json(folder / "consistency.json", figures | {"trials": trials})
-    write_bytes(folder / "consistency.png", plots.consistency(name, trials, TARGET_ACCURACY))
-    write_text(folder / "consistency.md", _markdown(figures, trials, data))
-    print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}", flush=True)
+    return [read_json(path) for path in paths.values()]
 
 
 def summarise(trials: list[dict[str, Any]], step: Step) -> dict[str, Any]:
@@ -91,13 +103,14 @@ def sentence(figures: dict[str, Any]) -> str:
     )
 
 
-def _trials(step: Step, data: Data, seeds: list[int], device_name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _run_trials(step: Step, data: Data, seeds: list[int], device_name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Run a Ray task a seed and yield each seed's result as it arrives."""
     try:
         import ray
     except ImportError as error:
         raise SettingsError("consistency: expected Ray, found none; install the extra `sweep`") from error
     cluster = os.environ.get("RAY_ADDRESS")
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         _check_reachable(cluster)
         ray.init(
@@ -108,8 +121,11 @@ def _trials(step: Step, data: Data, seeds: list[int], device_name: str) -> Itera
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not cluster:
+            raise
         raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {cluster}, found none") from error
+    signal.signal(signal.SIGTERM, on_terminate)  # ray.init has put its own there, which aborts
     try:
         on_gpu = device_name != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         # A node that dies takes its tasks with it: Ray runs them again on another.
@@ -146,7 +162,7 @@ def _trial(step: Step, data: Data, seed: int, device_name: str) -> dict[str, Any
     return {"device": devices.describe(device), "history": [asdict(epoch) for epoch in history]}
 
 
-def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data) -> str:
+def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data, command: str) -> str:
     name, devices_used = figures["model"], sorted({trial["device"] for trial in trials})
     lines = [
         f"# {name} over {figures['seeds']} seeds",
@@ -173,7 +189,7 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data)
         "",
         f"Each seed on: {'; '.join(devices_used)}. Made by",
         "",
-        f"    python -m train consistency --model {name} --seeds {figures['seeds']}",
+        f"    {command}",
         "",
         "Every epoch's figures are in [consistency.json](consistency.json).",
         "",

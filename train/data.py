@@ -5,7 +5,6 @@ Any set of MNIST's form (Fashion-MNIST, KMNIST, QMNIST) is read the same way.
 """
 
 import os
-import shutil
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -67,13 +66,13 @@ def load(directory: Path = DEFAULT_DIRECTORY) -> Data:
     Where the folder has a SHA256SUMS (of the unpacked files), each file is checked against it when unpacked.
     Raises DataError, naming the file, the expected and the found, where one is missing, damaged or altered.
     """
-    root = _unpacked(directory)
+    root, hashes = _unpacked(directory)
     training, test = (_read(root, directory, train) for train in (True, False))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(VALIDATION_SEED))
     held_out, kept = order.tensor_split([len(training) // VALIDATION_SHARE])
     return Data(
         name=directory.resolve().name,
-        sha256={name: sha256((root / "MNIST" / "raw" / name).read_bytes()) for name in FILES},
+        sha256=hashes,
         train=Split(training.images[kept], training.labels[kept]),
         validation=Split(training.images[held_out], training.labels[held_out]),
         test=test,
@@ -99,35 +98,49 @@ def _read(root: Path, directory: Path, train: bool) -> Split:
     return Split(images, labels)
 
 
-def _unpacked(directory: Path) -> Path:
-    """Return the folder that holds the files unpacked, as torchvision's MNIST expects them."""
+def _unpacked(directory: Path) -> tuple[Path, dict[str, str]]:
+    """Return a folder that holds the files unpacked, as torchvision's MNIST expects them, and their SHA-256."""
     expected = _expected_hashes(directory)
     packed = {name: _packed(directory, name, expected.get(name)) for name in FILES}
     key = sha256("".join(sha256(path.read_bytes()) for path in packed.values()).encode() + repr(expected).encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist-progression"
     root = cache / key[:16]
-    if root.is_dir():
-        return root
+    if (hashes := _cached_hashes(root)) is not None:
+        return root, hashes
     contents = {name: _unpack(path, expected.get(name)) for name, path in packed.items()}
+    hashes = {name: sha256(content) for name, content in contents.items()}
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=cache))
-        try:
-            (staging / "MNIST" / "raw").mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=cache) as staging:
+            whole = Path(staging) / root.name
+            (whole / "MNIST" / "raw").mkdir(parents=True)
             for name, content in contents.items():
-                (staging / "MNIST" / "raw" / name).write_bytes(content)
-            staging.chmod(0o755)
-            staging.rename(root)
-        except OSError:
-            shutil.rmtree(staging, ignore_errors=True)
-            if not root.is_dir():  # else another process was first, with the same content
-                raise
+                (whole / "MNIST" / "raw" / name).write_bytes(content)
+            (whole / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
+            if root.exists():  # damaged
+                root.rename(Path(staging) / "damaged")
+            whole.rename(root)
     except OSError as error:
-        raise DataError(
-            f"cannot unpack {directory} into {cache}: {error.strerror}; "
-            "set XDG_CACHE_HOME to a folder that can be written"
-        ) from error
-    return root
+        if _cached_hashes(root) != hashes:  # else another process was first, with the same content
+            raise DataError(
+                f"cannot unpack {directory} into {cache}: {error.strerror}; "
+                "set XDG_CACHE_HOME to a folder that can be written"
+            ) from error
+    return root, hashes
+
+
+def _cached_hashes(root: Path) -> dict[str, str] | None:
+    """Return the SHA-256 of each cached file; None where one is missing or is not what was unpacked."""
+    try:
+        hashes = {name: sha256((root / "MNIST" / "raw" / name).read_bytes()) for name in FILES}
+        return hashes if hashes == _stated_hashes(root / SUMS) else None
+    except OSError:
+        return None
+
+
+def _stated_hashes(path: Path) -> dict[str, str]:
+    lines = (line.split() for line in path.read_text(errors="replace").splitlines())
+    return {line[1].lstrip("*"): line[0].lower() for line in lines if len(line) == 2}
 
 
 def _expected_hashes(directory: Path) -> dict[str, str]:
@@ -135,8 +148,7 @@ def _expected_hashes(directory: Path) -> dict[str, str]:
     path = directory / SUMS
     if not path.is_file():
         return {}
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    hashes = {line[1].lstrip("*"): line[0].lower() for line in lines if len(line) == 2}
+    hashes = _stated_hashes(path)
     for name in FILES:
         if name not in hashes:
             raise DataError(f"{path}: expected a line for {name}, found none")

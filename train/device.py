@@ -15,6 +15,8 @@ def pick(name: str) -> torch.device:
 
     Raises SettingsError for `cuda` where torch finds no GPU that it can use.
     """
+    # Convolutions would round to tf32 by default: what is trained here is compared with fp32 on the CPU.
+    torch.backends.cudnn.allow_tf32 = False
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise SettingsError("--device cuda: expected a CUDA GPU, found none; --device auto takes the CPU instead")

@@ -3,14 +3,10 @@
 import contextlib
 import io
 import logging
-import os
-import subprocess
 import warnings
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import onnx
@@ -19,26 +15,25 @@ import torch
 from torch import nn
 
 from model.classifier import DigitClassifier
-from model.networks import NETWORKS, parameter_count
+from model.networks import parameter_count
 from train import verify
 from train.checkpoint import Epoch
 from train.data import Data
-from train.errors import TrainError
-from train.files import sha256, write_bytes, write_json
+from train.files import to_json, write_together
+from train.progression import Step
 
 OPSET = 20
-GRAPH, WEIGHTS = "digits.onnx", "model.safetensors"
-LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network trained to the end of its recipe."""
+    """A step's network, trained to the end of its recipe."""
 
-    name: str
+    step: Step
     network: nn.Module
     seed: int
     history: list[Epoch]
+    provenance: dict[str, Any]
 
 
 def export(trained: Trained, data: Data, folder: Path) -> dict[str, Any]:
@@ -50,41 +45,30 @@ def export(trained: Trained, data: Data, folder: Path) -> dict[str, Any]:
     weights = safetensors.torch.save(
         {name: tensor.cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
     )
-    network = NETWORKS[trained.name]()  # from the bytes to be written, so that they are what is verified
-    verify.load_weights(network, weights, folder / WEIGHTS)
-    revision = source_revision()
-    graph = to_onnx(network, {"model": trained.name, "source_revision": revision})
+    network = trained.step.network()  # from the bytes to be written, so that they are what is verified
+    verify.load_weights(network, weights, folder / verify.WEIGHTS)
+    revision = trained.provenance["source_revision"]
+    graph = to_onnx(network, {"model": trained.step.name, "source_revision": revision})
     parity = verify.compare(graph, network, data.test)
+    files = {verify.GRAPH: graph, verify.WEIGHTS: weights}
+    facts = verify.file_facts(files)
     manifest = {
-        "model": trained.name,
+        "model": trained.step.name,
         "parameters": parameter_count(network),
         "epochs": len(trained.history),
         "seed": trained.seed,
+        "recipe": str(trained.step.recipe),
         "validation_accuracy": trained.history[-1].validation_accuracy,
-        "test_accuracy": parity.correct / parity.images,
-        "test_correct": parity.correct,
-        "test_total": parity.images,
-        "onnx": {"file": GRAPH, "sha256": sha256(graph), "opset": OPSET, "bytes": len(graph)},
-        "weights": {"file": WEIGHTS, "sha256": sha256(weights), "bytes": len(weights)},
+        **verify.test_facts(parity),
+        "onnx": {**facts["onnx"], "opset": OPSET},
+        "weights": facts["weights"],
         "parity": {name: value for name, value in asdict(parity).items() if name != "correct"},
         "data": {"name": data.name, "sha256": data.sha256},
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "source_revision": revision,
-        "versions": {"python": python_version()} | {library: version(library) for library in LIBRARIES},
+        **trained.provenance,
     }
-    write_folder(folder, {GRAPH: graph, WEIGHTS: weights}, manifest)
+    write_together(folder, {**files, verify.MANIFEST: to_json(manifest)})
     return manifest
-
-
-def write_folder(folder: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Write `files`, then the manifest that vouches for them; at no moment does it vouch for others."""
-    try:
-        (folder / verify.MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise TrainError(f"cannot write {folder / verify.MANIFEST}: {error.strerror}") from error
-    for name, content in files.items():
-        write_bytes(folder / name, content)
-    write_json(folder / verify.MANIFEST, manifest)
 
 
 def to_onnx(network: nn.Module, metadata: dict[str, str]) -> bytes:
@@ -117,24 +101,3 @@ def _strip(model: onnx.ModelProto) -> None:
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-def source_revision() -> str:
-    """Return the commit of this source, with `-dirty` where files differ from it; `unknown` outside a checkout.
-
-    An image has no checkout: there SOURCE_REVISION states it.
-    """
-    if stated := os.environ.get("SOURCE_REVISION"):
-        return stated
-    git = ["git", "-C", str(Path(__file__).parents[1])]
-    try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--", "model/*.py", "train"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision.strip() + ("-dirty" if changes else "")

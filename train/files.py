@@ -1,53 +1,97 @@
 """Files written whole: whoever opens one finds the old content or the new, never a half."""
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.errors import TrainError
+from train.errors import SettingsError, TrainError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` through a temporary file beside it, creating folders as needed.
+def write_together(folder: Path, files: dict[str, bytes]) -> None:
+    """Write `files`, by name, of which the last vouches for the others: it is never found beside any but them.
 
-    Raises TrainError, naming the file and the system's reason, where that cannot be done.
+    Everything is on disk under temporary names before an old file is touched, so a full disk changes nothing. Raises
+    TrainError, naming the file and the system's reason, where one cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporaries = {folder / name: folder / f".{name}.tmp" for name in files}
+    *others, last = temporaries
+    path = folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            for path, content in zip(temporaries, files.values(), strict=True):
+                _write(temporaries[path], content)
+            if others:
+                last.unlink(missing_ok=True)
+            for path, temporary in temporaries.items():
+                temporary.replace(path)
+        finally:
+            for temporary in temporaries.values():
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise TrainError(f"cannot write {path}: {error.strerror}") from error
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, creating folders as needed; see write_together."""
+    write_together(path.parent, {path.name: content})
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8; see write_bytes."""
+    """Write `text` as UTF-8; see write_together."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; see write_bytes."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write `value` as JSON; see write_together."""
+    write_bytes(path, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    """Return `value` as indented JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:
     """Return the JSON value in `path`. Raises TrainError where it cannot be read or is not JSON."""
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise TrainError(f"cannot read {path}: {error.strerror}") from error
+        return json.loads(read_bytes(path))
     except ValueError as error:
         raise TrainError(f"{path}: expected JSON, found: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of `path`. Raises TrainError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TrainError(f"cannot read {path}: {error.strerror}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if need be, against other runs; the lock ends with the process, however that ends.
+
+    Raises SettingsError where another run holds it, TrainError where it cannot be written: before hours are spent on
+    what goes there.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise TrainError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+        yield
 
 
 def sha256(content: bytes) -> str:
@@ -55,8 +99,8 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def check_writable(folder: Path) -> None:
-    """Raise TrainError where no file can be written in `folder`, before hours are spent on what goes there."""
-    probe = folder / ".writable"
-    write_bytes(probe, b"")
-    probe.unlink()
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

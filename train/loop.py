@@ -24,6 +24,7 @@ from train.progression import Recipe, Step
 
 LOOK_EVERY = 50  # batches; looking at the loss makes the host wait for the device
 EVALUATION_BATCH = 1_000
+MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
 
 def fit(
@@ -42,8 +43,12 @@ def fit(
     figures; `bar` shows a progress bar an epoch. Raises DivergenceError when the loss becomes NaN or infinite.
     """
     recipe = step.recipe
-    if len(data.train) < recipe.batch:
-        raise SettingsError(f"{data.name}: expected {recipe.batch} or more training images, found {len(data.train)}")
+    batches = len(data.train) // recipe.batch
+    if batches * recipe.epochs < MINIMUM_BATCHES:
+        raise SettingsError(
+            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch} training images in all, "
+            f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
+        )
     data = data.to(device)
     _seed(seed, epoch=0)
     network = step.network().to(memory_format=torch.channels_last).to(device)
@@ -54,7 +59,7 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    scheduler = _scheduler(optimizer, recipe, len(data.train) // recipe.batch)
+    scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler) if checkpoints else []
     forward: nn.Module = network
     if device.type == "cuda" and len(history) < recipe.epochs:
@@ -71,8 +76,8 @@ def fit(
             test_loss, test_accuracy = evaluate(network, data.test)
         except _NotFiniteError as error:
             raise DivergenceError(
-                f"{step.name}: the loss became {error.loss} in epoch {number}, {error.place}; "
-                + (f"the checkpoint of epoch {number - 1} is intact" if history else "no epoch was completed")
+                f"{step.name}, seed {seed}: the loss became {error.loss} in epoch {number}, {error.place}"
+                + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else "")
             ) from error
         epoch = Epoch(
             epoch=number,
@@ -115,12 +120,11 @@ def _seed(seed: int, epoch: int) -> None:
     torch.manual_seed(seed * 1_000 + epoch)
 
 
-def _scheduler(optimizer: SGD, recipe: Recipe, batches: int) -> LRScheduler:
+def _scheduler(optimizer: SGD, recipe: Recipe, total: int) -> LRScheduler:
     if not recipe.one_cycle:
         return ConstantLR(optimizer, factor=1.0)
     # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from a 25th of the peak up to it in the first
     # fifth, then down to a 250,000th.
-    total = batches * recipe.epochs
     return OneCycleLR(optimizer, recipe.rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
 
 

@@ -7,13 +7,14 @@ from train import verify
 from train.checkpoint import settings
 from train.consistency import sentence
 from train.data import Data, load
-from train.export import GRAPH, WEIGHTS, write_folder
-from train.files import read_json, write_text
-from train.progression import PROGRESSION, Step, with_epochs
+from train.errors import VerificationError
+from train.files import read_json, to_json, write_together
+from train.progression import PROGRESSION, with_epochs
 
 ROOT = Path(__file__).parents[1]
 RELEASE = ROOT / "model" / "release"
 CONSISTENCY = ROOT / "docs" / "consistency.json"
+CARD = "README.md"
 
 
 def release(source: Path, *, data_directory: Path, destination: Path = RELEASE) -> None:
@@ -22,17 +23,18 @@ def release(source: Path, *, data_directory: Path, destination: Path = RELEASE) 
     Raises VerificationError, or TrainError where a file cannot be read or written; then nothing was copied.
     """
     data = load(data_directory)
-    verify.verify(source, data)
-    manifest = read_json(source / verify.MANIFEST)
-    files = {name: (source / name).read_bytes() for name in (GRAPH, WEIGHTS)}
-    write_folder(destination, files, manifest)
-    write_text(destination / "README.md", model_card(manifest, data))
-    print(f"Released {manifest['model']}, {100 * manifest['test_accuracy']:.2f}% on the test set: {destination}")
+    export = verify.verify(source, data)
+    try:
+        card = model_card(export.manifest, data)
+    except KeyError as error:
+        raise VerificationError(f"{source / verify.MANIFEST}: expected {error}, found none") from error
+    write_together(destination, {**export.files, CARD: card.encode(), verify.MANIFEST: to_json(export.manifest)})
+    accuracy = 100 * export.manifest["test_accuracy"]
+    print(f"Released {export.manifest['model']}, {accuracy:.2f}% on the test set: {destination}")
 
 
 def model_card(manifest: dict[str, Any], data: Data) -> str:
     """Return the model card, in Markdown, of the export that `manifest` describes."""
-    step = with_epochs(PROGRESSION[manifest["model"]], manifest["epochs"])
     parity, onnx, weights = manifest["parity"], manifest["onnx"], manifest["weights"]
     right = f"{manifest['test_correct']} of {manifest['test_total']}"
     return f"""# {manifest["model"]}: handwritten digits, {manifest["parameters"]:,} parameters
@@ -59,7 +61,7 @@ MNIST's. Not for decisions about people or money without a test on pictures of y
 
 {manifest["data"]["name"]}: {len(data.train):,} training images; {len(data.validation):,} held out for validation,
 {len(data.test):,} for the test, which chose nothing. Seed {manifest["seed"]};
-{step.recipe}.
+{manifest["recipe"]}.
 
 ## Accuracy
 
@@ -70,27 +72,28 @@ MNIST's. Not for decisions about people or money without a test on pictures of y
 | images on which ONNX Runtime and PyTorch disagree | {parity["label_mismatches"]} of {parity["images"]} |
 | largest difference of a probability | {parity["max_abs_probability_difference"]:.1e} |
 
-{_over_seeds(step, data)}
+{_over_seeds(manifest, data)}
 
 ## Limits
 
 - It always answers with a digit: a letter, two digits or an empty picture get one too. Its confidence is not a test
   of whether there is a digit.
-- MNIST's digits were written in the United States by census employees and students. Other hands (a crossed seven,
+- MNIST's digits were written in the United States, by census employees and students. Other hands (a crossed seven,
   a one with a long upstroke) are rarer in it and read less well.
-- It was trained on digits turned by up to 8°, shifted by up to 2 pixels and scaled by up to 10 %; what goes further,
-  or has not been brought into MNIST's form, is read less well.
+- What is turned, shifted or scaled further than the training images were (see the recipe), or has not been brought
+  into MNIST's form, is read less well.
 
 ## Licence
 
-The network and its weights: MIT, as this project. The data: MNIST, CC BY-SA 3.0, Yann LeCun, Corinna Cortes and
-Christopher J. C. Burges.
+The network and its weights: MIT, as this project. MNIST: CC BY-SA 3.0, Yann LeCun, Corinna Cortes and Christopher
+J. C. Burges; another data set has its own licence and limits.
 """
 
 
-def _over_seeds(step: Step, data: Data) -> str:
+def _over_seeds(manifest: dict[str, Any], data: Data) -> str:
     """Return what docs/consistency.json says of this recipe; that nothing is measured where it is of another."""
-    if CONSISTENCY.exists():
+    step = with_epochs(PROGRESSION[manifest["model"]], manifest["epochs"])
+    if CONSISTENCY.exists() and str(step.recipe) == manifest["recipe"]:
         figures = read_json(CONSISTENCY)
         measured = figures["trials"][0]["settings"]
         if measured == settings(step, data, measured["seed"]):

@@ -12,19 +12,19 @@ from train.data import Data
 from train.export import Trained
 from train.files import write_bytes, write_text
 from train.layer_table import layers
-from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, Step
+from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
 from train.verify import predict
 
 SHOWN_MISTAKES = 100
 
 
-def write(out: Path, steps: list[Step], trained: list[Trained], data: Data, manifest: dict[str, Any] | None) -> Path:
+def write(out: Path, trained: list[Trained], data: Data, manifest: dict[str, Any] | None) -> Path:
     """Write `out`/report.md and its pictures in `out`/report, and return its path.
 
     `manifest` is that of the export; without one, the mistakes shown are the last model's.
     """
     pictures = out / "report"
-    shown = next((model for model in trained if manifest and model.name == manifest["model"]), trained[-1])
+    shown = next((model for model in trained if manifest and model.step.name == manifest["model"]), trained[-1])
     parts = [
         f"# The progression on {data.name}\n",
         f"The goal: {_percent(TARGET_ACCURACY)} test accuracy at the last epoch, in at most {EPOCH_BUDGET} epochs, "
@@ -32,29 +32,29 @@ def write(out: Path, steps: list[Step], trained: list[Trained], data: Data, mani
         f"{len(data.validation):,} held out for validation; the {len(data.test):,} test images are reported on and "
         f"decide nothing. Seed {shown.seed}: one run, not a statement about all seeds, which is "
         "`python -m train consistency`'s.\n",
-        _comparison(steps, trained),
+        _comparison(trained),
         _export(manifest),
         _picture(
             pictures / "progression.png",
-            plots.side_by_side({model.name: model.history for model in trained}, TARGET_ACCURACY),
+            plots.side_by_side({model.step.name: model.history for model in trained}, TARGET_ACCURACY),
             "Test accuracy of each model by epoch",
         ),
     ]
-    for step, model in zip(steps, trained, strict=True):
-        parts += _section(step, model, pictures)
+    for model in trained:
+        parts += _section(model, pictures)
     parts += _mistakes(shown, data, pictures)
     write_text(out / "report.md", "\n".join(parts))
     return out / "report.md"
 
 
-def _comparison(steps: list[Step], trained: list[Trained]) -> str:
+def _comparison(trained: list[Trained]) -> str:
     lines = [
         "| | parameters | epochs | validation, last epoch | test, last epoch "
         "| best test (reference) | best training (reference) |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for step, model in zip(steps, trained, strict=True):
-        last, reference = model.history[-1], step.reference
+    for model in trained:
+        step, last, reference = model.step, model.history[-1], model.step.reference
         test, train = (
             (f" ({reference.best_test_accuracy:.2f})", f" ({reference.best_train_accuracy:.2f})")
             if reference
@@ -74,7 +74,7 @@ def _comparison(steps: list[Step], trained: list[Trained]) -> str:
 
 def _export(manifest: dict[str, Any] | None) -> str:
     if manifest is None:
-        return f"Nothing was exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters.\n"
+        return f"Nothing was exported: no model of this run is verified with at most {PARAMETER_BUDGET:,} parameters.\n"
     parity = manifest["parity"]
     return (
         f"Exported: **{manifest['model']}**, the best within the budget by validation accuracy, to "
@@ -84,7 +84,8 @@ def _export(manifest: dict[str, Any] | None) -> str:
     )
 
 
-def _section(step: Step, model: Trained, pictures: Path) -> list[str]:
+def _section(model: Trained, pictures: Path) -> list[str]:
+    step = model.step
     rows = [
         f"| {layer.name} | {'×'.join(map(str, layer.output_shape))} | {layer.parameters or ''} "
         f"| {layer.receptive_field} |"
@@ -146,7 +147,7 @@ def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     shown = wrong[:SHOWN_MISTAKES]
     return [
-        f"## What {model.name} gets wrong\n",
+        f"## What {model.step.name} gets wrong\n",
         f"{len(wrong)} of {len(test):,} test images"
         + (f", the surest {len(shown)} shown" if len(shown) < len(wrong) else "")
         + "; under each title, the probability it gave the true digit and the one it read.\n",

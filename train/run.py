@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from model.networks import parameter_count
 from train import device as devices
 from train import report
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data, load
+from train.errors import VerificationError
 from train.export import Trained, export
-from train.files import check_writable
+from train.files import locked
 from train.layer_table import table
 from train.loop import fit
 from train.progression import PARAMETER_BUDGET, Step, steps, with_epochs
@@ -22,40 +26,48 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
     TrainError, as one of its kinds, for all that a user can mend.
     """
     chosen = [with_epochs(step, epochs) for step in steps(models)]
-    check_writable(out)
     device = devices.pick(device_name)
-    data = load(data_directory)
-    fallback = "; no GPU is used" if device.type == "cpu" else ""
-    _say(f"Device: {devices.describe(device)}{fallback}")
-    _say(
-        f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
-        f"{len(data.test)} test images"
-    )
-    trained = []
-    for step in chosen:
-        _introduce(step)
-        checkpoints = CheckpointFolder(out / step.name, settings(step, data, seed))
-        network, history = fit(
-            step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=True
-        )
+    with locked(out):
+        data = load(data_directory)
+        fallback = "; no GPU is used" if device.type == "cpu" else ""
+        _say(f"Device: {devices.describe(device)}{fallback}")
         _say(
-            f"--- Finished training for {step.name}: {100 * history[-1].test_accuracy:.2f}% at epoch {len(history)} ---"
+            f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
+            f"{len(data.test)} test images"
         )
-        trained.append(Trained(step.name, network.cpu(), seed, history))
+        trained = [_train(step, data, seed, device, out) for step in chosen]
+        try:
+            manifest = _export(trained, data, out / "release")
+        except VerificationError:
+            report.write(out, trained, data, None)  # hours of training are worth their curves all the same
+            raise
+        _say(f"Report: {report.write(out, trained, data, manifest)}")
 
-    manifest = None
-    if best := best_within_budget(trained):
-        manifest = export(best, data, out / "release")
-        parity = manifest["parity"]
-        _say(
-            f"\nExported {best.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
-            f"({100 * best.history[-1].validation_accuracy:.2f}%): {out / 'release' / 'digits.onnx'}\n"
-            f"Verified on {parity['images']} test images: every label as PyTorch's, probabilities within "
-            f"{parity['max_abs_probability_difference']:.1e}; {manifest['test_correct']} right"
-        )
-    else:
+
+def _train(step: Step, data: Data, seed: int, device: torch.device, out: Path) -> Trained:
+    _introduce(step)
+    checkpoints = CheckpointFolder(out / step.name, settings(step, data, seed))
+    network, history = fit(
+        step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=True
+    )
+    _say(f"--- Finished training for {step.name}: {100 * history[-1].test_accuracy:.2f}% at epoch {len(history)} ---")
+    return Trained(step, network.cpu(), seed, history, checkpoints.provenance())
+
+
+def _export(trained: list[Trained], data: Data, folder: Path) -> dict[str, Any] | None:
+    best = best_within_budget(trained)
+    if best is None:
         _say(f"\nNothing exported: no model trained here has at most {PARAMETER_BUDGET:,} parameters")
-    _say(f"Report: {report.write(out, chosen, trained, data, manifest)}")
+        return None
+    manifest = export(best, data, folder)
+    parity = manifest["parity"]
+    _say(
+        f"\nExported {best.step.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
+        f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest['onnx']['file']}\n"
+        f"Verified on {parity['images']} test images: every label as PyTorch's, probabilities within "
+        f"{parity['max_abs_probability_difference']:.1e}; {manifest['test_correct']} right"
+    )
+    return manifest
 
 
 def best_within_budget(trained: list[Trained]) -> Trained | None:

@@ -5,6 +5,7 @@ Exporters have shipped graphs with wrong biases and an accuracy of 0 %: nothing 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.classifier import DigitClassifier
-from model.networks import NETWORKS
+from model.networks import NETWORKS, parameter_count
 from train.data import Data, Split
-from train.errors import TrainError, VerificationError
-from train.files import read_json, sha256
+from train.errors import VerificationError
+from train.files import read_bytes, read_json, sha256
 
-MANIFEST = "manifest.json"
+GRAPH, WEIGHTS, MANIFEST = "digits.onnx", "model.safetensors", "manifest.json"
 TOLERANCE = 1e-4  # the largest difference allowed of any probability
 BATCH_SIZES = (1, 7, 64, 10_000)
 LEVELS = {
@@ -43,25 +44,63 @@ class Parity:
     correct: int  # images whose label both get right
 
 
-def verify(folder: Path, data: Data) -> Parity:
+@dataclass(frozen=True)
+class Export:
+    """A verified export: its files by name, as they were when verified, and what the verification found."""
+
+    manifest: dict[str, Any]
+    files: dict[str, bytes]
+    parity: Parity
+
+
+def verify(folder: Path, data: Data) -> Export:
     """Check the export in `folder` against its manifest, and its graph against its weights on `data`'s test set.
 
-    Raises VerificationError, or TrainError where a file cannot be read, saying what was expected and found.
+    What the manifest says of the test set is checked where `data` is the set it was made with. Raises
+    VerificationError, or TrainError where a file cannot be read, saying what was expected and found.
     """
     manifest = read_json(folder / MANIFEST)
     try:
-        graph, weights = (_checked(folder, manifest[part]) for part in ("onnx", "weights"))
-        name, stated_data, stated_correct = manifest["model"], manifest["data"], manifest["test_correct"]
-        network = NETWORKS[name]()
-    except (KeyError, TypeError) as error:
+        network = NETWORKS[manifest["model"]]()
+        same_data = manifest["data"]["sha256"] == data.sha256
+        files = {GRAPH: read_bytes(folder / GRAPH), WEIGHTS: read_bytes(folder / WEIGHTS)}
+        _check_stated(folder, manifest, file_facts(files))
+        load_weights(network, files[WEIGHTS], folder)
+        parity = compare(files[GRAPH], network, data.test)
+        _check_stated(folder, manifest, {"parameters": parameter_count(network)})
+        if same_data:
+            _check_stated(folder, manifest, test_facts(parity))
+    except (KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{folder / MANIFEST}: expected a manifest, found none or unknown: {error}") from error
-    load_weights(network, weights, folder)
-    parity = compare(graph, network, data.test)
-    if stated_data["sha256"] == data.sha256 and parity.correct != stated_correct:
-        raise VerificationError(
-            f"{folder}: the manifest states {stated_correct} test images right, found {parity.correct}"
-        )
-    return parity
+    return Export(manifest, files, parity)
+
+
+def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
+    """Return what a manifest says of an export's files."""
+    graph, weights = files[GRAPH], files[WEIGHTS]
+    return {
+        "onnx": {"file": GRAPH, "sha256": sha256(graph), "bytes": len(graph)},
+        "weights": {"file": WEIGHTS, "sha256": sha256(weights), "bytes": len(weights)},
+    }
+
+
+def test_facts(parity: Parity) -> dict[str, Any]:
+    """Return what a manifest says of the test set."""
+    return {
+        "test_accuracy": parity.correct / parity.images,
+        "test_correct": parity.correct,
+        "test_total": parity.images,
+    }
+
+
+def _check_stated(folder: Path, stated: dict[str, Any], found: dict[str, Any], within: str = "") -> None:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            _check_stated(folder, stated[name], value, f"{within}{name}.")
+        elif stated[name] != value:
+            raise VerificationError(
+                f"{folder / MANIFEST}: expected {within}{name} as stated, {stated[name]}, found {value}"
+            )
 
 
 def predict(network: nn.Module, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -133,14 +172,3 @@ def _check_graph(graph: bytes) -> None:
         found = [(value.name, value.type, value.shape) for value in values]
         if found != expected:
             raise VerificationError(f"the ONNX graph: expected {part} {expected}, found {found}")
-
-
-def _checked(folder: Path, part: dict[str, str]) -> bytes:
-    path = folder / part["file"]
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TrainError(f"cannot read {path}: {error.strerror}") from error
-    if (found := sha256(content)) != part["sha256"]:
-        raise VerificationError(f"{path}: expected SHA-256 {part['sha256']}, found {found}")
-    return content

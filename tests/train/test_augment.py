@@ -40,6 +40,37 @@ def test_rotation_stays_within_its_degrees_and_uses_them():
     assert angles.max() > 8
 
 
+def line(row: int, count: int) -> torch.Tensor:
+    """Return images of a horizontal stroke at `row`, from column 8 to 19."""
+    images = torch.zeros(count, 1, 28, 28)
+    images[:, 0, row, 8:20] = 1
+    return images
+
+
+def width(images: torch.Tensor) -> torch.Tensor:
+    """Return how wide the ink of each image is, in pixels, by its deviation: a bar of w pixels has w / √12."""
+    columns = images.sum(dim=(1, 2))
+    mean = (columns * torch.arange(28.0)).sum(dim=1) / columns.sum(dim=1)
+    spread = (columns * (torch.arange(28.0) - mean[:, None]) ** 2).sum(dim=1) / columns.sum(dim=1)
+    return (12 * spread).sqrt()
+
+
+def test_scale_stays_within_its_share_and_uses_it():
+    torch.manual_seed(0)
+    widths = width(Affine(degrees=0, pixels=0, scale=0.1, shear=0)(line(14, 500))) / 12
+    assert 0.89 < widths.min() < 0.93
+    assert 1.07 < widths.max() < 1.12
+
+
+def test_shear_moves_rows_along_by_their_height():
+    torch.manual_seed(0)
+    affine = Affine(degrees=0, pixels=0, scale=0, shear=0.1)
+    high, low = (centre(affine(line(row, 500)))[:, 1] - 13.5 for row in (4, 23))
+    for moved in (high, low):  # 9.5 rows from the middle, 0.1 pixels a row
+        assert 0.85 < moved.abs().max() <= 0.96
+    torch.testing.assert_close(centre(affine(line(4, 5)))[:, 0], torch.full((5,), 4.0))
+
+
 def test_each_image_draws_its_own():
     torch.manual_seed(0)
     images = Affine(degrees=10, pixels=2, scale=0.1, shear=0.1)(dot(10, 12, 8))

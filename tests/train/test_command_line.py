@@ -1,7 +1,7 @@
 """`python -m train` as a user meets it: what it leaves, how it goes on, what it says when it cannot."""
 
 import json
-import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from train import verify
 from train.__main__ import main
+from train.files import locked
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +26,7 @@ def command(*options: object) -> list[str]:
 def test_leaves_checkpoints_report_and_export(trained):
     found = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert found == {
+        ".lock",
         "Model_2/checkpoint.json",
         "Model_2/epoch-02.safetensors",
         "Model_3/checkpoint.json",
@@ -86,7 +89,9 @@ def test_verify_prints_the_outcome(trained, subset, capfd):
     [
         (["--models", "Model_9"], "expected a model of Model_1, Model_2, Model_3; found Model_9"),
         (["--data", "{tmp}/none"], "{tmp}/none/train-images-idx3-ubyte.gz: expected the file"),
-        (["--out", "{tmp}/file/out"], "cannot write {tmp}/file/out/.writable: Not a directory"),
+        (["--out", "{tmp}/file/out"], "cannot write {tmp}/file/out/.lock: Not a directory"),
+        (["--data", "{tmp}/file"], "{tmp}/file/train-images-idx3-ubyte.gz: expected the file"),
+        (["--models", "Model_3", "verify"], "expected a model of Model_1, Model_2, Model_3; found verify"),
         (["verify", "{tmp}"], "cannot read {tmp}/manifest.json: No such file or directory"),
         (["release", "--out", "{tmp}"], "cannot read {tmp}/release/manifest.json: No such file or directory"),
         pytest.param(
@@ -105,7 +110,18 @@ def test_what_cannot_be_done_is_one_clear_line(options, message, tmp_path, capfd
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["--epochs", "0"], ["--seed", "-1"], ["--device", "tpu"], ["--epoch", "3"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "0"],
+        ["--seed", "-1"],
+        ["--seed", "100000000000000000000"],
+        ["--device", "tpu"],
+        ["--epoch", "3"],
+        ["--seed", "2", "consistency"],  # a command comes first, or its options would be lost
+        ["verify"],
+    ],
+)
 def test_wrong_usage_is_refused(options, capfd):
     with pytest.raises(SystemExit) as stop:
         main(options)
@@ -114,27 +130,10 @@ def test_wrong_usage_is_refused(options, capfd):
 
 
 def test_help_comes_without_loading_torch():
-    script = "import sys, train.__main__ as command; command._parser().format_help(); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
-
-
-@pytest.mark.slow
-def test_full_disk_is_one_clear_line_and_keeps_the_last_checkpoint(subset, tmp_path):
-    options = ["--models", "Model_3", "--data", subset, "--out", tmp_path]
-    subprocess.run(command(*options, "--epochs", "1"), cwd=ROOT, check=True, capture_output=True)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    # A limit on the size of files stands in for the disk: the system answers a write beyond it as it does a full one.
-    limited = subprocess.run(
-        command("--models", "Model_2", *options[2:], "--epochs", "1"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    script = (
+        "import sys, train.__main__ as command; command._run_parser().format_help(); sys.exit('torch' in sys.modules)"
     )
-    assert limited.returncode == 1
-    assert f"error: cannot write {tmp_path}/Model_2/epoch-01.safetensors: File too large" in limited.stderr
-    assert "Traceback" not in limited.stderr
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="module")
@@ -148,18 +147,16 @@ def training(subset: Path, out: Path) -> list[str]:
     return command("--models", "Model_3", "--epochs", "8", "--data", subset, "--out", out)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, subset, tmp_path, uninterrupted):
-    checkpoint = tmp_path / "Model_3" / "checkpoint.json"
-    # As in a terminal or a container, not with the signals that a shell's background jobs ignore.
+def interrupt(subset: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a training, send it `number` after its third epoch, and return its exit code and what it said."""
+    checkpoint = out / "Model_3" / "checkpoint.json"
     process = subprocess.Popen(
-        training(subset, tmp_path),
+        training(subset, out),
         cwd=ROOT,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # As in a terminal or a container: a shell's background jobs ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
@@ -170,11 +167,55 @@ def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, 
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert len(json.loads(checkpoint.read_text())["history"]) < 8, "the run was over before it was interrupted"
+    return process.returncode, error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, subset, tmp_path, uninterrupted):
+    code, error = interrupt(subset, tmp_path, number)
+    assert code == 128 + number
+    assert "interrupted: what was finished is kept, and the same command goes on from there" in error
     assert "Traceback" not in error
-    if number == signal.SIGKILL:
-        assert process.returncode == -number
-    else:
-        assert process.returncode == 128 + number
-        assert "interrupted: the same command goes on from the last whole epoch" in error
     subprocess.run(training(subset, tmp_path), cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "release" / "model.safetensors").read_bytes() == uninterrupted
+
+
+@pytest.mark.slow
+def test_killed_run_survives_a_full_disk_too(subset, tmp_path, uninterrupted):
+    code, _ = interrupt(subset, tmp_path, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    folder = tmp_path / "Model_3"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    # A limit on the size of files stands in for the disk: the system answers a write beyond it as it does a full one.
+    full = subprocess.run(
+        training(subset, tmp_path),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert full.returncode == 1
+    assert re.search(rf"error: cannot write {folder}/epoch-0\d.safetensors: File too large\n$", full.stderr)
+    assert "Traceback" not in full.stderr
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    subprocess.run(training(subset, tmp_path), cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "release" / "model.safetensors").read_bytes() == uninterrupted
+
+
+def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):
+    with locked(tmp_path):
+        assert main(["--data", str(subset), "--out", str(tmp_path)]) == 1
+    assert capfd.readouterr().err == (
+        f"error: {tmp_path} is in use by another run: wait for it, or choose another --out\n"
+    )
+
+
+def test_failed_verification_exports_nothing_but_leaves_the_report(subset, tmp_path, capfd, monkeypatch):
+    options = ["--models", "Model_3", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
+    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    assert main(options) == 1
+    assert "error: the ONNX graph does not predict as the network" in capfd.readouterr().err
+    assert not (tmp_path / "release").exists()
+    assert "Nothing was exported" in (tmp_path / "report.md").read_text()

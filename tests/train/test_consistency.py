@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,13 @@ ROOT = Path(__file__).parents[2]
 def options(subset: Path, out: Path, *, seeds: int, epochs: int = 1) -> list[str]:
     settings = ["--model", "Model_3", "--seeds", seeds, "--epochs", epochs, "--device", "cpu"]
     return ["consistency", *map(str, settings), "--data", str(subset), "--out", str(out)]
+
+
+def trials_on(node) -> list[int]:
+    """Return the processes that run a trial on `node`: children of its raylet."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_trial")]
 
 
 def trial(accuracy: float) -> dict:
@@ -65,6 +73,30 @@ def test_no_cluster_at_the_address_is_one_clear_line(subset, tmp_path, capfd, mo
     assert capfd.readouterr().err == "error: RAY_ADDRESS: expected a Ray cluster at 127.0.0.1:1, found none\n"
 
 
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1:1"])
+def test_address_that_is_none_is_one_clear_line(address, subset, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert main(options(subset, tmp_path, seeds=1)) == 1
+    assert capfd.readouterr().err.endswith(f"error: RAY_ADDRESS: expected a Ray cluster at {address}, found none\n")
+
+
+@pytest.mark.slow
+def test_terminated_run_says_so_and_keeps_what_is_done(subset, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", *options(subset, tmp_path, seeds=4, epochs=10)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("seed ")
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error.endswith("interrupted: what was finished is kept, and the same command goes on from there\n")
+    assert list((tmp_path / "consistency" / "trials").iterdir())
+
+
 @pytest.mark.slow
 def test_every_seed_arrives_though_a_node_of_the_cluster_is_killed(subset, tmp_path):
     cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -81,8 +113,7 @@ def test_every_seed_arrives_though_a_node_of_the_cluster_is_killed(subset, tmp_p
             text=True,
         )
         trials, deadline = tmp_path / "consistency" / "trials", time.monotonic() + 240
-        # From the second result on, both nodes are at work.
-        while len(list(trials.glob("*.json"))) < 2:
+        while not (len(list(trials.glob("*.json"))) >= 2 and trials_on(doomed)):
             assert driver.poll() is None, driver.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)

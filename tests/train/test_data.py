@@ -112,6 +112,18 @@ def test_file_that_is_not_idx_is_refused(tmp_path, subset):
         load(tmp_path)
 
 
+def test_cache_that_was_damaged_is_made_anew(tmp_path, subset, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = load(subset)
+    (cached,) = tmp_path.rglob("t10k-images-idx3-ubyte")
+    content = bytearray(cached.read_bytes())
+    content[1_000] ^= 255
+    cached.write_bytes(content)
+    after = load(subset)
+    assert after.sha256 == before.sha256
+    assert torch.equal(after.test.images, before.test.images)
+
+
 def test_cache_that_cannot_be_written_names_the_way_out(tmp_path, subset, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -1,6 +1,8 @@
 """What is exported keeps the contract, tells nothing of the machine, and is refused unless it predicts as trained."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ from onnx import numpy_helper
 
 from model.networks import Model_3, parameter_count
 from train import export, verify
+from train.checkpoint import Epoch
 from train.data import load
 from train.errors import TrainError, VerificationError
 from train.files import sha256, write_json
+from train.progression import PROGRESSION
 
 ROOT = Path(__file__).parents[2]
+EPOCH = Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +140,51 @@ def test_best_by_validation_is_exported(trained):
 
 
 def test_verify_accepts_an_export(release, data):
-    assert verify.verify(release, data).images == 300
+    assert verify.verify(release, data).parity.images == 300
 
 
-def test_failed_verification_leaves_the_older_export_as_it_was(release, data, monkeypatch, trained):
-    before = {path.name: path.read_bytes() for path in release.iterdir()}
+def test_failed_verification_leaves_the_older_export_as_it_was(release, data, monkeypatch):
+    before = contents(release)
     honest = export.to_onnx
     monkeypatch.setattr(export, "to_onnx", lambda *arguments: with_one_weight_changed(honest(*arguments)))
-    model = export.Trained("Model_3", Model_3(), 1, [])
     with pytest.raises(VerificationError):
-        export.export(model, data, release)
-    assert {path.name: path.read_bytes() for path in release.iterdir()} == before
+        export.export(untrained(), data, release)
+    assert contents(release) == before
+
+
+def test_full_disk_leaves_the_older_export_as_it_was(release, data, monkeypatch):
+    before = contents(release)
+    synced = []
+
+    def sync(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 3:  # graph and weights are written, the manifest is not
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with pytest.raises(TrainError, match=r"cannot write .*manifest.json: No space left on device"):
+        export.export(untrained(), data, release)
+    assert contents(release) == before
+
+
+def test_manifest_tells_of_the_training_not_of_the_export(release, data):
+    model = export.Trained(PROGRESSION["Model_3"], Model_3(), 7, [EPOCH], {"source_revision": "then", "versions": {}})
+    manifest = export.export(model, data, release)
+    assert (manifest["source_revision"], manifest["versions"], manifest["seed"]) == ("then", {}, 7)
+    assert manifest["recipe"] == str(PROGRESSION["Model_3"].recipe)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def untrained():
+    return export.Trained(PROGRESSION["Model_3"], Model_3(), 1, [EPOCH], {"source_revision": "abc"})
 
 
 def swap_graph(folder):
     (folder / "digits.onnx").write_bytes(with_one_weight_changed((folder / "digits.onnx").read_bytes()))
-    return "digits.onnx: expected SHA-256"
+    return r"expected onnx.sha256 as stated, \w+, found \w+"
 
 
 def forge_graph(folder):
@@ -166,7 +200,28 @@ def boast(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["test_correct"] += 1
     write_json(folder / "manifest.json", manifest)
-    return r"states \d+ test images right, found \d+"
+    return r"expected test_correct as stated, \d+, found \d+"
+
+
+def belittle(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["parameters"] = 1
+    write_json(folder / "manifest.json", manifest)
+    return r"expected parameters as stated, 1, found \d+"
+
+
+def rename_graph(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["onnx"]["file"] = "other.onnx"
+    write_json(folder / "manifest.json", manifest)
+    return r"expected onnx.file as stated, other.onnx, found digits.onnx"
+
+
+def flatten_data(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["data"] = "mnist"
+    write_json(folder / "manifest.json", manifest)
+    return "expected a manifest"
 
 
 def rename_model(folder):
@@ -194,7 +249,19 @@ def drop_graph(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [swap_graph, forge_graph, boast, rename_model, unknown_model, empty_manifest, drop_graph]
+    "damage",
+    [
+        swap_graph,
+        forge_graph,
+        boast,
+        belittle,
+        rename_graph,
+        flatten_data,
+        rename_model,
+        unknown_model,
+        empty_manifest,
+        drop_graph,
+    ],
 )
 def test_verify_refuses_what_was_tampered_with(damage, release, data):
     message = damage(release)

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from model.networks import Model_2
 from train.checkpoint import CheckpointFolder, settings
 from train.data import load
 from train.errors import DivergenceError, SettingsError, TrainError
@@ -90,6 +92,20 @@ def test_training_of_other_settings_is_not_overwritten(checkpoints, data):
         fit(step, data, seed=2, device=CPU, checkpoints=other)
 
 
+def test_training_of_another_network_of_the_same_name_is_not_overwritten(tmp_path, data):
+    step = with_epochs(PROGRESSION["Model_2"], 1)
+    fit(step, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(step, data, 1)))
+
+    class Smooth(Model_2):
+        def __init__(self):
+            super().__init__()
+            self[2] = nn.SiLU()
+
+    other = replace(step, network=Smooth)
+    with pytest.raises(SettingsError, match="holds a training with network"):
+        fit(other, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(other, data, 1)))
+
+
 def damage_weights(folder):
     path = folder / "epoch-01.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
@@ -107,6 +123,14 @@ def cut_json(folder):
     return "checkpoint.json: expected JSON"
 
 
+def unsettle(folder):
+    path = folder / "checkpoint.json"
+    checkpoint = json.loads(path.read_text())
+    checkpoint["settings"] = None
+    path.write_text(json.dumps(checkpoint))
+    return "holds a training with model None"
+
+
 def drop_history(folder):
     path = folder / "checkpoint.json"
     checkpoint = json.loads(path.read_text())
@@ -115,7 +139,7 @@ def drop_history(folder):
     return "checkpoint.json: expected a checkpoint"
 
 
-@pytest.mark.parametrize("damage", [damage_weights, delete_weights, cut_json, drop_history])
+@pytest.mark.parametrize("damage", [damage_weights, delete_weights, cut_json, unsettle, drop_history])
 def test_damaged_checkpoint_is_refused_by_name(damage, checkpoints, data):
     step = with_epochs(PROGRESSION["Model_2"], 1)
     folder = replace(checkpoints, settings=settings(step, data, 1))
@@ -145,7 +169,9 @@ def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(chec
 
 def test_fewer_images_than_a_batch_are_refused(data):
     few = replace(data, train=replace(data.train, images=data.train.images[:63], labels=data.train.labels[:63]))
-    with pytest.raises(SettingsError, match="expected 64 or more training images, found 63"):
+    with pytest.raises(
+        SettingsError, match="expected 10 or more batches of 64 training images in all, found 0: 63 images"
+    ):
         fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)
 
 
