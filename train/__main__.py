@@ -21,7 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     named = arguments and arguments[0] in COMMANDS
     parser, command = COMMANDS[arguments[0]] if named else (_run_parser, _run)
     options = parser().parse_args(arguments[1:] if named else arguments)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         command(options)
     except (TrainError, OSError) as error:
@@ -203,4 +202,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())
