@@ -57,8 +57,7 @@ def curves(name: str, history: list[Epoch], target: float) -> bytes:
         gaps.set_ylim(-reach, reach)
     gaps.set(title="training − test", ylabel="percentage points")
     for axes in (losses, accuracies, gaps):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _epoch_axis(axes, len(history))
     return _png(figure)
 
 
@@ -78,9 +77,10 @@ def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
         )
         lows.append(test[1 if len(test) > 2 else 0 :].min())
     _target_line(axes, target)
-    axes.set(title="Test accuracy by epoch", xlabel="epoch", ylabel="%", ylim=(max(0, min(lows) - 0.2), None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.16)
+    axes.set(title="Test accuracy by epoch", ylabel="%", ylim=(max(0, min(lows) - 0.2), None))
+    epochs = max(len(history) for history in histories.values())
+    _epoch_axis(axes, epochs)
+    axes.set_xlim(0.5, 1.2 * epochs + 0.5)
     return _png(figure)
 
 
@@ -150,7 +150,8 @@ def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes
     last.axhline(finals.mean(), color=TEST, linewidth=1, linestyle=":", label=f"mean {finals.mean():.2f}")
     for axes in (by_epoch, last):
         _target_line(axes, target)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _epoch_axis(by_epoch, max(map(len, accuracies)))
+    last.xaxis.set_major_locator(MaxNLocator(integer=True))
     low = min(accuracy[len(accuracy) // 3 :].min() for accuracy in accuracies)
     by_epoch.set(
         title=f"{name}: test accuracy, {len(trials)} seeds",
@@ -161,6 +162,11 @@ def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes
     last.set(title="at the last epoch", xlabel="seed")
     last.legend(loc="lower right")
     return _png(figure)
+
+
+def _epoch_axis(axes: Axes, epochs: int) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xticks(np.unique(np.linspace(1, epochs, min(epochs, 8)).round()))
 
 
 def _target_line(axes: Axes, target: float) -> None:

@@ -120,7 +120,7 @@ def findings(history: list[Epoch]) -> list[str]:
     goal = "the goal is reached" if short <= 0 else f"{100 * short:.2f} points short of the goal"
     gap = 100 * (last.train_accuracy - last.test_accuracy)
     if gap > 0.3:
-        fit = "it over-fits: it has begun to learn its training images by heart"
+        fit = "it over-fits, and has begun to learn its training images by heart"
     elif gap < -0.1:
         fit = "no over-fitting: augmentation or dropout makes the training images the harder ones"
     else:
