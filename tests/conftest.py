@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from train import paths
 from train.__main__ import main
-from train.data import DEFAULT_DIRECTORY, FILES, Data, load
+from train.data import FILES, Data, load
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -47,7 +48,7 @@ def gzipped(tmp_path) -> Path:
     """Return a copy of data/mnist that a test may damage."""
     folder = tmp_path / "mnist"
     folder.mkdir()
-    for path in DEFAULT_DIRECTORY.iterdir():
+    for path in paths.DATA.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
 

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from train import paths
 from train.errors import TrainError
-
-ROOT = Path(__file__).parents[1]
 
 
 class _TerminatedError(KeyboardInterrupt):
@@ -25,6 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         command(options)
     except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"error: expected the module {error.name}, found none; `make setup` installs it into .venv, "
+            "then run .venv/bin/python -m train",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt as interrupt:
         print("\ninterrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
@@ -172,7 +178,7 @@ def _data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        default=ROOT / "data" / "mnist",
+        default=paths.DATA,
         help="a folder with the four IDX files, gzipped or plain, of MNIST or a set of its form (default: data/mnist)",
     )
 

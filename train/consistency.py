@@ -20,9 +20,9 @@ import model
 import train
 from model.networks import parameter_count
 from train import device as devices
-from train import plots
+from train import paths, plots
 from train.checkpoint import check_settings, settings
-from train.data import DEFAULT_DIRECTORY, Data, load
+from train.data import Data, load
 from train.errors import SettingsError, TrainError
 from train.files import locked, read_json, to_json, write_json, write_together
 from train.loop import fit
@@ -46,7 +46,7 @@ def consistency(
         figures = summarise(trials, step)
         command = f"python -m train consistency --model {name} --seeds {seeds}"
         command += f" --epochs {epochs}" if epochs else ""
-        command += f" --data {data_directory}" if data_directory != DEFAULT_DIRECTORY else ""
+        command += f" --data {data_directory}" if data_directory != paths.DATA else ""
         write_together(
             folder,
             {

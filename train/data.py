@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
+from train import paths
 from train.errors import DataError
 from train.files import sha256
 
-DEFAULT_DIRECTORY = Path(__file__).parents[1] / "data" / "mnist"
 FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -60,7 +60,7 @@ class Data:
         return Data(self.name, self.sha256, *splits)
 
 
-def load(directory: Path = DEFAULT_DIRECTORY) -> Data:
+def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory`.
 
     Where the folder has a SHA256SUMS (of the unpacked files), each file is checked against it when unpacked.

@@ -4,13 +4,13 @@ import os
 import subprocess
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from torch import nn
 
 from train import device as devices
+from train import paths
 
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
@@ -32,7 +32,7 @@ def source_revision() -> str:
     """
     if stated := os.environ.get("SOURCE_REVISION"):
         return stated
-    git = ["git", "-C", str(Path(__file__).parents[1])]
+    git = ["git", "-C", str(paths.ROOT)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         changes = subprocess.run(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from train import verify
+from train import paths, verify
 from train.checkpoint import settings
 from train.consistency import sentence
 from train.data import Data, load
@@ -11,13 +11,10 @@ from train.errors import VerificationError
 from train.files import read_json, to_json, write_together
 from train.progression import PROGRESSION, with_epochs
 
-ROOT = Path(__file__).parents[1]
-RELEASE = ROOT / "model" / "release"
-CONSISTENCY = ROOT / "docs" / "consistency.json"
 CARD = "README.md"
 
 
-def release(source: Path, *, data_directory: Path, destination: Path = RELEASE) -> None:
+def release(source: Path, *, data_directory: Path, destination: Path = paths.RELEASE) -> None:
     """Verify the export in `source` once more and copy it, with a model card, to `destination`.
 
     Raises VerificationError, or TrainError where a file cannot be read or written; then nothing was copied.
@@ -93,8 +90,8 @@ J. C. Burges; another data set has its own licence and limits.
 def _over_seeds(manifest: dict[str, Any], data: Data) -> str:
     """Return what docs/consistency.json says of this recipe; that nothing is measured where it is of another."""
     step = with_epochs(PROGRESSION[manifest["model"]], manifest["epochs"])
-    if CONSISTENCY.exists() and str(step.recipe) == manifest["recipe"]:
-        figures = read_json(CONSISTENCY)
+    if paths.CONSISTENCY.exists() and str(step.recipe) == manifest["recipe"]:
+        figures = read_json(paths.CONSISTENCY)
         measured = figures["trials"][0]["settings"]
         if measured == settings(step, data, measured["seed"]):
             return f"One network is an anecdote; over seeds (docs/consistency.md): {sentence(figures)}"

@@ -3,6 +3,8 @@
 Exporters have shipped graphs with wrong biases and an accuracy of 0 %: nothing is served that has not passed here.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,19 +61,18 @@ def verify(folder: Path, data: Data) -> Export:
     What the manifest says of the test set is checked where `data` is the set it was made with. Raises
     VerificationError, or TrainError where a file cannot be read, saying what was expected and found.
     """
-    manifest = read_json(folder / MANIFEST)
-    try:
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    with _reading(path):
         network = NETWORKS[manifest["model"]]()
         same_data = manifest["data"]["sha256"] == data.sha256
-        files = {GRAPH: read_bytes(folder / GRAPH), WEIGHTS: read_bytes(folder / WEIGHTS)}
-        _check_stated(folder, manifest, file_facts(files))
-        load_weights(network, files[WEIGHTS], folder)
-        parity = compare(files[GRAPH], network, data.test)
-        _check_stated(folder, manifest, {"parameters": parameter_count(network)})
-        if same_data:
-            _check_stated(folder, manifest, test_facts(parity))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise VerificationError(f"{folder / MANIFEST}: expected a manifest, found none or unknown: {error}") from error
+    files = {GRAPH: read_bytes(folder / GRAPH), WEIGHTS: read_bytes(folder / WEIGHTS)}
+    _check_stated(path, manifest, file_facts(files))
+    load_weights(network, files[WEIGHTS], folder)
+    _check_stated(path, manifest, {"parameters": parameter_count(network)})
+    parity = compare(files[GRAPH], network, data.test)
+    if same_data:
+        _check_stated(path, manifest, test_facts(parity))
     return Export(manifest, files, parity)
 
 
@@ -93,14 +94,23 @@ def test_facts(parity: Parity) -> dict[str, Any]:
     }
 
 
-def _check_stated(folder: Path, stated: dict[str, Any], found: dict[str, Any], within: str = "") -> None:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what looking into a manifest of another form raises into a VerificationError."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise VerificationError(f"{path}: expected a manifest, found none or unknown: {error}") from error
+
+
+def _check_stated(path: Path, stated: Any, found: dict[str, Any], within: str = "") -> None:
     for name, value in found.items():
+        with _reading(path):
+            other = stated[name]
         if isinstance(value, dict):
-            _check_stated(folder, stated[name], value, f"{within}{name}.")
-        elif stated[name] != value:
-            raise VerificationError(
-                f"{folder / MANIFEST}: expected {within}{name} as stated, {stated[name]}, found {value}"
-            )
+            _check_stated(path, other, value, f"{within}{name}.")
+        elif other != value:
+            raise VerificationError(f"{path}: expected {within}{name} as stated, {other}, found {value}")
 
 
 def predict(network: nn.Module, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

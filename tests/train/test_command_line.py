@@ -136,6 +136,14 @@ def test_help_comes_without_loading_torch():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+def test_missing_install_is_one_clear_line():
+    script = "import sys; sys.modules['torch'] = None; from train.__main__ import main; sys.exit(main([]))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: expected the module torch, found none; `make setup` installs it")
+    assert run.stderr.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(subset, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")

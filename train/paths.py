@@ -1,0 +1,8 @@
+"""Where the repository keeps what the commands read and write by default."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "data" / "mnist"
+RELEASE = ROOT / "model" / "release"
+CONSISTENCY = ROOT / "docs" / "consistency.json"
