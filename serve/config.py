@@ -1,0 +1,91 @@
+"""The service's configuration: environment variables, checked once, at start."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+RELEASE = Path(__file__).resolve().parent.parent / "model" / "release"
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class ConfigError(ValueError):
+    """An environment variable is not what was expected; the message names it, the expected and the found."""
+
+
+def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many cores this process may use, at least 1: its affinity, or its container's CPU limit if lower.
+
+    A limit that is not a whole number is rounded down. Reads cgroup v2's cpu.max, or v1's quota and period
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        if (limit := cgroup / "cpu.max").exists():
+            quota, period = limit.read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if quota != "max" and int(quota) > 0:
+            cores = min(cores, int(quota) // int(period))
+    except (OSError, ValueError):
+        pass  # no cgroup that can be read: no limit that is known
+    return max(1, cores)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a service is started with; every field is the environment variable of its name in capitals."""
+
+    model_dir: Path = RELEASE
+    host: str = "127.0.0.1"
+    port: int = 8000
+    web_concurrency: int = 0  # workers; 0: as many as there are cores
+    max_body_bytes: int = 16 * 2**20
+    max_batch: int = 1_000
+    max_pixels: int = 25_000_000
+    request_timeout: int = 30  # seconds
+    api_key: str = ""
+    cors_origins: str = ""
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("port", 1, 65_535),
+            ("web_concurrency", 0, 1_024),
+            ("max_body_bytes", 1, 2**31),
+            ("max_batch", 1, 100_000),
+            ("max_pixels", 784, 2**28),
+            ("request_timeout", 1, 3_600),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name.upper()}: expected {low} to {high}, found {getattr(self, name)}")
+        if not re.fullmatch(r"[!-~]*", self.api_key):  # what a header can carry; the key itself is not shown
+            raise ConfigError("API_KEY: expected printable ASCII without spaces, found other characters")
+        if self.log_level not in LEVELS:
+            raise ConfigError(f"LOG_LEVEL: expected one of {', '.join(LEVELS)}, found {self.log_level!r}")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Config":
+        """Return the configuration that `environment` asks for; a variable that is not set, or empty, has its default.
+
+        Raises ConfigError, naming the variable, where one is not of its form.
+        """
+        values: dict[str, str | int | Path] = {}
+        for field in fields(cls):
+            if text := environment.get(field.name.upper()):
+                try:
+                    values[field.name] = field.type(text)  # type: ignore[operator]  # str, int and Path are called
+                except ValueError as error:
+                    raise ConfigError(f"{field.name.upper()}: expected a whole number, found {text!r}") from error
+        return cls(**values)  # type: ignore[arg-type]
+
+    @property
+    def workers(self) -> int:
+        """Return the number of worker processes."""
+        return self.web_concurrency or available_cores()
+
+    @property
+    def threads(self) -> int:
+        """Return the threads of each worker's ONNX Runtime: workers × threads fit the cores."""
+        return max(1, available_cores() // self.workers)

@@ -1,0 +1,121 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from serve.predictor import Predictor
+from serve.release import ModelError, read, verify
+from train.paths import RELEASE
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a copy of the shipped release that a test may damage."""
+    return shutil.copytree(RELEASE, tmp_path / "release")
+
+
+def replace_graph(folder, content):
+    """Put another graph in `folder`, and its hash in the manifest."""
+    (folder / "digits.onnx").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_shipped_release_verifies():
+    release = verify(RELEASE)
+    assert release.manifest.model == "Model_3"
+    assert release.version == hashlib.sha256(release.graph).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "digits.onnx"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=f"{name}: expected a file of a verified export, found: No such file"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "truncated"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"model": "Model_3"}', "missing required field"),
+        (b'\xff"', "malformed"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(folder, content, found):
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(ModelError, match=f"manifest.json: expected the manifest of a verified export, found: .*{found}"):
+        read(folder)
+
+
+def test_a_manifest_that_points_elsewhere_is_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["onnx"]["file"] = "../digits.onnx"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="expected onnx.file to be a file beside it"):
+        read(folder)
+
+
+def test_an_altered_graph_is_refused(folder):
+    content = bytearray((folder / "digits.onnx").read_bytes())
+    content[-100] ^= 1
+    (folder / "digits.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match="digits.onnx: expected SHA-256 cd93.*, found "):
+        verify(folder)
+
+
+def test_what_is_no_graph_is_refused(folder):
+    replace_graph(folder, b"no graph")
+    with pytest.raises(ModelError, match=r"digits.onnx: expected an ONNX graph, found"):
+        verify(folder)
+
+
+def test_a_foreign_graph_is_refused(folder):
+    pixels = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["batch", 784])
+    out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, ["batch", 784])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["pixels"], ["out"])], "foreign", [pixels], [out])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    replace_graph(folder, model.SerializeToString())
+    with pytest.raises(ModelError, match=r"expected inputs \[\('image', .*found \[\('pixels'"):
+        verify(folder)
+
+
+def test_a_graph_that_loads_but_does_not_run_is_refused(folder):
+    """The contract's inputs and outputs, with a reshape inside that no image fits."""
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    image = info("image", onnx.TensorProto.UINT8, ["batch", 28, 28])
+    outputs = [
+        info("probabilities", onnx.TensorProto.FLOAT, ["batch", 10]),
+        info("digit", onnx.TensorProto.INT64, ["batch"]),
+    ]
+    shape = onnx.numpy_helper.from_array(np.array([-1, 10]), "shape")
+    nodes = [
+        node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
+        node("Reshape", ["float", "shape"], ["probabilities"]),
+        node("ArgMax", ["probabilities"], ["digit"], axis=1, keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(nodes, "broken", [image], outputs, [shape])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    replace_graph(folder, model.SerializeToString())
+    with pytest.raises(ModelError, match="expected a graph that runs, found"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 1000])
+def test_predictions_do_not_depend_on_the_batch(images, count):
+    predictor = Predictor(read(RELEASE).graph)
+    whole = predictor.predict(images[:1000])
+    part = predictor.predict(images[:count])
+    assert np.array_equal(part.digits, whole.digits[:count])
+    assert np.allclose(part.probabilities, whole.probabilities[:count], atol=1e-5)
+    assert part.probabilities.shape == (count, 10)
+
+
+def test_threads_do_not_change_a_prediction(images):
+    one, two = (Predictor(read(RELEASE).graph, threads).predict(images[:200]) for threads in (1, 2))
+    assert np.array_equal(one.digits, two.digits)
