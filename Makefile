@@ -1,27 +1,47 @@
-# `make` lists what can be made. Every target but `help` installs .venv first when it is missing or its lock is newer.
+# `make` lists what can be made. Every target but `help` installs what it needs first, when it is missing or its lock is newer.
 PYTHON ?= python3
+SOURCE ?= unknown
 ARGS ?=
 
+CHECK_PYTHON := $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(f"expected Python 3.11-3.13, found {sys.version.split()[0]}: name another with make PYTHON=...")'
 VENV := .venv/.installed
+SERVE := .venv-serve/.installed
+# What an image says of itself, and the GPUs that Docker can give it.
+LABELS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+	--build-arg REVISION=$(shell git rev-parse HEAD)$(if $(shell git status --porcelain -- model serve train),-dirty) \
+	--build-arg SOURCE=$(SOURCE)
+GPUS = $(if $(shell docker info --format '{{.Runtimes.nvidia}}' 2>/dev/null | grep -v 'no value'),--gpus all)
 RUN := .venv/bin/python
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train consistency release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures images run-train run-serve test-images consistency release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV): requirements/dev.txt
-	$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(f"expected Python 3.11-3.13, found {sys.version.split()[0]}: name another with make PYTHON=...")'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(SERVE): requirements/serve.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear .venv-serve
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 setup: $(VENV) ## install everything into .venv, from the hash-locked requirements (5.4 GB, most of it torch)
 
 train: $(VENV) ## train Model_1, Model_2, Model_3; report and verified ONNX in artifacts/ (ARGS="--seed 2" and so on)
 	$(RUN) -m train $(ARGS)
+
+serve: $(SERVE) ## answer POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
+	@exec .venv-serve/bin/gunicorn -c serve/gunicorn.conf.py
+
+pictures: $(VENV) ## measure pictures of other forms and write docs/pictures.{md,json,png}
+	$(RUN) -m benchmarks.pictures $(ARGS)
 
 consistency: $(VENV) ## train Model_3 with ten seeds and write docs/consistency.{md,json,png}
 	$(RUN) -m train consistency --model Model_3 --seeds 10 $(ARGS) --out artifacts
@@ -31,10 +51,25 @@ release: $(VENV) ## promote the verified export in artifacts/release to model/re
 	$(RUN) -m train release $(ARGS)
 
 test: $(VENV) ## run every test (ARGS="-k parity" and so on)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -m "not images" $(ARGS)
 
 test-fast: $(VENV) ## run the tests that take seconds
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(RUN) -m pytest -m "not slow and not images" $(ARGS)
+
+images: ## build the images train, serve and serve-proxy
+	docker build $(LABELS) -f Dockerfile.train -t train .
+	docker build $(LABELS) -f Dockerfile.serve -t serve .
+	docker build -t serve-proxy docker/nginx
+
+run-train: ## train in a container into artifacts/, on a GPU where Docker has one (ARGS="--models Model_3" and so on)
+	mkdir -p artifacts
+	docker run --rm $(GPUS) -v "$(CURDIR)/artifacts:/artifacts" train $(ARGS)
+
+run-serve: ## serve from a container on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
+	docker run --rm -p $(or $(PORT),8000):8000 $(if $(MODEL_DIR),-v "$(abspath $(MODEL_DIR)):/model:ro" -e MODEL_DIR=/model) serve
+
+test-images: images $(VENV) ## build the images and test them from outside
+	$(RUN) -m pytest -m images $(ARGS)
 
 lint: $(VENV) ## check style and types
 	$(RUN) -m ruff check .
@@ -51,4 +86,4 @@ lock: ## write requirements/*.txt anew from pyproject.toml (needs uv)
 	$(COMPILE) --extra serve --constraint requirements/dev.txt -o requirements/serve.txt pyproject.toml
 
 clean: ## delete .venv and caches; artifacts stay
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-serve build *.egg-info .mypy_cache .pytest_cache .ruff_cache

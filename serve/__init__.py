@@ -21,8 +21,8 @@ def create_app(config: "Config | None" = None, release: "Release | None" = None)
     Without `config` it is read from the environment; without `release` it is read from `config.model_dir`. Raises
     ConfigError and ModelError, each with one line that says what was expected and found.
     """
-    # Imported here and not above: gunicorn's master imports this package too, and must not import what gevent
-    # patches in the workers.
+    # Imported here and not above: gunicorn's master imports this package too, and what a worker uses is to be imported
+    # in the worker, once gevent has patched the standard library.
     from serve.app import build
     from serve.config import Config
     from serve.release import read

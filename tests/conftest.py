@@ -20,6 +20,17 @@ def mnist() -> Data:
 
 
 @pytest.fixture(scope="session")
+def images(mnist) -> NDArray[np.uint8]:
+    """Return MNIST's test images, uint8 [10000, 28, 28]."""
+    return mnist.test.images.numpy()
+
+
+@pytest.fixture(scope="session")
+def labels(mnist) -> NDArray[np.int64]:
+    return mnist.test.labels.numpy()
+
+
+@pytest.fixture(scope="session")
 def write_idx() -> Callable[[Path, Arrays, Arrays], Path]:
     """Return a function that writes a data set, (images, labels) for training and for test, as four IDX files."""
 

@@ -49,7 +49,9 @@ def test_a_missing_file_is_named(folder, name):
 )
 def test_a_manifest_of_another_form_is_refused(folder, content, found):
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(ModelError, match=f"manifest.json: expected the manifest of a verified export, found: .*{found}"):
+    with pytest.raises(
+        ModelError, match=f"manifest.json: expected the manifest of a verified export, found: .*{found}"
+    ):
         read(folder)
 
 
@@ -57,7 +59,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["file"] = "../digits.onnx"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ModelError, match="expected onnx.file to be a file beside it"):
+    with pytest.raises(ModelError, match=r"expected onnx.file to be a file beside it"):
         read(folder)
 
 
@@ -65,7 +67,7 @@ def test_an_altered_graph_is_refused(folder):
     content = bytearray((folder / "digits.onnx").read_bytes())
     content[-100] ^= 1
     (folder / "digits.onnx").write_bytes(content)
-    with pytest.raises(ModelError, match="digits.onnx: expected SHA-256 cd93.*, found "):
+    with pytest.raises(ModelError, match=r"digits.onnx: expected SHA-256 cd93.*, found "):
         verify(folder)
 
 

@@ -1,0 +1,196 @@
+"""What a request's body holds, in whichever form people have a digit, becomes images: /predict's decoding step."""
+
+import base64
+import binascii
+import time
+from typing import Annotated, get_args
+
+import msgspec
+import numpy as np
+from flask import Request
+from numpy.typing import NDArray
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
+
+from serve.config import Config
+from serve.images import ImageError, Preprocess, decode, prepare
+
+SIDE = 28
+PICTURES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff")
+ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
+
+# What msgspec raises: its own errors and that of bytes that are not UTF-8 are the first, that of depth is the second.
+UNREADABLE = (ValueError, RecursionError)
+
+Pixels = NDArray[np.uint8]  # [28, 28]
+Source = bytes | Pixels  # an encoded picture, or the pixels themselves
+Number = Annotated[float, msgspec.Meta(ge=0, le=255)]
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """A JSON body: one image or many."""
+
+    image: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    images: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+
+
+_body = msgspec.json.Decoder(Body)
+_text = msgspec.json.Decoder(str)
+_flat = msgspec.json.Decoder(list[Number])
+_rows = msgspec.json.Decoder(list[list[Number]])
+
+
+def read_images(request: Request, config: Config) -> NDArray[np.uint8]:
+    """Return the images of `request`, uint8 [N, 28, 28], N ≥ 1, white ink on black, in the order sent.
+
+    Raises werkzeug's exceptions: 400 for a body that is not of its form, 413 for too many images, 415 for a content
+    type that is not taken, 422 for what cannot be an image, naming which.
+    """
+    preprocess = _preprocess(request)
+    if request.content_encoding:
+        raise UnsupportedMediaType(f"expected no Content-Encoding, found {request.content_encoding}")
+    if request.mimetype == "application/octet-stream":
+        pixels = _pixels(read_body(request))
+        check_count(len(pixels), config)
+        return _prepare(pixels, preprocess)
+    sources = _sources(request, config)
+    if all(isinstance(source, np.ndarray) for source in sources):
+        return _prepare(np.stack(sources), preprocess)
+    return _decode(sources, preprocess, config.max_pixels)
+
+
+def read_body(request: Request) -> bytes:
+    """Return the whole body. Raises werkzeug's 413 where it is larger than the service takes."""
+    content = request.get_data(cache=False)
+    if request.content_length is None:
+        request.stream.read(1)  # werkzeug ends a chunked body at the limit without a word: one byte more raises
+    return content
+
+
+def check_count(count: int, config: Config) -> None:
+    """Raise werkzeug's 413 or 422 where `count` images are more, or fewer, than a request may have."""
+    if count > config.max_batch:
+        raise RequestEntityTooLarge(f"expected at most {config.max_batch} images, found {count}")
+    if count == 0:
+        raise UnprocessableEntity("expected at least one image, found none")
+
+
+def _preprocess(request: Request) -> Preprocess:
+    value = request.args.get("preprocess", "auto")
+    if value not in get_args(Preprocess):
+        raise BadRequest(f"preprocess: expected one of {', '.join(get_args(Preprocess))}, found {value!r}")
+    return value  # type: ignore[return-value]  # one of its values, just checked
+
+
+def _sources(request: Request, config: Config) -> list[Source]:
+    if request.mimetype == "application/json":
+        items = _items(read_body(request))
+        check_count(len(items), config)
+        return [_json_image(i, len(items), item) for i, item in enumerate(items)]
+    if request.mimetype == "multipart/form-data":
+        files = _files(request)
+        check_count(len(files), config)
+        return files
+    if request.mimetype in PICTURES:
+        return [read_body(request)]
+    found = request.mimetype or "none"
+    raise UnsupportedMediaType(f"expected a Content-Type of {', '.join(ACCEPTED)}, found {found}")
+
+
+def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    try:
+        return prepare(pixels, preprocess)
+    except ImageError as error:
+        raise _unprocessable(error.index, len(pixels), str(error)) from error
+
+
+def _decode(sources: list[Source], preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
+    images = np.empty((len(sources), SIDE, SIDE), np.uint8)
+    for i, source in enumerate(sources):
+        try:
+            images[i] = (
+                decode(source, preprocess, max_pixels)
+                if isinstance(source, bytes)
+                else prepare(source[np.newaxis], preprocess)[0]
+            )
+        except ImageError as error:
+            raise _unprocessable(i, len(sources), str(error)) from error
+        if i % 10 == 9:
+            time.sleep(0)  # let other requests of this worker have their turn
+    return images
+
+
+def _pixels(content: bytes) -> NDArray[np.uint8]:
+    if len(content) % SIDE**2:
+        raise UnprocessableEntity(f"expected N × {SIDE**2} bytes, one a pixel, found {len(content)} bytes")
+    return np.frombuffer(content, np.uint8).reshape(-1, SIDE, SIDE)
+
+
+def _files(request: Request) -> list[Source]:
+    """Return the files of the field `image`, the only one: so their order is the order sent."""
+    for name in (*request.files, *request.form):
+        if name != "image" or name in request.form:
+            raise BadRequest(f"expected files in the field 'image' alone, found the {_kind(request, name)} {name!r}")
+    return [file.read() for file in request.files.getlist("image")]
+
+
+def _kind(request: Request, name: str) -> str:
+    return "text field" if name in request.form else "file field"
+
+
+def _items(content: bytes) -> list[msgspec.Raw]:
+    """Return the images of a JSON body, each still JSON."""
+    try:
+        body = _body.decode(content)
+    except UNREADABLE as error:
+        raise BadRequest(f'expected JSON, {{"image": …}} or {{"images": [ … ]}}, found: {error}') from error
+    if isinstance(body.image, msgspec.Raw) and body.images is msgspec.UNSET:
+        return [body.image]
+    if isinstance(body.images, list) and body.image is msgspec.UNSET:
+        return body.images
+    found = "neither" if body.image is msgspec.UNSET else "both"
+    raise BadRequest(f'expected either {{"image": …}} or {{"images": [ … ]}}, found {found}')
+
+
+def _json_image(index: int, count: int, item: msgspec.Raw) -> Source:
+    """Return 28 rows of 28 numbers or 784 numbers as pixels, a base64 or data-URL text as the picture's bytes."""
+    json = bytes(item)
+    try:
+        if json.startswith(b'"'):
+            return _base64(index, count, _text.decode(json))
+        if not json.startswith(b"["):
+            raise msgspec.ValidationError("a value of another type")
+        if json[1:].lstrip().startswith(b"["):
+            rows = _rows.decode(json)
+            sides = {len(row) for row in rows}
+            if len(rows) != SIDE or sides != {SIDE}:
+                found = f"{len(rows)} rows of {' or '.join(map(str, sorted(sides)))}"
+                raise _unprocessable(index, count, f"expected {SIDE} rows of {SIDE} numbers, found {found}")
+            return np.rint(rows).astype(np.uint8)
+        numbers = _flat.decode(json)
+    except UNREADABLE as error:
+        expected = "28 rows of 28 numbers 0–255, 784 such numbers, or a picture as base64"
+        raise BadRequest(f"{_name(index, count)}: expected {expected}, found: {error}") from error
+    if len(numbers) != SIDE**2:
+        raise _unprocessable(index, count, f"expected {SIDE**2} numbers, found {len(numbers)}")
+    return np.rint(numbers).astype(np.uint8).reshape(SIDE, SIDE)
+
+
+def _base64(index: int, count: int, text: str) -> bytes:
+    """Return the bytes of a base64 text, with or without a data URL's head (RFC 2397)."""
+    head, comma, data = text.partition(",")
+    if comma and not (head.startswith("data:") and head.endswith(";base64")):
+        raise _unprocessable(index, count, "expected base64 or a data URL, data:…;base64,…, found neither")
+    try:
+        return base64.b64decode(data if comma else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _unprocessable(index, count, f"expected base64, found: {error}") from error
+
+
+def _unprocessable(index: int | None, count: int, reason: str) -> UnprocessableEntity:
+    return UnprocessableEntity(f"{_name(index, count)}: {reason}")
+
+
+def _name(index: int | None, count: int) -> str:
+    if index is None:
+        return "an image"
+    return f"image {index + 1} of {count}"

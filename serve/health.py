@@ -1,0 +1,33 @@
+"""GET /healthz, /readyz and /metrics: what an orchestrator and Prometheus ask."""
+
+import os
+
+from flask import Blueprint, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from serve.predictor import Predictor
+
+
+def blueprint(predictor: Predictor) -> Blueprint:
+    """Return the routes; /readyz predicts with `predictor`."""
+    routes = Blueprint("health", __name__)
+
+    @routes.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @routes.get("/readyz")
+    def readyz() -> dict[str, str]:
+        predictor.probe()
+        return {"status": "ready"}
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # one process, not gunicorn's several
+            return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+    return routes

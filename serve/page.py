@@ -1,0 +1,50 @@
+"""GET /: the drawing page and its files; GET /openapi.json: the service's description."""
+
+import hashlib
+import mimetypes
+from pathlib import Path
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import NotFound
+
+FOLDER = Path(__file__).parent
+HEADERS = {
+    # Nothing from another host, nothing inline, no frame around it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # asked for anew each time, answered 304 where it has not changed
+}
+
+
+def blueprint() -> Blueprint:
+    """Return the routes; the files are read now, once."""
+    routes = Blueprint("page", __name__)
+    files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
+    description = (FOLDER / "openapi.json").read_bytes()
+
+    @routes.get("/")
+    def page() -> Response:
+        return _answer("index.html", files["index.html"])
+
+    @routes.get("/static/<name>")
+    def static(name: str) -> Response:
+        if name not in files:
+            raise NotFound
+        return _answer(name, files[name])
+
+    @routes.get("/openapi.json")
+    def openapi() -> Response:
+        return _answer("openapi.json", description)
+
+    return routes
+
+
+def _answer(name: str, content: bytes) -> Response:
+    response = Response(content, mimetype=mimetypes.guess_type(name)[0])
+    response.headers.extend(HEADERS)
+    response.set_etag(hashlib.sha256(content).hexdigest()[:16])
+    response.make_conditional(request)
+    return response

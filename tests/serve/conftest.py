@@ -1,0 +1,96 @@
+"""The service under test: a Flask application, and real gunicorns on loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from flask.testing import FlaskClient
+
+from serve import create_app
+from serve.config import Config
+from train.paths import ROOT
+
+
+class Service:
+    """A real gunicorn with this configuration, ready to answer."""
+
+    def __init__(self, log: Path, **environment: object) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        variables = {name: str(value) for name, value in environment.items()}
+        command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
+        with log.open("wb") as file:
+            environ = {"PATH": os.environ["PATH"], "PORT": str(port), **variables}
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
+        self.wait(lambda: self._answers())
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return requests.get(f"{self.url}/readyz", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
+        """Return what `condition` does once that is true."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {self.log.read_text()[-3000:]}"
+            time.sleep(0.05)
+        return found
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def stop(self) -> int:
+        self.signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory) -> Iterator[Service]:
+    """Return a service as it is without any configuration."""
+    service = Service(tmp_path_factory.mktemp("service") / "log")
+    yield service
+    assert service.stop() == 0
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[..., Service]]:
+    """Return a function that starts a service with the configuration given, ended with the test."""
+    services: list[Service] = []
+
+    def start(**environment: object) -> Service:
+        services.append(Service(tmp_path / f"log{len(services)}", **environment))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.process.kill()
+        service.process.wait()
+
+
+@pytest.fixture(scope="session")
+def client() -> FlaskClient:
+    """Return a client of an application that takes at most 5 images and 100,000 bytes a request."""
+    return create_app(Config(max_batch=5, max_body_bytes=100_000)).test_client()

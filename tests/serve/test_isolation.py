@@ -1,0 +1,54 @@
+"""Nothing under serve/ needs torch, or any room but its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from train.paths import ROOT
+
+IMPORT_ALL = """
+import pkgutil, sys
+import serve
+for module in pkgutil.iter_modules(serve.__path__, "serve."):
+    if "conf" not in module.name or module.name == "serve.config":
+        __import__(module.name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_no_module_of_serve_imports_torch_or_train():
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"serve", "onnxruntime", "flask"} <= imported
+    assert not imported & {"torch", "torchvision", "train", "model", "onnx", "ray", "matplotlib", "tests"}
+
+
+def test_gunicorn_s_master_leaves_to_the_workers_what_they_use():
+    """Imported before gevent patches, their locks would be of another kind; a runtime's threads a fork would lose."""
+    code = "import sys; import serve.wsgi, serve.logs; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}
+
+
+@pytest.mark.slow
+def test_the_serving_requirements_alone_suffice(tmp_path):
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    pip = [
+        venv / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--require-hashes",
+        "--disable-pip-version-check",
+    ]
+    subprocess.run([*pip, "-r", ROOT / "requirements" / "serve.txt"], check=True)
+    code = """
+from serve import create_app
+answer = create_app().test_client().post("/predict", data=open("docs/seven.png", "rb").read(), content_type="image/png")
+print(answer.json["predictions"][0]["digit"])
+"""
+    done = subprocess.run([venv / "bin" / "python", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n"

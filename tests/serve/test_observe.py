@@ -1,0 +1,86 @@
+"""Request ids, log lines, metrics, and headers, of a real gunicorn."""
+
+import re
+import socket
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+def metrics(service):
+    """Return /metrics as {(name, labels): value}."""
+    text = requests.get(f"{service.url}/metrics").text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
+
+
+def change(before, after, name, **labels):
+    key = name, tuple(sorted(labels.items()))
+    return after.get(key, 0) - before.get(key, 0)
+
+
+def test_metrics_count_requests_over_all_workers(service, images):
+    before = metrics(service)
+    for _ in range(20):
+        assert requests.post(f"{service.url}/predict", images[:3].tobytes(), headers=RAW).ok
+    assert requests.post(f"{service.url}/predict", b"x", headers=RAW).status_code == 422
+    assert requests.get(f"{service.url}/no/such/path").status_code == 404
+    after = metrics(service)
+    predicted = {"route": "/predict", "method": "POST"}
+    assert change(before, after, "digits_requests_total", **predicted, status="200") == 20
+    assert change(before, after, "digits_requests_total", **predicted, status="422") == 1
+    assert change(before, after, "digits_requests_total", route="unmatched", method="any", status="404") == 1
+    assert change(before, after, "digits_images_total") == 60
+    assert [change(before, after, "digits_predictions_total", digit=str(digit)) for digit in (7, 2, 1)] == [20, 20, 20]
+    assert change(before, after, "digits_request_duration_seconds_count", route="/predict") == 21
+    assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < 5
+    assert after["digits_requests_in_flight", ()] == 1  # this one
+    model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", "cd93a44f2d18"))
+    assert after["digits_model_info", model] == len(service.workers())
+
+
+def test_every_request_has_one_line_of_json(service, images):
+    sent = {**RAW, "X-Request-ID": "order-66_a.b:c"}
+    answer = requests.post(f"{service.url}/predict?preprocess=none", images[:3].tobytes(), headers=sent)
+    assert answer.headers["X-Request-ID"] == "order-66_a.b:c"
+    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "order-66_a.b:c"])
+    assert (line["method"], line["path"], line["status"], line["images"]) == ("POST", "/predict", 200, 3)
+    assert line["level"] == "info"
+    assert 0 < line["milliseconds"] < 5000
+
+
+@pytest.mark.parametrize("sent", [None, "two words", '"}{', "x" * 129, "é"])
+def test_a_request_id_is_made_where_none_of_its_form_is_sent(service, sent):
+    headers = {"X-Request-ID": sent.encode()} if sent else {}
+    found = [requests.get(f"{service.url}/healthz", headers=headers).headers["X-Request-ID"] for _ in range(2)]
+    assert all(re.fullmatch("[0-9a-f]{32}", made) for made in found)
+    assert found[0] != found[1]
+
+
+def test_log_lines_stay_lines_whatever_is_asked_for(service):
+    requests.get(f"{service.url}/a%0a{{%22b%22:1}}%1b[31m")
+    service.wait(lambda: [line for line in service.lines() if line.get("path") == '/a\n{"b":1}\x1b[31m'])
+
+
+def test_the_page_is_closed_to_other_hosts(service):
+    headers = requests.get(f"{service.url}/").headers
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_s_files_are_answered_304_where_they_have_not_changed(service):
+    first = requests.get(f"{service.url}/")
+    again = requests.get(f"{service.url}/", headers={"If-None-Match": first.headers["ETag"]})
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+
+
+@pytest.mark.parametrize("path", ["/static/..%2fapp.py", "/static/../app.py", "/static/", "/static/none.js"])
+def test_nothing_but_the_page_s_files_is_served(service, path):
+    prepared = requests.Request("GET", service.url).prepare()
+    prepared.url = service.url + path
+    assert requests.Session().send(prepared).status_code == 404

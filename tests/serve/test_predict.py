@@ -1,0 +1,284 @@
+"""POST /predict through Flask's client: every form that a digit has, and every error."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve import create_app
+from serve.config import Config
+
+JSON = "application/json"
+
+
+def encode(image, format="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format, **options)
+    return file.getvalue()
+
+
+def enlarged(image):
+    """Return the digit as a picture of another form: 280×280, black on white."""
+    return encode(255 - np.kron(image, np.ones((10, 10), np.uint8)))
+
+
+def predict(client, content, content_type, query="", **headers):
+    return client.post(f"/predict{query}", data=content, content_type=content_type, headers=headers)
+
+
+def digits(answer):
+    assert answer.status_code == 200, answer.text
+    return [prediction["digit"] for prediction in answer.json["predictions"]]
+
+
+def problem(answer, status):
+    """Return the detail of an error, once it is one of RFC 9457's form."""
+    assert answer.status_code == status, answer.text
+    assert answer.content_type == "application/problem+json"
+    assert (answer.json["status"], answer.json["type"]) == (status, "about:blank")
+    return answer.json["detail"]
+
+
+def files(*contents, name="image"):
+    return {name: [(io.BytesIO(content), f"{i}.png") for i, content in enumerate(contents)]}
+
+
+FORMS = {
+    "rows": lambda image: {"image": image.tolist()},
+    "numbers": lambda image: {"image": image.reshape(-1).tolist()},
+    "fractions": lambda image: {"image": (image * 0.999).tolist()},
+    "base64": lambda image: {"image": base64.b64encode(encode(image)).decode()},
+    "data URL": lambda image: {"image": "data:image/png;base64," + base64.b64encode(encode(image)).decode()},
+    "many": lambda image: {"images": [image.tolist()]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_json_in_every_form(client, images, labels, form):
+    found = [digits(predict(client, json.dumps(FORMS[form](image)), JSON)) for image in images[:5]]
+    assert found == [[label] for label in labels[:5]]
+
+
+@pytest.mark.parametrize(
+    ("format", "content_type"),
+    [
+        ("PNG", "image/png"),
+        ("JPEG", "image/jpeg"),
+        ("WEBP", "image/webp"),
+        ("BMP", "image/bmp"),
+        ("GIF", "image/gif"),
+        ("TIFF", "image/tiff"),
+    ],
+)
+def test_a_picture_as_the_body(client, images, labels, format, content_type):
+    found = [digits(predict(client, encode(image, format), content_type)) for image in images[:5]]
+    assert found == [[label] for label in labels[:5]]
+
+
+def test_several_files_are_answered_in_order(client, images, labels):
+    body = files(*(enlarged(image) for image in images[:5]))
+    assert digits(predict(client, body, "multipart/form-data")) == labels[:5].tolist()
+
+
+def test_raw_pixels(client, images, labels):
+    assert digits(predict(client, images[:5].tobytes(), "application/octet-stream")) == labels[:5].tolist()
+
+
+def test_numbers_and_pictures_mix_in_one_request(client, images, labels):
+    many = [images[0].tolist(), base64.b64encode(enlarged(images[1])).decode(), images[2].reshape(-1).tolist()]
+    assert digits(predict(client, json.dumps({"images": many}), JSON)) == labels[:3].tolist()
+
+
+def test_the_answer(client, images):
+    answer = predict(client, images[:1].tobytes(), "application/octet-stream")
+    (prediction,) = answer.json["predictions"]
+    assert list(prediction) == ["digit", "confidence", "probabilities"]
+    assert len(prediction["probabilities"]) == 10
+    assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert prediction["confidence"] == max(prediction["probabilities"]) == prediction["probabilities"][7]
+    assert answer.json["model"] == {"name": "Model_3", "version": "cd93a44f2d18"}
+    assert answer.content_type == JSON
+
+
+def test_the_pixels_that_the_model_saw(client, images):
+    answer = predict(client, enlarged(images[0]), "image/png", "?pixels=true")
+    pixels = np.array(answer.json["predictions"][0]["pixels"])
+    assert pixels.shape == (28, 28)
+    assert np.abs(pixels - images[0].astype(int)).mean() < 12  # white ink on black again, in its place
+
+
+def test_preprocess_none_takes_the_pixels_as_they_are(client, images):
+    inverted = (255 - images[:1]).tobytes()
+    answer = predict(client, inverted, "application/octet-stream", "?preprocess=none&pixels=true")
+    assert np.array_equal(answer.json["predictions"][0]["pixels"], 255 - images[0])
+    answer = predict(client, bytes(784), "application/octet-stream", "?preprocess=none")
+    assert len(digits(answer)) == 1
+
+
+def test_auto_takes_what_is_in_mnist_form_as_it_is_and_turns_what_is_not(client, images):
+    for sent in (images[0], 255 - images[0]):
+        answer = predict(client, sent.tobytes(), "application/octet-stream", "?pixels=true")
+        assert digits(answer) == [7]
+        pixels = np.array(answer.json["predictions"][0]["pixels"])
+        assert np.abs(pixels - images[0].astype(int)).mean() < 12
+    assert np.array_equal(
+        predict(client, images[:1].tobytes(), "application/octet-stream", "?pixels=true").json["predictions"][0][
+            "pixels"
+        ],
+        images[0],
+    )
+
+
+ROW = [0] * 28
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "detail"),
+    [
+        (400, "", "expected JSON"),
+        (400, "nonsense", "JSON is malformed"),
+        (400, "[1]", "Expected `object`, got `array`"),
+        (400, "{}", "found neither"),
+        (400, '{"image": [], "images": []}', "found both"),
+        (400, '{"picture": []}', "unknown field `picture`"),
+        (400, '{"image": 7}', "image 1 of 1: expected 28 rows of 28 numbers"),
+        (400, '{"image": null}', "image 1 of 1"),
+        (400, '{"images": {}}', "Expected `array`, got `object`"),
+        (400, '{"image": ["a"]}', "Expected `float`, got `str`"),
+        (400, '{"image": [true]}', "got `bool`"),
+        (400, '{"image": [NaN]}', "malformed"),
+        (400, '{"image": [1e999]}', "out of range"),
+        (400, '{"image": [-1]}', ">= 0"),
+        (400, '{"image": [256]}', "<= 255"),
+        (400, '{"image": [[0], 0]}', "Expected `array`"),
+        (400, b'{"image": "\xff"}', "image 1 of 1: expected 28 rows"),
+        pytest.param(400, '{"image": ' + "[" * 20_000 + "]" * 20_000 + "}", "ecursion", id="deep"),
+        (422, '{"images": []}', "expected at least one image, found none"),
+        (422, '{"image": []}', "image 1 of 1: expected 784 numbers, found 0"),
+        (422, '{"image": [1, 2]}', "image 1 of 1: expected 784 numbers, found 2"),
+        (422, json.dumps({"image": [ROW] * 27}), "expected 28 rows of 28 numbers, found 27 rows of 28"),
+        (422, json.dumps({"image": [ROW] * 27 + [[0]]}), "found 28 rows of 1 or 28"),
+        (422, json.dumps({"images": [[ROW] * 28, [ROW]]}), "image 2 of 2: expected 28 rows"),
+        (422, '{"image": "!"}', "image 1 of 1: expected base64"),
+        (422, '{"image": "data:text/html,x"}', "expected base64 or a data URL"),
+        (422, '{"image": "aGVsbG8="}', "image 1 of 1: "),
+        (422, json.dumps({"image": [ROW] * 28}), "image 1 of 1: "),  # no ink
+    ],
+)
+def test_bad_json(client, status, body, detail):
+    assert detail in problem(predict(client, body, JSON), status)
+
+
+def test_bad_raw_pixels(client, images):
+    raw = "application/octet-stream"
+    assert "N × 784 bytes, one a pixel, found 785 bytes" in problem(predict(client, bytes(785), raw), 422)
+    assert "expected at least one image, found none" in problem(predict(client, b"", raw), 422)
+    assert "expected at most 5 images, found 6" in problem(predict(client, images[:6].tobytes(), raw), 413)
+    assert "image 2 of 2: " in problem(predict(client, images[:1].tobytes() + bytes(784), raw), 422)
+
+
+def test_bad_pictures(client, images):
+    picture = enlarged(images[0])
+    for content in (b"", b"no picture", picture[: len(picture) // 2]):
+        assert problem(predict(client, content, "image/png"), 422).startswith("image 1 of 1: ")
+    blank = encode(np.full((50, 50), 255, np.uint8))
+    assert "ink" in problem(predict(client, blank, "image/png"), 422)
+    bomb = encode(np.zeros((6000, 6000), np.uint8))
+    assert len(bomb) < 100_000
+    assert "image 1 of 1: " in problem(predict(client, bomb, "image/png"), 422)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # werkzeug leaves refused parts to the GC
+def test_bad_files(client, images):
+    good, form = enlarged(images[0]), "multipart/form-data"
+    assert "image 2 of 3: " in problem(predict(client, files(good, b"no picture", good), form), 422)
+    assert "at most 100000 bytes and 5 parts" in problem(predict(client, files(*[good] * 6), form), 413)
+    assert "found the file field 'picture'" in problem(predict(client, files(good, name="picture"), form), 400)
+    assert "found the text field 'image'" in problem(predict(client, {"image": "7"}, form), 400)
+    assert "expected at least one image, found none" in problem(predict(client, {}, form), 422)
+    assert problem(client.post("/predict", data=b"x", content_type=f"{form}; boundary=b"), 422)
+
+
+def test_one_bad_image_of_many_fails_the_request_and_is_named(client, images):
+    many = [images[0].tolist(), images[1].tolist(), "bm8gcGljdHVyZQ=="]
+    assert problem(predict(client, json.dumps({"images": many}), JSON), 422).startswith("image 3 of 3: ")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "image/svg+xml", "application/x-www-form-urlencoded", ""])
+def test_another_content_type(client, content_type):
+    detail = problem(predict(client, b"x", content_type), 415)
+    assert detail.startswith("expected a Content-Type of application/json")
+    assert detail.endswith(f"found {content_type or 'none'}")
+
+
+def test_an_encoded_body(client):
+    assert "found gzip" in problem(predict(client, b"x", JSON, **{"Content-Encoding": "gzip"}), 415)
+
+
+def test_too_large_a_body(client):
+    for content_type in (JSON, "image/png", "application/octet-stream", "multipart/form-data; boundary=b"):
+        assert "at most 100000 bytes" in problem(predict(client, bytes(100_001), content_type), 413)
+
+
+def test_query_parameters(client, images):
+    raw = images[:1].tobytes()
+    detail = problem(predict(client, raw, "application/octet-stream", "?preprocess=magic"), 400)
+    assert detail == "preprocess: expected one of auto, none, mnist, found 'magic'"
+    assert "pixels: expected true or false" in problem(
+        predict(client, raw, "application/octet-stream", "?pixels=1"), 400
+    )
+
+
+def test_paths_and_methods(client):
+    assert client.get("/v2/models//ready").status_code == 404
+    assert problem(client.get("/nowhere"), 404) == "expected a path that /openapi.json lists, found /nowhere"
+    answer = client.get("/predict")
+    assert problem(answer, 405) == "expected OPTIONS or POST for /predict, found GET"
+    assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+
+
+def test_what_fails_inside_tells_the_client_nothing(images, monkeypatch, caplog):
+    app = create_app()
+    monkeypatch.setattr("serve.predict.read_images", lambda *_: 1 / 0)
+    answer = predict(app.test_client(), images[:1].tobytes(), "application/octet-stream")
+    detail = problem(answer, 500)
+    assert "ZeroDivisionError" not in answer.text
+    assert "request id" in detail
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_key(images):
+    client = create_app(Config(api_key="s3cret")).test_client()
+    raw = images[:1].tobytes()
+    for headers in (
+        {},
+        {"Authorization": "Bearer other"},
+        {"Authorization": "Basic czNjcmV0"},
+        {"Authorization": "Bearer é"},
+    ):
+        answer = predict(client, raw, "application/octet-stream", **headers)
+        assert "expected" in problem(answer, 401)
+        assert answer.headers["WWW-Authenticate"].lower().startswith("bearer")
+        assert "s3cret" not in answer.text
+    answer = client.post("/v2/models/digits/infer", data=b"{}")
+    assert (answer.status_code, list(answer.json)) == (401, ["error"])
+    assert digits(predict(client, raw, "application/octet-stream", Authorization="Bearer s3cret")) == [7]
+    for path in ("/healthz", "/readyz", "/metrics", "/", "/openapi.json", "/v2/health/ready"):
+        assert client.get(path).status_code == 200
+
+
+def test_other_origins_are_let_in_only_where_asked_for(client, images):
+    origin = {"Origin": "https://pages.example"}
+    assert "Access-Control-Allow-Origin" not in client.get("/healthz", headers=origin).headers
+    allowing = create_app(Config(cors_origins="https://pages.example https://other.example")).test_client()
+    preflight = allowing.options("/predict", headers={**origin, "Access-Control-Request-Method": "POST"})
+    assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Origin"] == "https://pages.example"
+    assert "Content-Type" in preflight.headers["Access-Control-Allow-Headers"]
+    other = allowing.get("/healthz", headers={"Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Origin" not in other.headers

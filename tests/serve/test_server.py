@@ -1,0 +1,301 @@
+"""The service as it is operated: its start, its end, new models, lost workers, slow clients, memory, no network."""
+
+import base64
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+from train.paths import RELEASE, ROOT
+
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+class Load:
+    """Clients that each ask for one prediction after the other, on connections kept open, until told to stop."""
+
+    def __init__(self, service, images, clients=8):
+        self.host, self.port = service.url.removeprefix("http://").split(":")
+        self.body = images[:1].tobytes()
+        self.answers: Counter[tuple[int, str]] = Counter()  # by status and model version
+        self.failures: list[tuple[float, str, bool]] = []  # when, what, and whether the connection had served before
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def _ask(self):
+        connection = http.client.HTTPConnection(self.host, int(self.port), timeout=30)
+        while not self.stopping.is_set():
+            used = connection.sock is not None
+            try:
+                connection.request("POST", "/predict", self.body, RAW)
+                answer = connection.getresponse()
+                model = json.loads(answer.read())["model"]["version"]
+                self.answers[answer.status, model] += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append((time.monotonic(), type(error).__name__, used))
+                connection.close()  # and opened anew by the next request
+                time.sleep(0.02)
+        connection.close()
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """Return a copy of the shipped release."""
+    return Path(shutil.copytree(RELEASE, tmp_path / "model"))
+
+
+def put(source, folder):
+    """Put the release in `source` where a service looks for it, as a careful operator would."""
+    for name in ("digits.onnx", "manifest.json"):
+        shutil.copy(source / name, folder / f".{name}")
+        (folder / f".{name}").rename(folder / name)
+
+
+def run(**environment):
+    """Run the service until it ends of itself."""
+    command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
+    environ = {"PATH": os.environ["PATH"], "PORT": "1", **environment}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: shutil.rmtree(folder),
+            "manifest.json: expected a file of a verified export, found: No such file",
+        ),
+        (lambda folder: (folder / "digits.onnx").write_bytes(b"altered"), "digits.onnx: expected SHA-256 "),
+        (
+            lambda folder: (folder / "manifest.json").write_text("{}"),
+            "manifest.json: expected the manifest of a verified",
+        ),
+    ],
+)
+def test_a_model_that_does_not_verify_stops_the_start_with_one_line(model_dir, damage, message):
+    damage(model_dir)
+    ended = run(MODEL_DIR=str(model_dir))
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+    assert line.startswith(f"serve: {model_dir}/")
+    assert message in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_variable_stops_the_start_with_one_line():
+    ended = run(MAX_BATCH="many")
+    assert (ended.returncode, ended.stderr) == (1, "serve: MAX_BATCH: expected a whole number, found 'many'\n")
+
+
+def test_every_test_image_is_predicted_over_http_as_the_manifest_says(service, images, labels):
+    found = []
+    for start in range(0, 10_000, 1_000):
+        answer = requests.post(f"{service.url}/predict", images[start : start + 1_000].tobytes(), headers=RAW)
+        found += [prediction["digit"] for prediction in answer.json()["predictions"]]
+    manifest = json.loads((RELEASE / "manifest.json").read_text())
+    assert int((np.array(found) == labels).sum()) == manifest["test_correct"]
+
+
+def test_a_worker_has_no_thread_to_spare(service):
+    """Workers × threads fit the cores: each has its own, and gevent's, but no pool of ONNX Runtime or OpenBLAS."""
+    assert len(service.workers()) == len(os.sched_getaffinity(0))
+    for worker in service.workers():
+        assert len(os.listdir(f"/proc/{worker}/task")) <= 2
+
+
+def test_a_chunked_body_is_read_and_limited(start, images):
+    service = start(MAX_BODY_BYTES=100_000)
+    few, many = (
+        requests.post(f"{service.url}/predict", (images[:1].tobytes() for _ in range(count)), headers=RAW)
+        for count in (3, 200)
+    )
+    assert (len(few.json()["predictions"]), many.status_code) == (3, 413)
+
+
+@pytest.mark.slow
+def test_slow_clients_hold_nobody_up_and_are_let_go(start, images):
+    service = start(REQUEST_TIMEOUT=3, WEB_CONCURRENCY=2)
+    address = service.url.removeprefix("http://").split(":")
+    slow = []
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 784\r\n"
+    for i in range(400):
+        slow.append(socket.create_connection(address))
+        slow[-1].sendall(head + b"\r\nslow" if i % 2 else head)  # the body's rest never comes, or the head's
+    for _ in range(50):
+        began = time.monotonic()
+        assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=5).ok
+        assert time.monotonic() - began < 1
+    answers = []
+    for connection in slow:
+        connection.settimeout(20)
+        answers.append(connection.recv(1000)[:12])
+        connection.close()
+    assert Counter(answers) == {b"HTTP/1.1 408": 200, b"": 200}
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_only_what_they_had_in_flight(start, images):
+    service = start(WEB_CONCURRENCY=2)
+    clients, kills = 8, []
+    with Load(service, images, clients) as load:
+        for _ in range(6):
+            time.sleep(5)
+            victim = service.workers()[0]
+            kills.append(time.monotonic())
+            os.kill(victim, signal.SIGKILL)
+            service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
+    assert {status for status, _ in load.answers} == {200}
+    assert load.answers.total() > 1_000
+    for when, *_ in load.failures:  # each within an instant of a kill …
+        assert any(0 <= when - kill < 1 for kill in kills), load.failures
+    for kill in kills:  # … and no client failed twice for one
+        assert sum(0 <= when - kill < 1 for when, *_ in load.failures) <= clients
+    assert requests.get(f"{service.url}/metrics").ok
+
+
+@pytest.mark.slow
+def test_a_new_model_is_served_without_failing_a_request(start, images, model_dir, trained):
+    service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
+    releases = {True: trained / "release", False: RELEASE}
+    version = {
+        new: json.loads((folder / "manifest.json").read_text())["onnx"]["sha256"][:12]
+        for new, folder in releases.items()
+    }
+    with Load(service, images) as load:
+        for i in range(5):
+            time.sleep(6)
+            new = i % 2 == 0
+            put(releases[new], model_dir)
+            before = service.workers()
+            service.signal(signal.SIGHUP)
+            service.wait(lambda before=before: len(service.workers()) == 2 and not set(before) & set(service.workers()))
+            served = requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).json()["model"]
+            assert served["version"] == version[new]
+    assert load.failures == []
+    assert set(load.answers) == {(200, version[True]), (200, version[False])}
+
+
+@pytest.mark.slow
+def test_a_new_model_that_does_not_verify_is_refused(start, images, model_dir):
+    service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
+    (model_dir / "digits.onnx").write_bytes(b"altered")
+    with Load(service, images) as load:
+        service.signal(signal.SIGHUP)
+        service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
+        time.sleep(3)
+        os.kill(service.workers()[0], signal.SIGKILL)  # who comes in its place has the model of before, too
+        service.wait(lambda: len(service.workers()) == 2)
+        time.sleep(2)
+    assert len(load.failures) <= 8
+    assert set(load.answers) == {(200, "cd93a44f2d18")}
+    assert service.stop() == 0
+
+
+@pytest.mark.slow
+def test_sigterm_answers_what_was_accepted_and_ends(start, images):
+    service = start(WEB_CONCURRENCY=2)
+    with Load(service, images) as load:
+        time.sleep(3)
+        service.signal(signal.SIGTERM)
+        ended = service.process.wait(30)
+    assert ended == 0
+    assert {status for status, _ in load.answers} == {200}
+    # A connection that had been served before never fails; a new one is refused.
+    assert [failure for failure in load.failures if failure[2]] == []
+    assert {what for _, what, _ in load.failures} <= {"ConnectionRefusedError", "ConnectionResetError"}
+    assert (
+        sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8
+    )  # in the kernel's queue, not accepted
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(start, images):
+    service = start(WEB_CONCURRENCY=2)
+    picture = json.dumps({"image": base64.b64encode(b"P5 28 28 255\n" + images[0].tobytes()).decode()})
+    forms = [
+        (images[:1].tobytes(), RAW),
+        (images[:50].tobytes(), RAW),
+        (json.dumps({"image": images[0].tolist()}), {"Content-Type": "application/json"}),
+        (picture, {"Content-Type": "application/json"}),  # an error: no PNM is taken
+        (b"nonsense", {"Content-Type": "image/png"}),
+    ]
+
+    def ask(count):
+        with requests.Session() as session:
+            for i in range(count):
+                body, headers = forms[i % len(forms)]
+                assert session.post(f"{service.url}/predict", body, headers=headers).status_code < 500
+
+    def clients(count):
+        threads = [threading.Thread(target=ask, args=(count // 4,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def memory():
+        pattern = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
+        pids = service.workers()
+        return sum(int(pattern.search(Path(f"/proc/{pid}/smaps_rollup").read_text())[1]) for pid in pids)
+
+    clients(2_000)
+    early = memory()
+    clients(18_000)
+    assert memory() <= 1.1 * early
+
+
+# Run without any network: a prediction, then what the kernel counted as sent.
+ALONE = """
+import socket, sys, time
+from serve import create_app
+answer = create_app().test_client().post("/predict", data=open(sys.argv[1], "rb").read(), content_type="image/png")
+assert answer.json["predictions"][0]["digit"] == 7, answer.text
+if sys.argv[2] == "talk":
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        try:
+            out.sendto(b"?", ("192.0.2.1", 53))
+        except OSError:
+            pass
+time.sleep(2)
+lines = [line.split() for line in open("/proc/net/snmp")]
+counts = {f"{names[0]}{name}": int(value) for names, values in zip(lines[::2], lines[1::2])
+          for name, value in zip(names[1:], values[1:])}
+print(sum(counts[name] for name in ("Ip:OutRequests", "Ip:OutNoRoutes", "Tcp:ActiveOpens", "Udp:OutDatagrams")))
+"""
+
+
+@pytest.mark.parametrize(("habit", "sent"), [("silent", "0"), ("talk", "1")])
+def test_nothing_tries_to_leave(tmp_path, images, habit, sent):
+    unshare = ["unshare", "--user", "--map-root-user", "--net"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    from PIL import Image
+
+    Image.fromarray(images[0]).save(tmp_path / "seven.png")
+    command = [*unshare, sys.executable, "-c", ALONE, str(tmp_path / "seven.png"), habit]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == sent, done.stderr
