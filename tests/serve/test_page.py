@@ -1,0 +1,495 @@
+"""The drawing page as people meet it: in a real Chromium, against a real service, under its real policy."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"expected Chromium at {CHROMIUM}, found none"),
+]
+
+Stroke = list[tuple[float, float]]  # from the paper's left and top, as shares of its side
+
+
+def arc(x: float, y: float, width: float, height: float, start: float, end: float) -> Stroke:
+    """Return an ellipse's arc, clockwise from `start` to `end`, in degrees from the right."""
+    angles = [math.radians(start + (end - start) * step / 20) for step in range(21)]
+    return [(x + width / 2 * math.cos(angle), y + height / 2 * math.sin(angle)) for angle in angles]
+
+
+STROKES: dict[int, list[Stroke]] = {
+    0: [arc(0.5, 0.5, 0.4, 0.6, -90, 270)],
+    1: [[(0.53, 0.2), (0.5, 0.5), (0.47, 0.8)]],
+    2: [[*arc(0.5, 0.34, 0.36, 0.32, -170, 40), (0.32, 0.8), (0.72, 0.8)]],
+    3: [[*arc(0.48, 0.34, 0.34, 0.3, -150, 90), *arc(0.48, 0.64, 0.4, 0.34, -90, 150)]],
+    4: [[(0.35, 0.2), (0.3, 0.55), (0.7, 0.55)], [(0.66, 0.2), (0.62, 0.82)]],
+    7: [[(0.3, 0.22), (0.7, 0.22), (0.55, 0.5), (0.45, 0.8)]],
+}
+
+# What a page may not do is said on its console, and there by the policy's own event too.
+LISTEN = """addEventListener("securitypolicyviolation", (event) =>
+  console.error(`policy: ${event.violatedDirective} ${event.blockedURI} ${event.sample}`))"""
+
+# A canvas's pixels: red, green, blue and opacity of each, in one list.
+READ = """(it) => {
+  const copy = new OffscreenCanvas(it.width, it.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(it, 0, 0);
+  return copy.getImageData(0, 0, it.width, it.height).data;
+}"""
+
+# An element's colour, and that of what is behind it.
+COLOURS = """(it) => {
+  const { color } = getComputedStyle(it);
+  while (getComputedStyle(it).backgroundColor === "rgba(0, 0, 0, 0)") it = it.parentElement;
+  return [color, getComputedStyle(it).backgroundColor];
+}"""
+
+# A slow service: each request waits before it leaves, and the most that wait at once are counted.
+SLOW = """
+Object.assign(window, { quick: fetch, waiting: 0, most: 0 });
+window.fetch = async (...request) => {
+  window.most = Math.max(window.most, ++window.waiting);
+  await new Promise((resolve) => setTimeout(resolve, 400));
+  try { return await window.quick(...request); } finally { window.waiting -= 1; }
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """Return what the browser complained of so far."""
+    return []
+
+
+@pytest.fixture
+def expected() -> list[str]:
+    """Return parts of the complaints that a test expects, for it to fill."""
+    return []
+
+
+@pytest.fixture
+def visit(browser, service, complaints, expected) -> Iterator[Callable[..., Page]]:
+    """Return a function that opens the page, as a browser with these options. Nothing else is complained of."""
+    contexts = []
+
+    def visit(url: str = service.url, script: str = "", **options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1120, "height": 900}, **options})
+        contexts.append(context)
+        context.set_default_timeout(15_000)
+        context.add_init_script(LISTEN)
+        context.add_init_script(script)
+        page = context.new_page()
+        page.on("console", lambda told: complaints.append(f"{told.type}: {told.text} {told.location['url']}".strip()))
+        page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
+        page.on("request", lambda request: check_host(request.url))
+        page.goto(url)
+        page.wait_for_selector("tbody tr")
+        return page
+
+    def check_host(url: str) -> None:
+        if urlsplit(url).hostname != "127.0.0.1" and not url.startswith(("blob:", "data:")):
+            complaints.append(f"request to {url}")
+
+    expect.set_options(timeout=15_000)
+    yield visit
+    for context in contexts:
+        context.close()
+    assert [complaint for complaint in complaints if not any(part in complaint for part in expected)] == []
+
+
+@pytest.fixture
+def page(visit) -> Page:
+    return visit()
+
+
+@pytest.fixture
+def enlarged(images) -> Callable[..., bytes]:
+    """Return a function that returns MNIST's test image of this index as a larger picture."""
+
+    def enlarged(index: int, kind: str = "PNG") -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(images[index]).resize((336, 336), Image.Resampling.BICUBIC).save(file, kind)
+        return file.getvalue()
+
+    return enlarged
+
+
+def draw(page: Page, *strokes: Stroke) -> None:
+    box = page.locator("#canvas").bounding_box()
+    for stroke in strokes:
+        points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        page.mouse.move(*points[0])
+        page.mouse.down()
+        for point in points[1:]:
+            page.mouse.move(*point, steps=3)
+        page.mouse.up()
+
+
+def bars(page: Page) -> list[str]:
+    """Return the ten probabilities as they can be read."""
+    table = page.get_by_role("table", name="Probability of each digit")
+    rows = table.locator("tbody").get_by_role("row")
+    assert rows.get_by_role("rowheader").all_inner_texts() == [str(digit) for digit in range(10)]
+    return [row.get_by_role("cell").last.inner_text() for row in rows.all()]
+
+
+def number(percentage: str) -> float:
+    return float(percentage.strip("> %"))
+
+
+def widths(page: Page) -> list[float]:
+    return page.locator(".bar").evaluate_all(
+        "(bars) => bars.map((bar) => parseFloat(getComputedStyle(bar, '::before').width) / bar.clientWidth)"
+    )
+
+
+def pixels(canvas: Locator) -> list[int]:
+    """Return the canvas's pixels, red, green, blue and opacity of each."""
+    return canvas.evaluate(f"(it) => [...({READ})(it)]")
+
+
+def expect_digit(page: Page, digit: int) -> None:
+    """Wait until this is shown, and said: that is, until the page is at rest."""
+    expect(page.locator("#digit")).to_have_text(str(digit))
+    expect(page.locator("#spoken")).to_have_text(re.compile(rf"^{digit}, (> )?\d+\.\d %$"))
+
+
+def expect_nothing(page: Page) -> None:
+    expect(page.locator("#digit")).to_have_text("–")
+    expect(page.locator("#confidence")).to_have_text("")
+    assert bars(page) == [""] * 10
+    assert not any(pixels(page.locator("#seen")))
+
+
+def ink(page: Page) -> int:
+    """Return how many of the paper's pixels are black."""
+    return page.locator("#canvas").evaluate(
+        f"(it) => ({READ})(it).filter((value, i) => i % 4 === 0 && value === 0).length"
+    )
+
+
+def status(page: Page) -> Locator:
+    return page.get_by_role("status")
+
+
+@pytest.mark.parametrize("digit", STROKES)
+def test_drawn_digit_is_read(page, digit):
+    draw(page, *STROKES[digit])
+    expect_digit(page, digit)
+    shares = [number(text) for text in bars(page)]
+    assert sum(shares) == pytest.approx(100, abs=0.6)  # ten of them, each rounded to a tenth
+    assert shares.index(max(shares)) == digit
+    page.wait_for_timeout(200)  # the bars move for a moment
+    assert [100 * width for width in widths(page)] == pytest.approx(shares, abs=0.2)
+    assert number(page.locator("#confidence").inner_text()) == max(shares)
+    expect(status(page)).to_have_text("")
+
+
+def test_shows_what_the_model_saw(page):
+    answers = []
+    page.on("response", lambda response: answers.append(response) if "/predict" in response.url else None)
+    draw(page, *STROKES[3])
+    expect_digit(page, 3)
+    rows = answers[-1].json()["predictions"][0]["pixels"]
+    saw = [grey for row in rows for grey in row]
+    assert max(saw) > 200
+    shown = pixels(page.get_by_role("img", name="What the model saw, 28 by 28 pixels"))
+    assert shown[0::4] == shown[1::4] == shown[2::4] == saw
+    assert set(shown[3::4]) == {255}
+
+
+def test_undo_and_clear(page):
+    undo, clear = (page.get_by_role("button", name=name) for name in ("Undo", "Clear"))
+    for button in (undo, clear):
+        expect(button).to_be_disabled()
+    draw(page, *STROKES[1])
+    expect_digit(page, 1)
+    before = bars(page), pixels(page.locator("#seen")), ink(page)
+    draw(page, arc(0.5, 0.5, 0.6, 0.6, 0, 360))
+    page.wait_for_function("document.getElementById('digit').textContent !== '1'")
+    undo.click()
+    expect_digit(page, 1)
+    assert (bars(page), pixels(page.locator("#seen")), ink(page)) == before
+    clear.click()
+    expect_nothing(page)
+    assert ink(page) == 0
+    expect(page.locator("#spoken")).to_have_text("The paper is empty.")
+    undo.click()  # clearing can be undone as well
+    expect_digit(page, 1)
+    undo.click()
+    expect_nothing(page)
+    expect(undo).to_be_disabled()
+
+
+def drop(page: Page, name: str, kind: str, content: bytes) -> None:
+    transfer = page.evaluate_handle(
+        """([name, type, content]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt())], name, { type }));
+          return transfer;
+        }""",
+        [name, kind, base64.b64encode(content).decode()],
+    )
+    for event in ("dragover", "drop"):
+        page.locator("#canvas").dispatch_event(event, {"dataTransfer": transfer})
+
+
+def choose(page: Page, name: str, kind: str, content: bytes) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a picture").click()
+    chooser.value.set_files({"name": name, "mimeType": kind, "buffer": content})
+
+
+def paste(page: Page, name: str, kind: str, content: bytes) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async ([type, content]) => {
+          const blob = new Blob([Uint8Array.from(atob(content), (c) => c.charCodeAt())], { type });
+          await navigator.clipboard.write([new ClipboardItem({ [type]: blob })]);
+        }""",
+        [kind, base64.b64encode(content).decode()],
+    )
+    page.keyboard.press("Control+V")
+
+
+@pytest.mark.parametrize("give", [drop, choose, paste])
+def test_picture_is_read(page, enlarged, labels, give):
+    for index in (0, 1, 4):
+        give(page, "digit.png", "image/png", enlarged(index))
+        expect_digit(page, int(labels[index]))
+        expect(page.get_by_role("img", name="Paper: the picture")).to_be_visible()
+        assert ink(page) > 100_000  # MNIST's own black around it
+
+
+@pytest.mark.parametrize(("kind", "give"), [("JPEG", drop), ("TIFF", choose)])
+def test_picture_is_sent_as_it_is(visit, enlarged, labels, kind, give):
+    keep = "const send = fetch; window.fetch = (to, how) => { window.sent = how.body; return send(to, how); }"
+    page = visit(script=keep)
+    content = enlarged(2, kind)
+    give(page, f"digit.{kind.lower()}", f"image/{kind.lower()}", content)
+    expect_digit(page, int(labels[2]))
+    sent = page.evaluate("async () => [sent.type, ...new Uint8Array(await sent.arrayBuffer())]")
+    assert sent == [f"image/{kind.lower()}", *content]
+    words = "This browser cannot show digit.tiff; it is sent as it is." if kind == "TIFF" else ""
+    expect(page.locator("#note")).to_have_text(words)
+
+
+def test_stroke_on_a_picture_begins_a_drawing_that_undo_takes_back(page, enlarged, labels):
+    drop(page, "digit.png", "image/png", enlarged(0))
+    expect_digit(page, int(labels[0]))
+    before = bars(page), ink(page)
+    draw(page, *STROKES[1])
+    expect_digit(page, 1)
+    assert ink(page) < before[1]
+    page.get_by_role("button", name="Undo").click()
+    expect_digit(page, int(labels[0]))
+    assert (bars(page), ink(page)) == before
+
+
+def test_what_is_no_picture_is_refused_in_words(page, expected):
+    expected.append("status of 422")
+    draw(page, *STROKES[7])
+    expect_digit(page, 7)
+    before = bars(page)
+    drop(page, "notes.txt", "text/plain", b"seven")
+    expect(status(page)).to_have_text(
+        "Expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found notes.txt, text/plain."
+    )
+    assert bars(page) == before  # and what was there is left alone
+    drop(page, "digit.png", "image/png", b"seven")
+    expect(status(page)).to_have_text(
+        "Expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found 5 bytes that are none"
+    )
+    expect_nothing(page)
+    page.keyboard.press("Control+Z")
+    expect_digit(page, 7)
+    expect(status(page)).to_have_text("")
+
+
+def test_too_large_a_drawing_is_refused_in_words(visit, start, expected):
+    expected.append("status of 413")
+    page = visit(start(WEB_CONCURRENCY=1, MAX_BODY_BYTES=1_000).url)
+    draw(page, *STROKES[2])
+    expect(status(page)).to_contain_text("Expected a body of at most 1000 bytes")
+
+
+def test_one_request_at_a_time_and_the_last_for_the_final_drawing(visit):
+    page = visit(script=SLOW)
+    draw(page, *STROKES[4])
+    expect_digit(page, 4)
+    slow = bars(page)
+    assert page.evaluate("[most, waiting]") == [1, 0]
+    page.evaluate("() => { window.fetch = window.quick; }")
+    page.get_by_role("button", name="Clear").click()
+    page.keyboard.press("Control+Z")
+    expect_digit(page, 4)
+    assert bars(page) == slow
+
+
+def test_answer_that_comes_late_is_not_shown(visit):
+    page = visit(script=SLOW)
+    draw(page, *STROKES[7])
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1_500)
+    expect_nothing(page)
+    expect(status(page)).to_have_text("")
+
+
+def test_speaks_when_the_hand_rests(page):
+    page.evaluate("""() => {
+      window.said = [];
+      const region = document.getElementById("spoken");
+      new MutationObserver(() => said.push(region.textContent)).observe(region, { childList: true });
+    }""")
+    draw(page, *STROKES[0])
+    expect_digit(page, 0)
+    assert page.evaluate("said") == [page.locator("#spoken").inner_text()]
+    assert page.locator("#spoken").get_attribute("aria-live") == "polite"
+
+
+def test_works_by_keyboard(page, enlarged, labels):
+    file = {"name": "digit.png", "mimeType": "image/png", "buffer": enlarged(0)}
+    page.on("filechooser", lambda chooser: chooser.set_files(file))
+    names = ("Undo", "Clear", "Choose a picture")
+    buttons = [page.get_by_role("button", name=name) for name in names]
+    for button in buttons:
+        page.keyboard.press("Tab")
+        expect(button).to_be_focused()
+        assert button.evaluate("(it) => getComputedStyle(it).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect_digit(page, int(labels[0]))
+    for key in ("Escape", "Delete"):
+        page.keyboard.press(key)
+        expect_nothing(page)
+        page.keyboard.press("Control+z")
+        expect_digit(page, int(labels[0]))
+    buttons[1].focus()
+    page.keyboard.press("Enter")
+    expect_nothing(page)
+    expect(buttons[1]).to_be_focused()  # though there is nothing left to clear
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="openapi.json")).to_be_focused()
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_fits_a_narrow_screen_and_takes_a_finger(visit, width):
+    page = visit(viewport={"width": width, "height": 700}, has_touch=True, is_mobile=True)
+    box = page.locator("#canvas").bounding_box()
+    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in STROKES[1][0]]
+    finger = page.context.new_cdp_session(page)
+    for kind, at in [("touchStart", points[0]), *(("touchMove", point) for point in points[1:]), ("touchEnd", None)]:
+        touches = [{"x": at[0], "y": at[1]}] if at else []
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+    expect_digit(page, 1)
+    assert page.evaluate("scrollY") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for part in page.locator("h1, #canvas, button:visible, #digit, #confidence, #seen, tbody tr, pre, a").all():
+        expect(part).to_be_visible()
+        box = part.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2.2 (https://www.w3.org/TR/WCAG22/#dfn-relative-luminance)."""
+    channels = [int(channel) / 255 for channel in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_light_and_dark_are_both_readable(visit):
+    grounds = []
+    for scheme in ("light", "dark"):
+        page = visit(color_scheme=scheme)
+        draw(page, *STROKES[7])
+        expect_digit(page, 7)
+        grounds.append(luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")))
+        for part in page.locator(
+            "h1, header p, h2, button, #digit, #confidence, #status, th, td, figcaption, kbd, pre, a"
+        ).all():
+            low, high = sorted(map(luminance, part.evaluate(COLOURS)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, part)
+        assert page.locator("#canvas").evaluate(f"(it) => [...({READ})(it).slice(0, 3)]") == [255] * 3  # paper is paper
+    assert grounds[0] > 0.8
+    assert grounds[1] < 0.1
+
+
+@pytest.mark.parametrize(("motion", "seconds"), [("no-preference", "0.12s"), ("reduce", "0s")])
+def test_moves_only_where_that_is_wanted(visit, motion, seconds):
+    page = visit(reduced_motion=motion)
+    bar = page.locator(".bar").first
+    assert bar.evaluate("(it) => getComputedStyle(it, '::before').transitionDuration") == seconds
+
+
+def test_asks_for_the_key_of_a_service_that_wants_one(visit, start, expected):
+    expected.append("status of 401")
+    page = visit(start(WEB_CONCURRENCY=1, API_KEY="a-secret").url)
+    field, use = page.get_by_label("API key"), page.get_by_role("button", name="Use this key")
+    expect(field).to_be_hidden()
+    draw(page, *STROKES[1])
+    expect(field).to_be_visible()
+    expect(status(page)).to_have_text("This service asks for a key.")
+    assert [field.get_attribute(name) for name in ("type", "autocomplete")] == ["password", "off"]
+    field.fill("another")
+    use.click()
+    expect(status(page)).to_have_text("The service does not know this key.")
+    field.fill("a-secret")
+    field.press("Enter")
+    expect_digit(page, 1)
+    expect(field).to_be_hidden()
+    expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $API_KEY"')
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+    assert "a-secret" not in page.url
+
+
+def test_says_that_the_service_is_away_and_draws_on(visit, start, expected):
+    expected.append("net::ERR_CONNECTION_REFUSED")
+    service = start(WEB_CONCURRENCY=1)
+    page = visit(service.url)
+    draw(page, *STROKES[1])
+    expect_digit(page, 1)
+    service.stop()
+    before = ink(page)
+    draw(page, arc(0.5, 0.5, 0.6, 0.6, 0, 360))
+    expect(status(page)).to_contain_text("The service cannot be reached.")
+    expect_nothing(page)
+    assert ink(page) > before
+
+
+def test_says_how_to_do_the_same_elsewhere(page, service):
+    expect(page.locator("#curl")).to_have_text(
+        f"curl --data-binary @digit.png -H 'Content-Type: image/png' {service.url}/predict"
+    )
+    link = page.get_by_role("link", name="openapi.json")
+    answer = page.request.get(link.evaluate("(it) => it.href"))
+    assert answer.ok
+    json.loads(answer.text())
+
+
+def test_policy_holds_and_its_violations_are_heard(page, complaints, expected):
+    expected.append("style-src")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">')")
+    page.wait_for_timeout(200)
+    assert any(complaint.startswith("error: policy: style-src") for complaint in complaints)
+    assert "default-src 'none'" in page.request.get(page.url).headers["content-security-policy"]
