@@ -1,13 +1,17 @@
 """Where the training runs, and what makes it fast there."""
 
 import logging
+import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from train.errors import SettingsError
+
+MEMORY = 2_000 * 2**20  # bytes; measured on a CPU: 1,500 MiB are too few to verify an export
 
 
 def pick(name: str) -> torch.device:
@@ -21,6 +25,20 @@ def pick(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise SettingsError("--device cuda: expected a CUDA GPU, found none; --device auto takes the CPU instead")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def check_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+    """Raise SettingsError where this machine, or its container, may use less memory than a run needs.
+
+    Said at the start: past a container's limit the kernel ends a run without a word, after all its training, when the
+    export is verified. Reads cgroup v2's memory.max, or v1's memory.limit_in_bytes.
+    """
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            found = min(found, int(limit.read_text()))
+    if found < MEMORY:
+        raise SettingsError(f"expected at least {MEMORY // 2**20:,} MiB of memory, found {found // 2**20:,} MiB")
 
 
 def describe(device: torch.device) -> str:

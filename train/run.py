@@ -11,7 +11,7 @@ from train import device as devices
 from train import report
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data, load
-from train.errors import VerificationError
+from train.errors import SettingsError, VerificationError
 from train.export import Trained, export
 from train.files import locked
 from train.layer_table import table
@@ -27,6 +27,7 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
     """
     chosen = [with_epochs(step, epochs) for step in steps(models)]
     device = devices.pick(device_name)
+    devices.check_memory()
     with locked(out):
         data = load(data_directory)
         fallback = "; no GPU is used" if device.type == "cpu" else ""
@@ -47,9 +48,13 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
 def _train(step: Step, data: Data, seed: int, device: torch.device, out: Path) -> Trained:
     _introduce(step)
     checkpoints = CheckpointFolder(out / step.name, settings(step, data, seed))
-    network, history = fit(
-        step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=True
-    )
+    try:
+        network, history = fit(
+            step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=True
+        )
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {reason}") from error
     _say(f"--- Finished training for {step.name}: {100 * history[-1].test_accuracy:.2f}% at epoch {len(history)} ---")
     return Trained(step, network.cpu(), seed, history, checkpoints.provenance())
 

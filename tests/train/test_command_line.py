@@ -227,3 +227,15 @@ def test_failed_verification_exports_nothing_but_leaves_the_report(subset, tmp_p
     assert "error: the ONNX graph does not predict as the network" in capfd.readouterr().err
     assert not (tmp_path / "release").exists()
     assert "Nothing was exported" in (tmp_path / "report.md").read_text()
+
+
+def test_a_gpu_that_runs_out_of_memory_is_one_clear_line(subset, tmp_path, capfd, monkeypatch):
+    def fit(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("train.run.fit", fit)
+    assert main(["--models", "Model_2", "--data", str(subset), "--out", str(tmp_path)]) == 1
+    assert capfd.readouterr().err == (
+        "error: the GPU has too little memory; --device cpu needs none: "
+        "CUDA out of memory. Tried to allocate 20.00 MiB\n"
+    )

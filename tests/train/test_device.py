@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.networks import Model_2
-from train.device import compiled, describe, pick
+from train.device import check_memory, compiled, describe, pick
 from train.errors import SettingsError
 
 SAMPLE = torch.rand(8, 1, 28, 28)
@@ -25,6 +25,19 @@ def test_without_a_gpu_auto_takes_the_cpu_and_cuda_is_refused():
 def test_with_a_gpu_auto_takes_it():
     assert pick("auto").type == pick("cuda").type == "cuda"
     assert pick("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_container_with_too_little_memory_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(f"{600 * 2**20}\n")
+    with pytest.raises(SettingsError, match="expected at least 2,000 MiB of memory, found 600 MiB"):
+        check_memory(tmp_path)
+
+
+def test_a_container_without_a_limit_is_taken(tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    check_memory(tmp_path)
 
 
 def test_describes_the_processor():
