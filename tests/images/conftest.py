@@ -1,0 +1,95 @@
+"""The built images, and containers of them that end with their test."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+Docker = Callable[..., str]
+
+
+class Container:
+    """A container of `serve` that answers."""
+
+    def __init__(self, docker: Docker, name: str, url: str | None) -> None:
+        self.docker, self.name, self.url = docker, name, url
+
+    def inspect(self, template: str) -> str:
+        return self.docker("inspect", "--format", template, self.name)
+
+    def messages(self) -> list[str]:
+        return [json.loads(line)["message"] for line in self.docker("logs", self.name).splitlines()]
+
+    def workers(self) -> int:
+        return len(self.docker("top", self.name, "-o", "pid").splitlines()) - 2  # the head, and the master
+
+    def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
+        """Return what `condition` does once that is true."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"not within {seconds} s: {docker('logs', self.name)[-3000:]}"
+            time.sleep(0.1)
+        return found
+
+    def answers(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/readyz", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def docker() -> Docker:
+    """Return a function that returns what `docker` says; the images must be there, as `make images` builds them."""
+    if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no container engine: the image tests were not run")
+
+    def docker(*arguments: object, check: bool = True) -> str:
+        command = ["docker", *map(str, arguments)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
+        return done.stdout.strip()
+
+    return docker
+
+
+@pytest.fixture
+def serve(docker) -> Iterator[Callable[..., Container]]:
+    """Return a function that runs `serve` with the options given, and waits until it answers."""
+    names = []
+
+    def run(*options: object, network: bool = True) -> Container:
+        names.append(f"test-serve-{os.getpid()}-{time.monotonic_ns()}")
+        published = ["--publish", "127.0.0.1::8000"] if network else ["--network", "none"]
+        docker("run", "--detach", "--name", names[-1], *published, *options, "serve")
+        url = f"http://{docker('port', names[-1], 8000)}" if network else None
+        container = Container(docker, names[-1], url)
+        if network:
+            container.wait(container.answers)
+        return container
+
+    yield run
+    for name in names:
+        docker("rm", "--force", name)
+
+
+@pytest.fixture(scope="session")
+def mounted(docker, tmp_path_factory, subset) -> Path:
+    """Return a folder of user 12345, in which the `train` container trained Model_3 for one epoch on the subset."""
+    folder = tmp_path_factory.mktemp("mounted") / "artifacts"
+    folder.mkdir()
+    os.chown(folder, 12345, 12346)
+    volumes = ["--volume", f"{folder}:/artifacts", "--volume", f"{subset}:/data:ro"]
+    options = ["--models", "Model_3", "--epochs", "1", "--data", "/data"]
+    said = docker("run", "--rm", "--network", "none", *volumes, "train", *options)
+    assert "Device: CPU" in said
+    assert "no GPU is used" in said
+    assert "Verified on 300 test images" in said
+    return folder

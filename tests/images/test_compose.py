@@ -1,0 +1,105 @@
+"""compose.yaml as its users run it: what was trained is served, by one replica or by three behind nginx."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+
+import pytest
+import requests
+
+from train.paths import RELEASE, ROOT
+
+pytestmark = pytest.mark.images
+
+RAW = {"Content-Type": "application/octet-stream"}
+URL = "http://127.0.0.1:8000"
+
+
+@pytest.fixture
+def compose(docker, tmp_path):
+    """Return a function that runs `docker compose` on a copy of the file, the shipped release as what was trained."""
+    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    shutil.copytree(RELEASE, tmp_path / "artifacts" / "release")
+    project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
+
+    def compose(*arguments):
+        return docker(*project, *arguments)
+
+    yield compose
+    compose("down", "--timeout", "5")
+
+
+def replicas(compose):
+    return compose("ps", "--quiet", "serve").split()
+
+
+def test_what_was_trained_is_served(compose, images):
+    compose("up", "--detach", "--no-build", "--wait", "serve")
+    answer = requests.post(f"{URL}/predict", images[:3].tobytes(), headers=RAW)
+    assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7, 2, 1]
+
+
+def test_nothing_trained_is_said_in_one_line(compose, tmp_path):
+    shutil.rmtree(tmp_path / "artifacts" / "release")
+    compose("up", "--detach", "--no-build", "serve")
+    time.sleep(3)
+    lines = {line.removeprefix("\x1b[2K") for line in compose("logs", "--no-log-prefix", "serve").splitlines()}
+    assert {line for line in lines if not line.startswith("{")} == {
+        "serve: /model/manifest.json: expected a file of a verified export, found: No such file or directory"
+    }
+
+
+def test_three_replicas_share_the_requests_and_one_that_is_killed_fails_none(docker, compose, images):
+    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
+    assert len(replicas(compose)) == 3
+    time.sleep(2)  # until nginx, which resolves the name once a second, has all three
+    answers: Counter[tuple[str, int]] = Counter()
+    stopping = threading.Event()
+
+    def load():
+        with requests.Session() as session:
+            while not stopping.is_set():
+                answer = session.post(f"{URL}/predict", images[:1].tobytes(), headers=RAW, timeout=20)
+                answers[answer.headers["X-Replica"].split(", ")[-1], answer.status_code] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(4)
+    before = answers.copy()
+    docker("kill", replicas(compose)[0])
+    time.sleep(4)
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    assert len(before) == 3  # the requests were spread …
+    assert min(before.values()) > 0.1 * before.total()
+    assert {status for _, status in answers} == {200}  # … and none failed: nginx asked another replica
+    later = answers - before
+    assert later.total() > 100
+
+
+def test_metrics_say_which_replica(compose):
+    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=2")
+    hosts = set()
+    for _ in range(20):
+        text = requests.get(f"{URL}/metrics").text
+        (line,) = [line for line in text.splitlines() if line.startswith("digits_model_info{")]
+        hosts.add(line.split('host="')[1].split('"')[0])
+    assert hosts == {container[:12] for container in replicas(compose)}
+
+
+def test_the_file_is_whole():
+    config = json.loads(
+        subprocess.run(
+            ["docker", "compose", "--profile", "train", "config", "--format", "json"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        ).stdout
+    )
+    assert set(config["services"]) == {"train", "serve", "proxy"}

@@ -1,0 +1,201 @@
+"""The images from outside, as their users have them: built by `make images`, tested by `make test-images`."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+import requests
+
+from model.networks import NETWORKS
+from train.paths import RELEASE
+from train.verify import load_weights, predict
+
+pytestmark = pytest.mark.images
+
+BASE = "python:3.13-slim-trixie"
+# What the service is run with where it is run with care; one core, half a gigabyte.
+HARDENED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+HARDENED += ["--memory=512m", "--cpus=1"]
+RAW = {"Content-Type": "application/octet-stream"}
+MEBIBYTE = 2**20
+
+
+def ask(container, images):
+    """Return the digits that the service finds."""
+    answer = requests.post(f"{container.url}/predict", images.tobytes(), headers=RAW)
+    return [prediction["digit"] for prediction in answer.json()["predictions"]]
+
+
+def test_what_the_train_image_trained_is_served_with_pytorch_s_labels(mounted, serve, mnist):
+    container = serve("--volume", f"{mounted / 'release'}:/model:ro", "--env", "MODEL_DIR=/model", *HARDENED)
+    network = NETWORKS["Model_3"]()
+    load_weights(network, (mounted / "release" / "model.safetensors").read_bytes(), mounted)
+    images = mnist.test.images[:1_000]
+    assert ask(container, images.numpy()) == predict(network, images)[1].tolist()
+
+
+def test_what_is_left_in_the_mounted_folder_is_its_owner_s(mounted):
+    left = [path for path in mounted.rglob("*") if path.is_file()]
+    assert {"digits.onnx", "model.safetensors", "manifest.json", "report.md"} <= {path.name for path in left}
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in left} == {(12345, 12346)}
+    revision = json.loads((mounted / "release" / "manifest.json").read_text())["source_revision"]
+    assert len(revision) >= 40
+
+
+def test_the_train_image_verifies_an_export(docker, mounted, subset):
+    volumes = ["--volume", f"{mounted}:/artifacts:ro", "--volume", f"{subset}:/data:ro"]
+    said = docker("run", "--rm", *volumes, "train", "verify", "/artifacts/release", "--data", "/data")
+    assert "verified on 300 test images" in said
+
+
+def test_the_train_image_runs_as_the_user_that_is_named(docker, tmp_path, subset):
+    os.chown(tmp_path, 23456, 23456)
+    options = ["--user", "23456:23456", "--volume", f"{tmp_path}:/artifacts", "--volume", f"{subset}:/data:ro"]
+    docker("run", "--rm", *options, "train", "--models", "Model_2", "--epochs", "1", "--data", "/data")
+    assert (tmp_path / "release" / "manifest.json").stat().st_uid == 23456
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "word"),
+    [
+        (["--user", "23456"], [], "cannot write artifacts/.lock: Permission denied"),
+        ([], ["--device", "cuda"], "--device cuda: expected a CUDA GPU, found none"),
+        (["--memory", "600m"], [], "expected at least"),
+    ],
+)
+def test_the_train_image_says_what_it_lacks_in_one_line(docker, tmp_path, options, arguments, word):
+    command = ["docker", "run", "--rm", *options, "--volume", f"{tmp_path}:/artifacts", "train", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert word in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_service_as_it_ships(serve, images, labels):
+    container = serve(*HARDENED)
+    found = np.concatenate([ask(container, images[i : i + 1_000]) for i in range(0, 10_000, 1_000)])
+    assert int((found == labels).sum()) == json.loads((RELEASE / "manifest.json").read_text())["test_correct"]
+    assert container.workers() == 1
+    container.wait(lambda: container.inspect("{{.State.Health.Status}}") == "healthy")
+
+
+def test_as_many_workers_as_the_cpu_limit_has_cores(serve):
+    assert serve("--cpus", "2").workers() == 2
+
+
+def test_a_service_without_a_network_predicts_and_nothing_tries_to_leave(docker, serve):
+    container = serve(*HARDENED, network=False)
+    container.wait(lambda: any(message == "serving" for message in container.messages()))
+    code = """
+import urllib.request as r
+raw = {"Content-Type": "application/octet-stream"}
+request = r.Request("http://127.0.0.1:8000/predict?preprocess=none", bytes(784), raw)
+print(r.urlopen(request).status)
+names, values = [line.split() for line in open("/proc/net/snmp") if line.startswith("Ip:")]
+print(dict(zip(names, values))["OutNoRoutes"])
+names, values = [line.split() for line in open("/proc/net/snmp") if line.startswith("Udp:")]
+print(dict(zip(names, values))["OutDatagrams"])
+"""
+    assert docker("exec", container.name, "python", "-c", code).split() == ["200", "0", "0"]
+
+
+def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(docker, serve, images):
+    container, answers, stopping = serve(*HARDENED), [], threading.Event()
+
+    def load():
+        with requests.Session() as session:
+            while not stopping.is_set():
+                try:
+                    answers.append(session.post(f"{container.url}/predict", images[:100].tobytes(), headers=RAW))
+                except requests.ConnectionError:
+                    if answers[-1].headers.get("Connection") != "close":
+                        raise
+                    return
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    time.sleep(1)
+    began = time.monotonic()
+    docker("stop", container.name)
+    took = time.monotonic() - began
+    stopping.set()
+    thread.join(30)
+    assert container.inspect("{{.State.ExitCode}}") == "0"
+    assert took < 10  # Docker's own grace period
+    assert len(answers) > 10
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_sighup_serves_the_model_that_is_mounted_by_then(docker, serve, mounted, tmp_path):
+    folder = shutil.copytree(RELEASE, tmp_path / "release")
+    container = serve(*HARDENED, "--volume", f"{folder}:/model:ro", "--env", "MODEL_DIR=/model")
+
+    def version():
+        return requests.post(f"{container.url}/predict?preprocess=none", bytes(784), headers=RAW).json()["model"][
+            "version"
+        ]
+
+    before = version()
+    shutil.copytree(mounted / "release", folder, dirs_exist_ok=True)
+    docker("kill", "--signal", "HUP", container.name)
+    container.wait(lambda: version() != before)
+
+
+def test_a_corrupt_model_ends_with_one_clear_line(docker, tmp_path):
+    folder = shutil.copytree(RELEASE, tmp_path / "release")
+    (folder / "digits.onnx").write_bytes(b"corrupt")
+    command = ["docker", "run", "--rm", "--volume", f"{folder}:/model:ro", "--env", "MODEL_DIR=/model", "serve"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+    assert ended.returncode != 0
+    assert len(said) == 1
+    assert said[0].startswith("serve: /model/digits.onnx: expected SHA-256 ")
+
+
+def shell(docker, image, script, *options):
+    return docker("run", "--rm", "--entrypoint", "sh", *options, image, "-c", script).splitlines()
+
+
+@pytest.mark.parametrize("image", ["serve", "serve-proxy"])
+def test_the_user_has_a_number_and_may_write_to_tmp_alone(docker, image):
+    assert docker("image", "inspect", "--format", "{{.Config.User}}", image) == "10001:10001"
+    found = shell(docker, image, r"find / -xdev \( -type f -o -type d \) -writable 2>/dev/null; true")
+    assert found == ["/tmp"]
+
+
+@pytest.mark.parametrize("image", ["serve", "train", "serve-proxy"])
+def test_no_file_gained_the_right_to_be_another_user(docker, image):
+    script = "find / -xdev -perm /6000 -type f 2>/dev/null | sort; true"
+    root = ["--user", "0"]
+    assert set(shell(docker, image, script, *root)) <= set(shell(docker, BASE, script, *root))
+
+
+@pytest.mark.parametrize("image", ["serve", "train"])
+def test_no_secret_and_no_history_is_inside(docker, image):
+    names = " -o ".join(
+        f"-name {name}" for name in (".git", ".env", "id_rsa*", "*.key", ".netrc", "pip.conf", ".docker")
+    )
+    script = f"find / -xdev \\( {names} \\) -not -path '/usr/*' -not -path '/opt/venv/lib/*' 2>/dev/null; true"
+    assert shell(docker, image, script.replace("*", "'*'"), "--user", "0") == []
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    assert not any(word in history.lower() for word in ("token", "password", "secret"))
+
+
+@pytest.mark.parametrize("image", ["serve", "train"])
+def test_labels_say_where_an_image_comes_from(docker, image):
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+    stated = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
+    assert stated["licenses"] == "MIT"
+    assert len(stated["revision"].removesuffix("-dirty")) == 40
+    assert stated["version"] != "0"
+    assert stated["source"]
+
+
+def test_the_serve_image_is_small(docker):
+    size, base = (int(docker("image", "inspect", "--format", "{{.Size}}", image)) for image in ("serve", BASE))
+    assert size - base <= 130 * MEBIBYTE
