@@ -6,7 +6,7 @@ from flask import Flask, Response, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
-from serve import health, inference, observe, page, predict, problem
+from serve import health, inference, logs, observe, page, predict, problem
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release
@@ -20,7 +20,9 @@ def build(config: Config, release: Release) -> Flask:
     app = Flask("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
     app.url_map.merge_slashes = False  # a path of another form is not found, rather than sent elsewhere
-    observe.install(app, config, release)
+    logs.install(config.log_level)
+    observe.announce(config, release)
+    app.wsgi_app = observe.Observer(app.wsgi_app)  # type: ignore[method-assign]  # as Flask has it be done
     problem.install(app)
     if config.api_key:
         _require_key(app, config.api_key)

@@ -23,7 +23,7 @@ UNREADABLE = (ValueError, RecursionError)
 
 Pixels = NDArray[np.uint8]  # [28, 28]
 Source = bytes | Pixels  # an encoded picture, or the pixels themselves
-Number = Annotated[float, msgspec.Meta(ge=0, le=255)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=255)] | Annotated[float, msgspec.Meta(ge=0, le=255)]
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -165,14 +165,22 @@ def _json_image(index: int, count: int, item: msgspec.Raw) -> Source:
             if len(rows) != SIDE or sides != {SIDE}:
                 found = f"{len(rows)} rows of {' or '.join(map(str, sorted(sides)))}"
                 raise _unprocessable(index, count, f"expected {SIDE} rows of {SIDE} numbers, found {found}")
-            return np.rint(rows).astype(np.uint8)
+            return _grey(rows)
         numbers = _flat.decode(json)
     except UNREADABLE as error:
         expected = "28 rows of 28 numbers 0–255, 784 such numbers, or a picture as base64"
         raise BadRequest(f"{_name(index, count)}: expected {expected}, found: {error}") from error
     if len(numbers) != SIDE**2:
         raise _unprocessable(index, count, f"expected {SIDE**2} numbers, found {len(numbers)}")
-    return np.rint(numbers).astype(np.uint8).reshape(SIDE, SIDE)
+    return _grey([numbers])
+
+
+def _grey(rows: list[list[float]]) -> Pixels:
+    try:
+        values = np.frombuffer(b"".join(map(bytes, rows)), np.uint8)  # type: ignore[arg-type]  # or it raises
+    except TypeError:  # not whole numbers all
+        values = np.rint(rows).astype(np.uint8)
+    return values.reshape(SIDE, SIDE)
 
 
 def _base64(index: int, count: int, text: str) -> bytes:

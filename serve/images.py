@@ -20,6 +20,7 @@ Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MAX_PIXELS = 25_000_000
+WEBP_SHARE = 0.4  # of max_pixels: libwebp decodes through several canvases, 15 bytes a pixel
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SIDE, BOX = 28, 20  # of the picture, and of the box that the ink is fitted into
 WORKING_SIDE = 512  # a larger picture is reduced to this before anything is looked for in it
@@ -37,19 +38,16 @@ TURNS = {
 }
 
 # Chosen on renderings of MNIST's training images (benchmarks/pictures.py --train).
-STROKES = (
-    2.1,
-    3.4,
-)  # widths, in pixels of the result, that are left alone: a quarter of MNIST is thinner, a tenth thicker
-OUTLINE = 0.2  # the share of a pixel that ink has to cover to count to the digit's extent
-STEPS = 10
-DAMPING = 0.01
-FINE, MARGIN = 80, 20  # the size at which strokes are measured and redrawn, and the room around
-FAINT = 0.06  # of full contrast: less is no ink
+FAINT = 0.08  # of full contrast: less is no ink
 MASK = 0.25  # of the strongest contrast: less is not followed as ink
-SPECK = 0.05  # of the largest connected part: a smaller one is dirt
+GRAIN = 4  # standard deviations of the noise: what stands out less is no ink
 SCATTERED = 0.25  # of all that looks like ink: where the largest part is smaller, none of it is a digit
-GRAIN = 4  # standard deviations of the noise: ink that stands out less is none
+SPECK = 0.05  # of the largest part: a smaller one is dirt
+OUTLINE = 0.2  # of a pixel: where ink covers less, it does not count to the digit's extent
+THINNEST, THICKEST = 2.2, 2.8  # strokes of the result, in pixels: a third of MNIST's are thinner, a third thicker
+QUADRATIC = [0, 1, 2, 3, 4, 6]  # of the products of 1, y, y² with 1, x, x²: those of no more than two factors
+EVEN = 0.2  # of the picture, its corners counting most: where so much is of one grey, that is the paper everywhere
+FINE, MARGIN = 80, 20  # the size at which strokes are measured and redrawn, and the room around
 
 _FILTERS = threading.Lock()  # of warnings: they are the process's, not the thread's
 
@@ -65,8 +63,8 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
     `none` takes a picture of 28×28 as it is, in grey; `mnist` takes any through the whole procedure; `auto` leaves one
     alone that is in MNIST's form already, and takes every other through it. Of an animation, the first frame counts.
-    Raises ImageError where the content is not such a picture, is damaged, has more than `max_pixels`, has no ink
-    (`auto`, `mnist`) or is not 28×28 (`none`).
+    Raises ImageError where the content is not such a picture, is damaged, has more than `max_pixels` (a WebP: two
+    fifths of them), has no ink (`auto`, `mnist`) or is not 28×28 (`none`).
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     grey = np.asarray(picture.convert("L"))
@@ -106,14 +104,15 @@ def _in_form(pixels: Grey) -> NDArray[np.bool_]:
     """
     weights = pixels.astype(np.float32)
     ones, places = np.ones(SIDE, np.float32), np.arange(SIDE, dtype=np.float32) - SIDE / 2
-    form = pixels.reshape(len(pixels), SIDE * SIDE).max(axis=1, initial=0) >= 200
+    form: NDArray[np.bool_] = pixels.reshape(len(pixels), SIDE * SIDE).max(axis=1, initial=0) >= 200
     mass = np.maximum(weights.sum(axis=(1, 2)), 1)
     longest = np.zeros(len(pixels), int)
     for profile in (weights @ ones, ones @ weights):  # ink of each row, of each column: [N, 28]
         used = profile > 0
         longest = np.maximum(longest, SIDE - used.argmax(axis=1) - used[:, ::-1].argmax(axis=1))
         form &= abs(profile @ places) <= mass
-    return form & (abs(longest - BOX) <= 2)
+    form &= abs(longest - BOX) <= 2
+    return form
 
 
 # Reading: from bytes to an upright, opaque picture of at most 512 pixels a side, in grey or colour.
@@ -122,47 +121,57 @@ def _in_form(pixels: Grey) -> NDArray[np.bool_]:
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
     """Return the first frame, upright, opaque, L or RGB, at most WORKING_SIDE a side; or of the `expected` size."""
     try:
-        # Pillow warns of what is refused below, and of metadata that is not used here. The filters are the process's.
-        with _FILTERS, warnings.catch_warnings():
+        with (
+            _FILTERS,
+            warnings.catch_warnings(),
+        ):  # of bombs, which are refused below, and of metadata, which is not used
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError(f"expected at most {max_pixels:,} pixels, found far more") from None
-    except Exception:
+    except Exception:  # Pillow's parsers raise what comes their way
         raise ImageError(
             f"expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found {len(content):,} bytes that are none"
         ) from None
     width, height = image.size
-    if width * height > max_pixels or not width * height:
-        raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
+    limit = int(max_pixels * WEBP_SHARE) if image.format == "WEBP" else max_pixels
+    if not 0 < width * height <= limit:
+        raise ImageError(f"expected at most {limit:,} pixels, found {width:,}×{height:,}")
     if expected and image.size != expected:
         raise ImageError(f"expected {expected[0]}×{expected[1]} pixels, found {width}×{height}")
     try:
         image.draft(None, (WORKING_SIDE, WORKING_SIDE))
         image.load()
-        picture = _reduced(image)
-        try:
-            orientation = image.getexif().get(ORIENTATION)
-        except Exception:  # damaged metadata does not damage the picture
-            orientation = None
-        turn = TURNS.get(orientation)
-        return picture.transpose(turn) if turn is not None else picture
+        return _upright(_reduced(image), image)
     except Exception:
         raise ImageError(f"expected a whole {image.format} picture, found it cut short or damaged") from None
+
+
+def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """Turn the picture as its source's Exif says; damaged metadata does not damage a picture."""
+    try:
+        turn = TURNS.get(int(source.getexif().get(ORIENTATION, 1)))
+    except Exception:
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _reduced(image: Image.Image) -> Image.Image:
     """Return the picture opaque, L or RGB, with a side of at most WORKING_SIDE; a band at a time, to spare memory."""
     width, height = image.size
     factor = -(-max(width, height) // WORKING_SIDE)
-    rows = BAND * factor
-    bands = [
-        _plain(image.crop((0, top, width, min(height, top + rows)))).reduce(factor) for top in range(0, height, rows)
-    ]
-    result = Image.new(bands[0].mode, (bands[0].width, sum(band.height for band in bands)))
-    for index, band in enumerate(bands):
-        result.paste(band, (0, index * BAND))
-    return {"F": _eight_bit, "RGBA": _opaque}.get(result.mode, Image.Image.copy)(result)
+    if factor == 1:
+        result = _plain(image)
+    else:
+        rows = BAND * factor
+        crops = (image.crop((0, top, width, min(height, top + rows))) for top in range(0, height, rows))
+        bands = [_plain(crop).reduce(factor) for crop in crops]
+        result = Image.new(bands[0].mode, (bands[0].width, sum(band.height for band in bands)))
+        for index, band in enumerate(bands):
+            result.paste(band, (0, index * BAND))
+    if result.mode == "F":
+        return _eight_bit(result)
+    return _opaque(result) if result.mode == "RGBA" else result
 
 
 def _plain(band: Image.Image) -> Image.Image:
@@ -237,48 +246,52 @@ def _contrast(grey: Grey) -> Floats:
     away = (values - paper).ravel()
     if away @ (away * away) > 0:  # the ink is the long tail; here it is the lighter
         values, paper = 255 - values, 255 - paper
-    return (paper - values) / np.maximum(paper, 1)  # divided, for light falls on ink and paper alike
+    # Divided, for light falls on ink and paper alike.
+    return ((paper - values) / np.maximum(paper, 1)).astype(np.float32, copy=False)
 
 
 def _paper(grey: Grey) -> Floats:
-    """Return the paper's grey behind each pixel, [H, W] or, where it is the same everywhere, [1, 1].
-
-    It is a quadratic surface, fitted with iteratively reweighted least squares (Cauchy's weights), first to the edges,
-    where there is least ink. The scale comes from what is on the paper's other side than the ink.
-    """
+    """Return the paper's grey behind each pixel, [H, W] or, where it is the same everywhere, [1, 1]."""
     height, width = grey.shape
     small = Image.fromarray(grey).resize((min(width, 32), min(height, 32)), Image.Resampling.BOX)
-    values = np.asarray(small, np.float64)
-    x, y = (axis.ravel() for axis in np.meshgrid(*(_places(side) for side in small.size)))
-    values, terms = values.ravel(), _quadratic(x, y)
-    outer_x, outer_y = (abs(place) >= 0.85 * abs(place).max() for place in (x, y))
-    corner, edge = outer_x & outer_y, outer_x | outer_y
+    values = np.asarray(small, np.float32)
+    across, down = _powers(small.width), _powers(small.height)
+    outer_x, outer_y = (abs(powers[:, 1]) >= 0.85 * powers[-1, 1] for powers in (across, down))
+    corner, edge = outer_y[:, None] & outer_x, outer_y[:, None] | outer_x
+    votes = np.bincount(values.round().astype(int).ravel(), (1 + 8 * corner).ravel(), minlength=256)
+    shares = np.convolve(votes / votes.sum(), np.ones(3), "same")
+    if shares.max() >= EVEN:
+        return np.full((1, 1), values[abs(values - shares.argmax()) <= 1.5].mean(), np.float32)
     level = float(np.median(values[corner]))
-    flat = abs(values - level) <= 3
-    if flat[corner].mean() >= 0.5 and flat.mean() >= 0.1:  # a drawing or an evenly lit page, if one corner has ink
-        return np.full((1, 1), level, np.float32)
+    terms = (down[:, None, :, None] * across[:, None, :]).reshape(-1, 9)[:, QUADRATIC]
+    surface = np.zeros(9, np.float32)
+    surface[QUADRATIC] = _surface(terms, values, level, edge.ravel())
+    return (_powers(height) @ surface.reshape(3, 3) @ _powers(width).T).astype(np.float32, copy=False)
+
+
+def _surface(terms: Floats, values: Floats, level: float, edge: NDArray[np.bool_]) -> Floats:
+    """Return the coefficients of the quadratic surface that most of `values` lie on, starting from a level one.
+
+    By iteratively reweighted least squares with Cauchy's weights, first of the edges alone, where there is least ink.
+    Their scale comes from what lies on the other side of the surface than the ink: there is nothing but grain.
+    """
+    values = values.ravel()
     side = 1 if values.mean() < level else -1
-    surface = np.array([level, 0.0, 0, 0, 0, 0])
-    for step in range(STEPS):
+    surface = np.array([level, 0, 0, 0, 0, 0], np.float32)
+    for step in range(10):
         residual = values - terms @ surface
-        beyond = residual[residual * side > 0]
-        scale = max(1.0, 1.5 * float(np.median(abs(beyond)))) if len(beyond) else 1.0
+        beyond = abs(residual[residual * side > 0])
+        scale = max(1.0, 1.5 * float(np.median(beyond))) if beyond.size else 1.0
         weights = 1 / (1 + (residual / scale) ** 2)
-        weights = np.sqrt(weights) * edge if step < 4 else weights
-        normal = terms.T @ (terms * weights[:, None])
-        surface += np.linalg.solve(normal + DAMPING * weights.sum() * np.eye(6), terms.T @ (weights * residual))
-    c = surface.astype(np.float32)
-    x, y = _places(width).astype(np.float32), _places(height).astype(np.float32)[:, None]
-    return (c[0] + c[1] * x + c[3] * x * x) + y * (c[2] + c[5] * y) + (c[4] * y) * x
+        weights = np.sqrt(weights) * edge if step < 4 else weights  # at first less strict
+        damped = terms.T @ (terms * weights[:, None]) + 0.01 * weights.sum() * np.eye(6, dtype=np.float32)
+        surface += np.linalg.solve(damped, terms.T @ (weights * residual))
+    return surface
 
 
-def _places(side: int) -> NDArray[np.float64]:
-    """Return where along a side, which spans −1 to 1, the middles of its pixels are."""
-    return (2 * np.arange(side) + 1) / side - 1
-
-
-def _quadratic(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+def _powers(side: int) -> Floats:
+    """Return 1, x and x² of where along a side, which spans −1 to 1, the middles of its pixels are: [side, 3]."""
+    return np.vander(np.linspace(1 / side - 1, 1 - 1 / side, side, dtype=np.float32), 3, increasing=True)
 
 
 def _noise(values: Floats) -> float:
@@ -290,7 +303,7 @@ def _noise(values: Floats) -> float:
 def _blurred(values: NDArray[Any], reach: float) -> Floats:
     """Return values of 0–1 averaged over a square of `reach` pixels each way, in steps of 1/255."""
     picture = Image.fromarray((values.clip(0, 1) * np.float32(255)).astype(np.uint8))
-    return np.asarray(picture.filter(ImageFilter.BoxBlur(reach)), np.float32) / 255
+    return np.asarray(picture.filter(ImageFilter.BoxBlur(reach)), np.float32) / np.float32(255)
 
 
 def _mark(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -350,7 +363,7 @@ def _fitted(cover: Floats) -> Floats:
     large = _fit(cover, box, FINE, MARGIN, Image.Resampling.BICUBIC)
     mask = large > large.max() / 2
     width = _stroke(mask)
-    goal = min(max(width * BOX / FINE, STROKES[0]), STROKES[1])
+    goal = min(max(width * BOX / FINE, THINNEST), THICKEST)
     # What moves the outline by r makes the digit FINE + 2r long and its strokes width + 2r wide: solved for r.
     reach = (goal * FINE - width * BOX) / (2 * (BOX - goal))
     if abs(reach) > 0.01:

@@ -7,17 +7,22 @@ import socket
 import time
 import uuid
 from collections import Counter as Tally
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, g, request
+from flask import request
 from prometheus_client import Counter, Gauge, Histogram
 
-from serve import logs
 from serve.config import Config
 from serve.release import Release
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 logger = logging.getLogger("serve")
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
 
 REQUESTS = Counter("digits_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram(
@@ -37,66 +42,69 @@ MODEL = Gauge(
 )
 
 
-def install(app: Flask, config: Config, release: Release) -> None:
-    """Observe every request of `app`."""
-    logs.install(config.log_level)
+class Observer:
+    """WSGI middleware: gives every request an id, a line in the log and its place in the metrics."""
+
+    def __init__(self, application: "WSGIApplication") -> None:
+        self._application = application
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer as the application does, with two headers more."""
+        start = time.perf_counter()
+        sent = environ.get("HTTP_X_REQUEST_ID", "")
+        request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else uuid.uuid4().hex
+
+        def respond(line: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            _record(environ, line[:3], time.perf_counter() - start)
+            headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
+            return start_response(line, headers, *exc_info)
+
+        IN_FLIGHT.inc()
+        try:
+            return self._application(environ, respond)
+        finally:
+            IN_FLIGHT.dec()
+
+
+def announce(config: Config, release: Release) -> None:
+    """Say in the log and the metrics what this worker serves."""
     MODEL.labels(release.manifest.model, release.version, socket.gethostname()).set(1)
-    app.before_request(_begin)
-    app.after_request(_end)
-    app.teardown_request(lambda _: IN_FLIGHT.dec() if g.pop("observed", False) else None)
-    logger.info(
-        "serving",
-        extra={
-            "fields": {
-                "pid": os.getpid(),
-                "model": release.manifest.model,
-                "version": release.version,
-                "threads": config.threads,
-                "authentication": bool(config.api_key),
-            }
-        },
-    )
+    fields = {
+        "pid": os.getpid(),
+        "model": release.manifest.model,
+        "version": release.version,
+        "threads": config.threads,
+        "authentication": bool(config.api_key),
+    }
+    logger.info("serving", extra={"fields": fields})
 
 
 def count_predictions(digits: list[int]) -> None:
-    """Count `digits` as predicted, and for the log line of this request."""
-    g.images = len(digits)
+    """Count `digits` as predicted by the present request."""
+    request.environ[IMAGES_PREDICTED] = len(digits)
     IMAGES.inc(len(digits))
     for digit, count in Tally(digits).items():
         _digit(digit).inc(count)
 
 
-def _begin() -> None:
-    g.start = time.perf_counter()
-    g.observed = True
-    sent = request.headers.get("X-Request-ID", "")
-    g.request_id = sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
-    IN_FLIGHT.inc()
-
-
-def _end(response: Response) -> Response:
-    seconds = time.perf_counter() - g.start
-    route = request.url_rule.rule if request.url_rule else "unmatched"
-    _requests(route, request.method if request.url_rule else "any", response.status_code).inc()
-    _seconds(route).observe(seconds)
-    response.headers["X-Request-ID"] = g.request_id
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    logger.log(
-        logging.ERROR if response.status_code >= 500 else logging.INFO,
-        "request",
-        extra={
-            "fields": {
-                "request_id": g.request_id,
-                "remote": request.remote_addr,
-                "method": request.method,
-                "path": request.path,
-                "status": response.status_code,
-                "images": g.get("images", 0),
-                "milliseconds": round(seconds * 1000, 3),
-            }
-        },
-    )
-    return response
+def _record(environ: "WSGIEnvironment", status: str, seconds: float) -> None:
+    asked = environ["werkzeug.request"]  # Flask's, there until its answer has begun
+    rule = asked.url_rule
+    method = environ["REQUEST_METHOD"]
+    _requests(rule.rule if rule else "unmatched", method if rule else "any", status).inc()
+    _seconds(rule.rule if rule else "unmatched").observe(seconds)
+    level = logging.ERROR if status >= "500" else logging.INFO
+    if logger.isEnabledFor(level):
+        fields = {
+            "request_id": environ[REQUEST_ID],
+            "remote": environ.get("REMOTE_ADDR"),
+            "method": method,
+            "path": asked.path,
+            "status": int(status),
+            "images": environ.get(IMAGES_PREDICTED, 0),
+            "milliseconds": round(seconds * 1000, 3),
+        }
+        logger.log(level, "request", extra={"fields": fields})
 
 
 # A metric's child is looked up by hashing its labels under a lock: once for each, not once a request.

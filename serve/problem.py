@@ -3,8 +3,10 @@
 import logging
 
 import msgspec
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from serve.observe import REQUEST_ID
 
 LONGEST = 1_000  # characters of an error's detail
 logger = logging.getLogger("serve")
@@ -51,5 +53,5 @@ def _shorten(text: str) -> str:
 
 def _unexpected(error: Exception) -> Response:
     """Log what should not have happened, with its traceback; tell the client nothing of it."""
-    logger.exception("unexpected error", extra={"fields": {"request_id": g.get("request_id")}})
+    logger.exception("unexpected error", extra={"fields": {"request_id": request.environ[REQUEST_ID]}})
     return _answer(InternalServerError("the service failed; its log has the request id and the reason"))

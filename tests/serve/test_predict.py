@@ -147,7 +147,7 @@ ROW = [0] * 28
         (400, '{"image": 7}', "image 1 of 1: expected 28 rows of 28 numbers"),
         (400, '{"image": null}', "image 1 of 1"),
         (400, '{"images": {}}', "Expected `array`, got `object`"),
-        (400, '{"image": ["a"]}', "Expected `float`, got `str`"),
+        (400, '{"image": ["a"]}', "Expected `int | float`, got `str`"),
         (400, '{"image": [true]}', "got `bool`"),
         (400, '{"image": [NaN]}', "malformed"),
         (400, '{"image": [1e999]}', "out of range"),
