@@ -6,6 +6,7 @@ ARGS ?=
 CHECK_PYTHON := $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(f"expected Python 3.11-3.13, found {sys.version.split()[0]}: name another with make PYTHON=...")'
 VENV := .venv/.installed
 SERVE := .venv-serve/.installed
+BENCH := .venv-bench/.installed
 # What an image says of itself, and the GPUs that Docker can give it.
 LABELS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git rev-parse HEAD)$(if $(shell git status --porcelain -- model serve train),-dirty) \
@@ -36,6 +37,12 @@ setup: $(VENV) ## install everything into .venv, from the hash-locked requiremen
 
 train: $(VENV) ## train Model_1, Model_2, Model_3; report and verified ONNX in artifacts/ (ARGS="--seed 2" and so on)
 	$(RUN) -m train $(ARGS)
+
+$(BENCH): requirements/bench.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 serve: $(SERVE) ## answer POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
 	@exec .venv-serve/bin/gunicorn -c serve/gunicorn.conf.py
@@ -83,7 +90,8 @@ format: $(VENV) ## format the code
 lock: ## write requirements/*.txt anew from pyproject.toml (needs uv)
 	$(COMPILE) --all-extras -o requirements/dev.txt pyproject.toml
 	$(COMPILE) --extra train --extra sweep --constraint requirements/dev.txt -o requirements/train.txt pyproject.toml
+	$(COMPILE) --group bench --constraint requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --extra serve --constraint requirements/dev.txt -o requirements/serve.txt pyproject.toml
 
 clean: ## delete .venv and caches; artifacts stay
-	rm -rf .venv .venv-serve build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-serve .venv-bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache
