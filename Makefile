@@ -15,7 +15,7 @@ GPUS = $(if $(shell docker info --format '{{.Runtimes.nvidia}}' 2>/dev/null | gr
 RUN := .venv/bin/python
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train serve pictures images run-train run-serve test-images consistency release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +49,11 @@ serve: $(SERVE) ## answer POST /predict on port 8000 (MODEL_DIR=artifacts/releas
 
 pictures: $(VENV) ## measure pictures of other forms and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)
+
+bench: $(VENV) $(SERVE) $(BENCH) ## measure training and serving beside their peers and write docs/benchmarks.md (needs wrk)
+	$(RUN) -m benchmarks.serve
+	$(RUN) -m benchmarks.train
+	$(RUN) -m benchmarks.report
 
 consistency: $(VENV) ## train Model_3 with ten seeds and write docs/consistency.{md,json,png}
 	$(RUN) -m train consistency --model Model_3 --seeds 10 $(ARGS) --out artifacts

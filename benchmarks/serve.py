@@ -53,8 +53,21 @@ SERVERS = [
     ),
     Server(
         "FastAPI + uvicorn",
-        [BENCH / "uvicorn", "--workers", str(CORES), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
-        + ["--log-level", "warning", "--port", str(PORT), "fastapi_app:app"],
+        [
+            BENCH / "uvicorn",
+            "--workers",
+            str(CORES),
+            "--loop",
+            "uvloop",
+            "--http",
+            "httptools",
+            "--no-access-log",
+            "--log-level",
+            "warning",
+            "--port",
+            str(PORT),
+            "fastapi_app:app",
+        ],
         picture="/picture",
     ),
     Server("LitServe", [BENCH / "python", "litserve_app.py"], picture=None),

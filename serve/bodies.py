@@ -54,7 +54,7 @@ def read_images(request: Request, config: Config) -> NDArray[np.uint8]:
         return _prepare(pixels, preprocess)
     sources = _sources(request, config)
     if all(isinstance(source, np.ndarray) for source in sources):
-        return _prepare(np.stack(sources), preprocess)
+        return _prepare(np.array(sources), preprocess)
     return _decode(sources, preprocess, config.max_pixels)
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from flask import request
+from flask import Request
 from prometheus_client import Counter, Gauge, Histogram
 
+from serve import logs
 from serve.config import Config
 from serve.release import Release
 
@@ -79,8 +80,8 @@ def announce(config: Config, release: Release) -> None:
     logger.info("serving", extra={"fields": fields})
 
 
-def count_predictions(digits: list[int]) -> None:
-    """Count `digits` as predicted by the present request."""
+def count_predictions(request: Request, digits: list[int]) -> None:
+    """Count `digits` as predicted by `request`."""
     request.environ[IMAGES_PREDICTED] = len(digits)
     IMAGES.inc(len(digits))
     for digit, count in Tally(digits).items():
@@ -95,16 +96,17 @@ def _record(environ: "WSGIEnvironment", status: str, seconds: float) -> None:
     _seconds(rule.rule if rule else "unmatched").observe(seconds)
     level = logging.ERROR if status >= "500" else logging.INFO
     if logger.isEnabledFor(level):
-        fields = {
-            "request_id": environ[REQUEST_ID],
-            "remote": environ.get("REMOTE_ADDR"),
-            "method": method,
-            "path": asked.path,
-            "status": int(status),
-            "images": environ.get(IMAGES_PREDICTED, 0),
-            "milliseconds": round(seconds * 1000, 3),
-        }
-        logger.log(level, "request", extra={"fields": fields})
+        logs.write(
+            level,
+            "request",
+            request_id=environ[REQUEST_ID],
+            remote=environ.get("REMOTE_ADDR"),
+            method=method,
+            path=asked.path,
+            status=int(status),
+            images=environ.get(IMAGES_PREDICTED, 0),
+            milliseconds=round(seconds * 1000, 3),
+        )
 
 
 # A metric's child is looked up by hashing its labels under a lock: once for each, not once a request.
