@@ -9,8 +9,9 @@ SERVE := .venv-serve/.installed
 BENCH := .venv-bench/.installed
 # What an image says of itself, and the GPUs that Docker can give it.
 LABELS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
-	--build-arg REVISION=$(shell git rev-parse HEAD)$(if $(shell git status --porcelain -- model serve train),-dirty) \
+	--build-arg REVISION=$(shell git rev-parse HEAD)$(if $(shell git status --porcelain),-dirty) \
 	--build-arg SOURCE=$(SOURCE)
+SETTINGS = API_KEY CORS_ORIGINS LOG_LEVEL MAX_BATCH MAX_BODY_BYTES MAX_PIXELS REQUEST_TIMEOUT WEB_CONCURRENCY
 GPUS = $(if $(shell docker info --format '{{.Runtimes.nvidia}}' 2>/dev/null | grep -v 'no value'),--gpus all)
 RUN := .venv/bin/python
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
@@ -78,7 +79,7 @@ run-train: ## train in a container into artifacts/, on a GPU where Docker has on
 	docker run --rm $(GPUS) -v "$(CURDIR)/artifacts:/artifacts" train $(ARGS)
 
 run-serve: ## serve from a container on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
-	docker run --rm -p $(or $(PORT),8000):8000 $(if $(MODEL_DIR),-v "$(abspath $(MODEL_DIR)):/model:ro" -e MODEL_DIR=/model) serve
+	docker run --rm -p 127.0.0.1:$(or $(PORT),8000):8000 $(foreach name,$(SETTINGS),$(if $($(name)),-e $(name))) $(if $(MODEL_DIR),-v "$(abspath $(MODEL_DIR)):/model:ro" -e MODEL_DIR=/model) serve
 
 test-images: images $(VENV) ## build the images and test them from outside
 	$(RUN) -m pytest -m images $(ARGS)
@@ -98,5 +99,5 @@ lock: ## write requirements/*.txt anew from pyproject.toml (needs uv)
 	$(COMPILE) --group bench --constraint requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) --extra serve --constraint requirements/dev.txt -o requirements/serve.txt pyproject.toml
 
-clean: ## delete .venv and caches; artifacts stay
+clean: ## delete the environments and caches; artifacts stay
 	rm -rf .venv .venv-serve .venv-bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ from serve.config import Config
 from serve.images import ImageError, Preprocess, decode, prepare
 
 SIDE = 28
+CHUNK = 100  # images prepared at a time
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff")
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 
@@ -97,10 +98,15 @@ def _sources(request: Request, config: Config) -> list[Source]:
 
 
 def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    try:
-        return prepare(pixels, preprocess)
-    except ImageError as error:
-        raise _unprocessable(error.index, len(pixels), str(error)) from error
+    parts = []
+    for start in range(0, len(pixels), CHUNK):
+        try:
+            parts.append(prepare(pixels[start : start + CHUNK], preprocess))
+        except ImageError as error:
+            raise _unprocessable(start + (error.index or 0), len(pixels), str(error)) from error
+        if start:
+            time.sleep(0)  # let other requests of this worker have their turn
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _decode(sources: list[Source], preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
@@ -114,8 +120,7 @@ def _decode(sources: list[Source], preprocess: Preprocess, max_pixels: int) -> N
             )
         except ImageError as error:
             raise _unprocessable(i, len(sources), str(error)) from error
-        if i % 10 == 9:
-            time.sleep(0)  # let other requests of this worker have their turn
+        time.sleep(0)  # let other requests of this worker have their turn
     return images
 
 
@@ -184,21 +189,19 @@ def _grey(rows: list[list[float]]) -> Pixels:
 
 
 def _base64(index: int, count: int, text: str) -> bytes:
-    """Return the bytes of a base64 text, with or without a data URL's head (RFC 2397)."""
+    """Return the bytes of a base64 text, wrapped in lines or not, with or without a data URL's head (RFC 2397)."""
     head, comma, data = text.partition(",")
     if comma and not (head.startswith("data:") and head.endswith(";base64")):
         raise _unprocessable(index, count, "expected base64 or a data URL, data:…;base64,…, found neither")
     try:
-        return base64.b64decode(data if comma else text, validate=True)
+        return base64.b64decode("".join((data if comma else text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise _unprocessable(index, count, f"expected base64, found: {error}") from error
 
 
-def _unprocessable(index: int | None, count: int, reason: str) -> UnprocessableEntity:
+def _unprocessable(index: int, count: int, reason: str) -> UnprocessableEntity:
     return UnprocessableEntity(f"{_name(index, count)}: {reason}")
 
 
-def _name(index: int | None, count: int) -> str:
-    if index is None:
-        return "an image"
+def _name(index: int, count: int) -> str:
     return f"image {index + 1} of {count}"

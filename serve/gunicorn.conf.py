@@ -38,6 +38,8 @@ def on_starting(server: Any) -> None:
     """Start with a model that verifies, or not at all."""
     if METRICS not in os.environ:
         os.environ[METRICS] = server.metrics = tempfile.mkdtemp(prefix="serve-metrics-")
+    for file in Path(os.environ[METRICS]).glob("*.db"):  # of a service that was here before
+        file.unlink()
     try:
         wsgi.load()
     except ModelError as error:

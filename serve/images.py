@@ -20,6 +20,7 @@ Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MAX_PIXELS = 25_000_000
+MAX_SCANS = 100  # of a JPEG
 WEBP_SHARE = 0.4  # of max_pixels: libwebp decodes through several canvases, 15 bytes a pixel
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SIDE, BOX = 28, 20  # of the picture, and of the box that the ink is fitted into
@@ -133,6 +134,9 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
         raise ImageError(
             f"expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found {len(content):,} bytes that are none"
         ) from None
+    # A scan refines the whole picture: without a limit, hundreds of bytes would ask for seconds. Cameras write 1 to 10.
+    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
     width, height = image.size
     limit = int(max_pixels * WEBP_SHARE) if image.format == "WEBP" else max_pixels
     if not 0 < width * height <= limit:

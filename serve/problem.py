@@ -4,7 +4,15 @@ import logging
 
 import msgspec
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+)
 
 from serve.observe import REQUEST_ID
 
@@ -15,6 +23,7 @@ logger = logging.getLogger("serve")
 def install(app: Flask) -> None:
     """Make every error of `app`, whoever raises it, an answer of these forms."""
     app.register_error_handler(HTTPException, _answer)
+    app.register_error_handler(ParseException, _malformed)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -49,6 +58,11 @@ def _detail(error: HTTPException) -> str:
 def _shorten(text: str) -> str:
     """Return the text's beginning: what was sent is quoted, but not sent back whole."""
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+def _malformed(error: Exception) -> Response:
+    """Answer what gunicorn finds wrong with a body as it is read: chunks that are none."""
+    return _answer(BadRequest(f"expected a well-formed body, found: {error}"))
 
 
 def _unexpected(error: Exception) -> Response:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 MANIFEST = "manifest.json"
+PATIENCE = 60  # seconds
 
 
 class ModelError(ValueError):
@@ -69,7 +70,11 @@ def verify(folder: Path) -> Release:
     """
     release = read(folder)
     check = [sys.executable, "-m", "serve.predictor"]
-    done = subprocess.run(check, input=release.graph, capture_output=True, check=False)
+    try:
+        done = subprocess.run(check, input=release.graph, capture_output=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        file = folder / release.manifest.onnx.file
+        raise ModelError(f"{file}: expected a graph that loads within {PATIENCE} s, found one that does not") from error
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
         raise ModelError(f"{folder / release.manifest.onnx.file}: {reason[-1]}")

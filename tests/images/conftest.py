@@ -34,7 +34,7 @@ class Container:
         """Return what `condition` does once that is true."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):
-            assert time.monotonic() < deadline, f"not within {seconds} s: {docker('logs', self.name)[-3000:]}"
+            assert time.monotonic() < deadline, f"not within {seconds} s: {self.docker('logs', self.name)[-3000:]}"
             time.sleep(0.1)
         return found
 

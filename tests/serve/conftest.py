@@ -86,8 +86,12 @@ def start(tmp_path) -> Iterator[Callable[..., Service]]:
 
     yield start
     for service in services:
-        service.process.kill()
-        service.process.wait()
+        service.process.terminate()
+        try:
+            service.process.wait(10)
+        except subprocess.TimeoutExpired:
+            service.process.kill()
+            service.process.wait()
 
 
 @pytest.fixture(scope="session")

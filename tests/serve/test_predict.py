@@ -282,3 +282,22 @@ def test_other_origins_are_let_in_only_where_asked_for(client, images):
     assert "Content-Type" in preflight.headers["Access-Control-Allow-Headers"]
     other = allowing.get("/healthz", headers={"Origin": "https://evil.example"})
     assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_base64_may_be_wrapped_in_lines(client, images):
+    wrapped = base64.encodebytes(enlarged(images[0])).decode()
+    assert digits(predict(client, json.dumps({"image": wrapped}), JSON)) == [7]
+
+
+def test_an_image_without_ink_is_named_wherever_it_is(images):
+    client = create_app().test_client()
+    content = np.concatenate([images[:250], np.zeros((1, 28, 28), np.uint8)])
+    detail = problem(predict(client, content.tobytes(), "application/octet-stream"), 422)
+    assert detail.startswith("image 251 of 251: ")
+
+
+def test_a_jpeg_of_endless_scans_is_refused(client, images):
+    picture = encode(images[0], "JPEG", progressive=True)
+    last = picture.rindex(b"\xff\xda")
+    endless = picture[:-2] + picture[last:-2] * 200 + b"\xff\xd9"
+    assert "expected a JPEG of at most 100 scans" in problem(predict(client, endless, "image/jpeg"), 422)

@@ -299,3 +299,39 @@ def test_nothing_tries_to_leave(tmp_path, images, habit, sent):
     command = [*unshare, sys.executable, "-c", ALONE, str(tmp_path / "seven.png"), habit]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == sent, done.stderr
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b"])
+@pytest.mark.parametrize("chunks", [b"zz\r\nabc\r\n0\r\n\r\n", b"3\r\nabcdef\r\n0\r\n\r\n"])
+def test_chunks_that_are_none_are_answered_400(service, path, content_type, chunks):
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode() + chunks)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_log_that_cannot_be_written_stops_no_answer(tmp_path, images):
+    """/dev/full refuses every byte, as a full disk does."""
+    log = tmp_path / "log"
+    log.symlink_to("/dev/full")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
+    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "WEB_CONCURRENCY": "1"}
+    with log.open("wb", buffering=0) as full:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=full, stderr=full)
+    try:
+        for _ in range(100):
+            time.sleep(0.1)
+            try:
+                answer = requests.post(f"http://127.0.0.1:{port}/predict", images[:1].tobytes(), headers=RAW)
+                break
+            except requests.ConnectionError:
+                continue
+        assert answer.status_code == 200
+    finally:
+        process.terminate()
+        process.wait(30)
