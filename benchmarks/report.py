@@ -114,8 +114,7 @@ def _serving(result: dict[str, Any]) -> list[str]:
         f"{alone['batch 100']['mean']:,.0f} a hundred at a time, {best:,.0f} a thousand at a time; our server",
         f"answering a constant (`/healthz`), 16 connections, {_plus(ours['constant 16 rate'], 0)} requests/s.",
         f"`application/octet-stream` of 1,000 images, one connection: {bulk:,.0f} images/s, {100 * bulk / best:.0f} % of ONNX",
-        "Runtime's own rate for a thousand at a time on one core; more than all of it where a hundred at a time, which the",
-        "service sends it, is faster than a thousand.",
+        "Runtime's own rate for a thousand at a time on one core (the service hands it a hundred at a time).",
         "",
         "## Sizing",
         "",
@@ -129,9 +128,7 @@ def _sizing(ours: dict[str, Any], alone: dict[str, Any]) -> list[str]:
         f"A JSON image costs {cost:.2f} ms of CPU, so a core that does nothing else answers about {1000 / cost:,.0f} a second; the",
         f"model is {1000 / alone['batch 1']['mean']:.2f} ms of it. In bulk, as raw bytes, a core does "
         f"{ours['images in thousands 1 rate']['mean']:,.0f} images a second: send many at a time where there are many.",
-        "One worker a core is enough, as a worker uses one; a second container doubles the rate, and its memory. The master and",
-        f"two workers held {ours['MiB']['mean']:.0f} MiB under this load, some 45 MiB a worker, whatever the batch: a request of",
-        "1,000 images is worked off a hundred at a time.",
+        f"The master and its workers held {ours['MiB']['mean']:.0f} MiB under this load.",
     ]
 
 
