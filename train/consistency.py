@@ -6,8 +6,10 @@ tasks. A seed that is done is a file, and is not run again.
 
 import logging
 import os
+import shutil
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +30,7 @@ from train.files import locked, read_json, to_json, write_json, write_together
 from train.loop import fit
 from train.progression import TARGET_ACCURACY, Step, steps, with_epochs
 
+SHARED_MEMORY = 256 * 2**20  # bytes, for what Ray's tasks share: the data set is 55 million
 GPU_SHARE = 0.1  # of a GPU, a trial: these networks leave most of one idle
 
 
@@ -111,12 +114,15 @@ def _run_trials(step: Step, data: Data, seeds: list[int], device_name: str) -> I
         raise SettingsError("consistency: expected Ray, found none; install the extra `sweep`") from error
     cluster = os.environ.get("RAY_ADDRESS")
     on_terminate = signal.getsignal(signal.SIGTERM)
+    if not cluster:
+        _note_shared_memory()
     try:
         _check_reachable(cluster)
         ray.init(
             address=cluster or "local",
             # A cluster's machines have the libraries, not this source.
             runtime_env={"py_modules": [model, train]} if cluster else None,
+            object_store_memory=None if cluster else SHARED_MEMORY,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -143,6 +149,17 @@ def _run_trials(step: Step, data: Data, seeds: list[int], device_name: str) -> I
         raise TrainError(f"Ray: {' '.join(str(error).split())}") from error
     finally:
         ray.shutdown()
+
+
+def _note_shared_memory() -> None:
+    """Say so where Ray will keep what its tasks share on the disk: it does without a word."""
+    free = shutil.disk_usage("/dev/shm").free
+    if free < SHARED_MEMORY:
+        print(
+            f"note: expected {SHARED_MEMORY // 2**20} MiB free in /dev/shm, found {free // 2**20}: the data is "
+            "shared by way of the disk, slower (in a container, --shm-size 512m gives it room)",
+            file=sys.stderr,
+        )
 
 
 def _check_reachable(address: str | None) -> None:

@@ -76,6 +76,17 @@ def test_the_train_image_says_what_it_lacks_in_one_line(docker, tmp_path, option
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_the_train_image_says_where_shared_memory_is_short_and_trains_seeds_all_the_same(docker, tmp_path, subset):
+    os.chown(tmp_path, 12345, 12345)
+    volumes = ["--volume", f"{tmp_path}:/artifacts", "--volume", f"{subset}:/data:ro"]
+    options = ["--model", "Model_2", "--seeds", "2", "--epochs", "1", "--data", "/data"]
+    said = docker("run", "--rm", *volumes, "train", "consistency", *options)
+    assert "note: expected 256 MiB free in /dev/shm, found 64" in said
+    assert "(mean ± standard deviation, n = 2 seeds)" in said
+    options += ["--out", "/artifacts/again"]
+    assert "note:" not in docker("run", "--rm", "--shm-size=512m", *volumes, "train", "consistency", *options)
+
+
 def test_the_service_as_it_ships(serve, images, labels):
     container = serve(*HARDENED)
     found = np.concatenate([ask(container, images[i : i + 1_000]) for i in range(0, 10_000, 1_000)])
