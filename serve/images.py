@@ -122,10 +122,8 @@ def _in_form(pixels: Grey) -> NDArray[np.bool_]:
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
     """Return the first frame, upright, opaque, L or RGB, at most WORKING_SIDE a side; or of the `expected` size."""
     try:
-        with (
-            _FILTERS,
-            warnings.catch_warnings(),
-        ):  # of bombs, which are refused below, and of metadata, which is not used
+        # Pillow warns of bombs, which are refused below, and of metadata, which is not used.
+        with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:

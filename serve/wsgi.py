@@ -31,9 +31,8 @@ def reload() -> None:
     try:
         load()
     except ModelError as error:
-        logger.error(  # noqa: TRY400  # its one line says it all
-            "the new model is refused, the one of before is served: %s", error
-        )
+        message = "the new model is refused, the one of before is served: %s"
+        logger.error(message, error)  # noqa: TRY400  # its one line says it all
 
 
 def application() -> "Flask":

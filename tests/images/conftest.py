@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
+
+from tests.polling import answers, wait
 
 Docker = Callable[..., str]
 
@@ -32,17 +33,10 @@ class Container:
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
         """Return what `condition` does once that is true."""
-        deadline = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self.docker('logs', self.name)[-3000:]}"
-            time.sleep(0.1)
-        return found
+        return wait(condition, seconds, lambda: self.docker("logs", self.name))
 
     def answers(self) -> bool:
-        try:
-            return requests.get(f"{self.url}/readyz", timeout=5).ok
-        except requests.ConnectionError:
-            return False
+        return answers(self.url)
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from flask.testing import FlaskClient
 
 from serve import create_app
 from serve.config import Config
+from tests.polling import answers, wait
 from train.paths import ROOT
 
 
@@ -34,22 +33,15 @@ class Service:
         with log.open("wb") as file:
             environ = {"PATH": os.environ["PATH"], "PORT": str(port), **variables}
             self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
-        self.wait(lambda: self._answers())
+        self.wait(self._answers)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
-        try:
-            return requests.get(f"{self.url}/readyz", timeout=5).ok
-        except requests.ConnectionError:
-            return False
+        return answers(self.url)
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
         """Return what `condition` does once that is true."""
-        deadline = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self.log.read_text()[-3000:]}"
-            time.sleep(0.05)
-        return found
+        return wait(condition, seconds, self.log.read_text)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
