@@ -1,7 +1,6 @@
 """What a request's body holds, in whichever form people have a digit, becomes images: /predict's decoding step."""
 
 import base64
-import time
 from typing import Annotated, get_args
 
 import msgspec
@@ -12,6 +11,7 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, Unprocessable
 
 from serve.config import Config
 from serve.images import FORMATS, SIDE, ImageError, Preprocess, decode, prepare
+from serve.turns import give_way
 
 CHUNK = 100  # images prepared at a time
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
@@ -103,7 +103,7 @@ def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
         except ImageError as error:
             raise _unprocessable(start + (error.index or 0), len(pixels), str(error)) from error
         if start:
-            time.sleep(0)  # let other requests of this worker have their turn
+            give_way()
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -118,7 +118,7 @@ def _decode(sources: list[Source], preprocess: Preprocess, max_pixels: int) -> N
             )
         except ImageError as error:
             raise _unprocessable(i, len(sources), str(error)) from error
-        time.sleep(0)  # let other requests of this worker have their turn
+        give_way()
     return images
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # serve/ need n
 
 from serve import logs, wsgi
 from serve.release import ModelError
+from serve.turns import give_way
 
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client, in each worker, leaves its figures for /metrics
 
@@ -62,7 +63,7 @@ def pre_request(worker: Any, req: Any) -> None:
 def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
     """Give the other connections of this worker their turn before this one's next request."""
     req.limit.close()
-    gevent.sleep(0)
+    give_way()
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,18 @@ def test_a_chunked_body_is_read_and_limited(start, images):
         for count in (3, 200)
     )
     assert (len(few.json()["predictions"]), many.status_code) == (3, 413)
+
+
+def test_a_large_batch_lets_new_connections_have_their_turns(start, images):
+    service = start(WEB_CONCURRENCY=1, MAX_BATCH=10_000)
+    answered = 0
+    with ThreadPoolExecutor() as pool:
+        batch = pool.submit(requests.post, f"{service.url}/predict", images.tobytes(), headers=RAW)
+        while not batch.done():
+            assert requests.get(f"{service.url}/healthz").ok
+            answered += 1
+    assert batch.result().ok
+    assert answered >= 30  # of the two hundred steps that the batch is prepared and predicted in
 
 
 @pytest.mark.slow
