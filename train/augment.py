@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +43,24 @@ class Warp:
         draws = (torch.rand(count, 5, device=images.device) * 2 - 1).unbind(dim=1)
         angle, scale, shear, x, y = (draw * limit for draw, limit in zip(draws, limits, strict=True))
         cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
-        # Rotation × shear ÷ scale, then the shift.
-        maps = torch.stack([cos, shear * cos - sin, x, sin, shear * sin + cos, y], dim=1).view(count, 2, 3)
-        grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+        # Rotation × shear ÷ scale, then the shift: two rows an image.
+        maps = torch.stack([cos, shear * cos - sin, x, sin, shear * sin + cos, y], dim=1)
+        places, spline = _grid(side, images.device)
         pulls = (torch.rand(count, 2, HANDLES, HANDLES, device=images.device) * 2 - 1) * (self.elastic * pixel)
-        bend = F.interpolate(pulls, size=(side, side), mode="bicubic", align_corners=True)
-        return F.grid_sample(images, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+        sources = (maps.view(-1, 3) @ places).view(count, 2, side, side) + spline @ pulls @ spline.T
+        return F.grid_sample(images, sources.permute(0, 2, 3, 1), align_corners=False)
+
+
+@cache
+def _grid(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where pixels are, (x, y, 1), [3, side × side], and what each handle counts along an axis, [side, HANDLES].
+
+    `F.affine_grid` and a bicubic `F.interpolate` of the pulls would come to the same in five times the time: as matrix
+    products both are small.
+    """
+    axis = (torch.arange(side, device=device) * 2 + 1) / side - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    places = torch.stack([x, y, torch.ones_like(x)]).view(3, -1)
+    identity = torch.eye(HANDLES, device=device)[None, None]
+    spline = F.interpolate(identity, size=(side, HANDLES), mode="bicubic", align_corners=True)[0, 0]
+    return places, spline
