@@ -31,14 +31,22 @@ def check_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> None:
     """Raise SettingsError where this machine, or its container, may use less memory than a run needs.
 
     Said at the start: past a container's limit the kernel ends a run without a word, after all its training, when the
-    export is verified. Reads cgroup v2's memory.max, or v1's memory.limit_in_bytes.
+    export is verified.
+    """
+    if (found := memory(cgroup)) < MEMORY:
+        raise SettingsError(f"expected at least {MEMORY // 2**20:,} MiB of memory, found {found // 2**20:,} MiB")
+
+
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this machine has, or its container may use if fewer.
+
+    Reads cgroup v2's memory.max, or v1's memory.limit_in_bytes.
     """
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # not there, or "max"
             found = min(found, int(limit.read_text()))
-    if found < MEMORY:
-        raise SettingsError(f"expected at least {MEMORY // 2**20:,} MiB of memory, found {found // 2**20:,} MiB")
+    return found
 
 
 def describe(device: torch.device) -> str:

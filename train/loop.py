@@ -4,7 +4,7 @@ An epoch's randomness (order, augmentation, dropout) comes from torch's global g
 seed and the epoch's number alone: a training resumed at an epoch goes on exactly as if it had never stopped.
 """
 
-import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -26,6 +26,9 @@ LOOK_EVERY = 50  # batches; looking at the loss makes the host wait for the devi
 EVALUATION_BATCH = 1_000
 MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
+# tqdm would make a semaphore of the system's, for bars in several processes, and a process that is killed leaves it.
+tqdm.set_lock(threading.RLock())
+
 
 def fit(
     step: Step,
@@ -35,12 +38,13 @@ def fit(
     device: torch.device,
     checkpoints: CheckpointFolder | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
-    bar: bool = False,
+    bar: float | None = None,
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train `step`'s network on `data` by its recipe and return it with the figures of each epoch.
 
     Goes on from the last of `checkpoints` and writes one after every epoch; `on_epoch` is called with each epoch's
-    figures; `bar` shows a progress bar an epoch. Raises DivergenceError when the loss becomes NaN or infinite.
+    figures; `bar` shows a progress bar an epoch, drawn anew every so many seconds. Raises DivergenceError when the loss
+    becomes NaN or infinite.
     """
     recipe = step.recipe
     batches = len(data.train) // recipe.batch
@@ -66,7 +70,7 @@ def fit(
         forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
-        if bar:
+        if bar is not None:
             print(f"EPOCH: {number}/{recipe.epochs}", flush=True)
         _seed(seed, number)
         started = time.perf_counter()
@@ -134,7 +138,7 @@ def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _train_epoch(
-    network: nn.Module, optimizer: SGD, scheduler: LRScheduler, recipe: Recipe, split: Split, bar: bool
+    network: nn.Module, optimizer: SGD, scheduler: LRScheduler, recipe: Recipe, split: Split, bar: float | None
 ) -> tuple[float, float]:
     """Return the running mean loss and accuracy of one pass over `split`."""
     network.train()
@@ -143,8 +147,7 @@ def _train_epoch(
     batches = order[: len(split) // recipe.batch * recipe.batch].view(-1, recipe.batch)
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
-    interval = 0.5 if sys.stderr.isatty() else 60.0  # seconds: a log wants fewer lines than a terminal
-    with tqdm(total=len(batches), disable=not bar, mininterval=interval, dynamic_ncols=True) as progress:
+    with tqdm(total=len(batches), disable=bar is None, mininterval=bar or 0, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
             labels = split.labels[batch]
             logits = network(_prepare(split.images[batch], recipe))

@@ -1,6 +1,8 @@
-"""The run: train the progression's models in turn, export the best one, write the report."""
+"""The run: train the progression's models, export the best one, write the report."""
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from train.files import locked
 from train.layer_table import table
 from train.loop import fit
 from train.progression import PARAMETER_BUDGET, Step, steps, with_epochs
+from train.side_by_side import side_by_side
 
 
 def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, data_directory: Path, out: Path) -> None:
@@ -30,13 +33,21 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
     devices.check_memory()
     with locked(out):
         data = load(data_directory)
-        fallback = "; no GPU is used" if device.type == "cpu" else ""
-        _say(f"Device: {devices.describe(device)}{fallback}")
+        # A thread a model does more than all threads for one after the other: the layers are too small to share.
+        together = device.type == "cpu" and len(chosen) > 1 and devices.memory() >= len(chosen) * devices.MEMORY
+        notes = ["no GPU is used"] * (device.type == "cpu") + ["the models are trained side by side"] * together
+        _say("; ".join([f"Device: {devices.describe(device)}", *notes]))
         _say(
             f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
             f"{len(data.test)} test images"
         )
-        trained = [_train(step, data, seed, device, out) for step in chosen]
+        bar = 0.5 if sys.stderr.isatty() else 60.0  # seconds: a log wants fewer lines than a terminal
+        if together:
+            side_by_side([partial(_load_and_train, step, data_directory, seed, device, out, bar) for step in chosen])
+        else:
+            for step in chosen:
+                _train(step, data, seed, device, out, bar)
+        trained = [_trained(step, data, seed, out) for step in chosen]
         try:
             manifest = _export(trained, data, out / "release")
         except VerificationError:
@@ -45,18 +56,30 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
         _say(f"Report: {report.write(out, trained, data, manifest)}")
 
 
-def _train(step: Step, data: Data, seed: int, device: torch.device, out: Path) -> Trained:
+def _load_and_train(step: Step, data_directory: Path, seed: int, device: torch.device, out: Path, bar: float) -> None:
+    """As _train, in another process: images are read again sooner than sent there."""
+    _train(step, load(data_directory), seed, device, out, bar)
+
+
+def _train(step: Step, data: Data, seed: int, device: torch.device, out: Path, bar: float) -> None:
+    """Train `step`, or go on, and leave the result in its checkpoints."""
     _introduce(step)
     checkpoints = CheckpointFolder(out / step.name, settings(step, data, seed))
     try:
-        network, history = fit(
-            step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=True
+        _, history = fit(
+            step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=bar
         )
     except torch.OutOfMemoryError as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {reason}") from error
     _say(f"--- Finished training for {step.name}: {100 * history[-1].test_accuracy:.2f}% at epoch {len(history)} ---")
-    return Trained(step, network.cpu(), seed, history, checkpoints.provenance())
+
+
+def _trained(step: Step, data: Data, seed: int, out: Path) -> Trained:
+    """Return what is in the checkpoints of a training that is finished."""
+    checkpoints = CheckpointFolder(out / step.name, settings(step, data, seed))
+    network, history = fit(step, data, seed=seed, device=torch.device("cpu"), checkpoints=checkpoints)
+    return Trained(step, network, seed, history, checkpoints.provenance())
 
 
 def _export(trained: list[Trained], data: Data, folder: Path) -> dict[str, Any] | None:

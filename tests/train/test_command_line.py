@@ -6,12 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.polling import wait
 from train import verify
 from train.__main__ import main
 from train.files import locked
@@ -144,37 +144,56 @@ def test_missing_install_is_one_clear_line():
     assert run.stderr.count("\n") == 1
 
 
+MODELS = ("Model_2", "Model_3")
+EPOCHS = 8
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(subset, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
     subprocess.run(training(subset, out), cwd=ROOT, check=True, capture_output=True)
-    return (out / "release" / "model.safetensors").read_bytes()
+    return weights(out)
 
 
 def training(subset: Path, out: Path) -> list[str]:
-    return command("--models", "Model_3", "--epochs", "8", "--data", subset, "--out", out)
+    return command("--models", *MODELS, "--epochs", EPOCHS, "--data", subset, "--out", out)
+
+
+def weights(out: Path) -> list[bytes]:
+    paths = [*(Path(model, f"epoch-{EPOCHS:02d}.safetensors") for model in MODELS), Path("release/model.safetensors")]
+    return [(out / path).read_bytes() for path in paths]
+
+
+def epochs(out: Path) -> list[int]:
+    """Return how many epochs of each model are kept."""
+    paths = [out / model / "checkpoint.json" for model in MODELS]
+    return [len(json.loads(path.read_text())["history"]) if path.exists() else 0 for path in paths]
+
+
+def alive(group: int) -> bool:
+    """Return whether a process of this process group is left."""
+    fields = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return any(state != "Z" and int(of) == group for state, _, of, *_ in fields)
 
 
 def interrupt(subset: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a training, send it `number` after its third epoch, and return its exit code and what it said."""
-    checkpoint = out / "Model_3" / "checkpoint.json"
     process = subprocess.Popen(
         training(subset, out),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own
         # As in a terminal or a container: a shell's background jobs ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() or len(json.loads(checkpoint.read_text())["history"]) < 3:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait(lambda: process.poll() is not None or min(epochs(out)) >= 3, 120, lambda: f"{epochs(out)} epochs")
+    assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert len(json.loads(checkpoint.read_text())["history"]) < 8, "the run was over before it was interrupted"
+    assert min(epochs(out)) < EPOCHS, "the run was over before it was interrupted"
+    wait(lambda: not alive(process.pid), 10, lambda: "a process of the run goes on")
     return process.returncode, error
 
 
@@ -186,15 +205,14 @@ def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, 
     assert "interrupted: what was finished is kept, and the same command goes on from there" in error
     assert "Traceback" not in error
     subprocess.run(training(subset, tmp_path), cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "release" / "model.safetensors").read_bytes() == uninterrupted
+    assert weights(tmp_path) == uninterrupted
 
 
 @pytest.mark.slow
 def test_killed_run_survives_a_full_disk_too(subset, tmp_path, uninterrupted):
     code, _ = interrupt(subset, tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    folder = tmp_path / "Model_3"
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for model in MODELS for path in (tmp_path / model).iterdir()}
     # A limit on the size of files stands in for the disk: the system answers a write beyond it as it does a full one.
     full = subprocess.run(
         training(subset, tmp_path),
@@ -204,12 +222,12 @@ def test_killed_run_survives_a_full_disk_too(subset, tmp_path, uninterrupted):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert full.returncode == 1
-    assert re.search(rf"error: cannot write {folder}/epoch-0\d.safetensors: File too large\n$", full.stderr)
+    assert re.search(rf"error: cannot write {tmp_path}/Model_\d/epoch-0\d.safetensors: File too large\n$", full.stderr)
     assert "Traceback" not in full.stderr
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for model in MODELS for path in (tmp_path / model).iterdir()} == before
 
     subprocess.run(training(subset, tmp_path), cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "release" / "model.safetensors").read_bytes() == uninterrupted
+    assert weights(tmp_path) == uninterrupted
 
 
 def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):

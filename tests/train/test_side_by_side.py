@@ -1,0 +1,66 @@
+"""Tasks in processes of their own look as if one had run after the other, and none outlives what it was for."""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from train.errors import DivergenceError, TrainError
+from train.side_by_side import side_by_side
+
+
+def count(name, pause):
+    for number in range(3):
+        print(name, number, flush=True)
+        print(name, "aside", file=sys.stderr)
+        time.sleep(pause)
+
+
+def say_threads():
+    print(torch.get_num_threads())
+
+
+def fail(message):
+    raise DivergenceError(message)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stumble():
+    raise ZeroDivisionError
+
+
+def test_what_they_print_is_in_order_though_they_run_at_once(capfd):
+    side_by_side([partial(count, "first", 1), partial(count, "second", 0), partial(count, "third", 0)])
+    output = capfd.readouterr()
+    assert output.out.split("\n") == [*(f"{name} {n}" for name in ("first", "second", "third") for n in range(3)), ""]
+    assert output.err.count("aside") == 9
+
+
+def test_they_share_the_threads(capfd):
+    side_by_side([say_threads, say_threads])
+    assert capfd.readouterr().out == f"{max(1, torch.get_num_threads() // 2)}\n" * 2
+
+
+def test_the_first_error_in_their_order_is_raised_and_ends_the_rest():
+    started = time.monotonic()
+    with pytest.raises(DivergenceError, match=r"^became nan$"):
+        side_by_side([partial(fail, "became nan"), partial(fail, "later"), partial(count, "last", 100)])
+    assert time.monotonic() - started < 60
+
+
+def test_one_that_is_killed_is_an_error():
+    with pytest.raises(TrainError, match="ended without an outcome"):
+        side_by_side([die])
+
+
+def test_a_bug_keeps_its_traceback(capfd):
+    with pytest.raises(TrainError, match="ended without an outcome"):
+        side_by_side([stumble])
+    assert "ZeroDivisionError" in capfd.readouterr().err
