@@ -12,32 +12,48 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
+from benchmarks.serve import BATCHES, WORKERS
+from benchmarks.train import ALL, VARIANTS
 from train.device import describe, pick
 from train.files import read_json, write_text
+from train.progression import PROGRESSION
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE, EXAMPLES, OURS = "the reference's way", "pytorch/examples' way", "ours"
+REFERENCE, EXAMPLES, OURS = VARIANTS
 
 
 def main() -> None:
     """Write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    folder = parser.parse_args().out
-    training, serving = (read_json(folder / f"benchmarks-{name}.json") for name in ("train", "serve"))
+    parser.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="of another run's figures: says how far they are"
+    )
+    options = parser.parse_args()
+    training, serving = _figures(options.out)
     mpl.use("Agg")
-    _training_chart(training, folder / "benchmarks-train.png")
-    _serving_chart(serving, folder / "benchmarks-serve.png")
-    write_text(folder / "benchmarks.md", "\n".join([*_head(training), *_training(training), *_serving(serving)]) + "\n")
+    _training_chart(training, options.out / "benchmarks-train.png")
+    _serving_chart(serving, options.out / "benchmarks-serve.png")
+    lines = [*_head(training, serving), *_training(training), *_serving(serving), *_sizing(serving)]
+    if options.against:
+        lines += _noise((training, serving), _figures(options.against))
+    write_text(options.out / "benchmarks.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
-def _head(training: dict[str, Any]) -> list[str]:
+def _figures(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return read_json(folder / "benchmarks-train.json"), read_json(folder / "benchmarks-serve.json")
+
+
+def _head(training: dict[str, Any], serving: dict[str, Any]) -> list[str]:
     today = datetime.now(UTC).date()
+    versions = ", ".join(f"{name} {version}" for name, version in serving["versions"].items())
     return [
         "# Benchmarks",
         "",
-        f"{today}; {describe(pick('auto'))}; Python {platform.python_version()}, torch {training['torch']}. `make bench`",
-        "measures all of it anew. ± is the standard deviation over rounds, in which the contestants take turns.",
+        f"{today}; {describe(pick('auto'))}; Python {platform.python_version()}, torch {training['torch']}, {versions}.",
+        "`make bench` measures all of it anew. ± is the standard deviation over rounds, in which the contestants take",
+        "turns.",
         "",
     ]
 
@@ -47,89 +63,159 @@ def _training(result: dict[str, Any]) -> list[str]:
     lines = [
         "## Training: seconds an epoch",
         "",
-        f"| | {REFERENCE} | {EXAMPLES} | **ours** | ours is faster than the reference's way | the floor | of which we reach |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| | {REFERENCE} | {EXAMPLES} | **ours** | ours, in images/s | ours beside the reference's way | the floor | of it we reach |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, model in models.items():
         seconds = model["seconds"]
+        images = result["images"] * (len(models) - 1 if name == ALL else 1) / seconds[OURS]["mean"]
         lines.append(
             f"| {name} | {_plus(seconds[REFERENCE])} | {_plus(seconds[EXAMPLES])} | **{_plus(seconds[OURS])}** | "
-            f"{model['ratio']:.1f} × | {model['floor']:.2f} | {100 * model['floor'] / seconds[OURS]['mean']:.0f} % |"
+            f"{images:,.0f} | {model['ratio']:.2f} × | {model['floor']:.2f} | "
+            f"{100 * model['floor'] / seconds[OURS]['mean']:.0f} % |"
         )
-    total = sum(model["seconds"][OURS]["mean"] for model in models.values())
+    every = models[ALL]["seconds"]
     lines += [
         "",
         "![Seconds an epoch](benchmarks-train.png)",
         "",
         f"Rounds: {result['rounds']}. An epoch is 859 batches of 64 and the evaluation. The reference's way is torchvision's",
         "transforms an image at a time and `loss.item()` at every step; pytorch/examples' is the same by a worker process.",
-        f"The whole progression, 15 epochs of each, is {15 * total:.0f} seconds by these figures. The floor is the epoch's",
-        f"floating-point operations at the {result['matrix_gflops']:.0f} GFLOP/s of a 2048×2048 matrix product here.",
+        '"All three" is an epoch of each model: one after the other, but on a CPU ours are trained side by side, a thread',
+        f"each. So the progression's 15 epochs take {15 * every[OURS]['mean']:.0f} seconds, the reference's way "
+        f"{15 * every[REFERENCE]['mean']:.0f}.",
+        f"The floor is an epoch's floating-point operations at the {result['matrix_gflops']:.0f} GFLOP/s of a 2048×2048 matrix",
+        "product here.",
         "",
-        "| where an epoch's time goes | " + " | ".join(models) + " |",
-        "|---|" + "---:|" * len(models),
+        "| where an epoch's time goes, one model alone | " + " | ".join(PROGRESSION) + " |",
+        "|---|" + "---:|" * len(PROGRESSION),
     ]
     for part in ("augmentation", "forward", "backward", "optimizer", "evaluation"):
-        shares = (f"{100 * model['shares'][part]:.0f} %" for model in models.values())
+        shares = (f"{100 * models[name]['shares'][part]:.0f} %" for name in PROGRESSION)
         lines.append(f"| {part} | " + " | ".join(shares) + " |")
     memory = ", ".join(f"{variant} {value:,.0f} MiB" for variant, value in result["MiB"].items())
-    return [*lines, "", f"Peak memory of the process: {memory}.", ""]
+    return [*lines, "", f"Peak memory of a process: {memory}.", ""]
 
 
 def _serving(result: dict[str, Any]) -> list[str]:
     results = result["results"]
-    servers = {name: values for name, values in results.items() if "MiB" in values}
+    servers = _servers(result)
     lines = [
         "## Serving",
         "",
         f"wrk, closed loop, {result['rounds']} rounds of {result['seconds']} seconds, warm; as many workers as cores, and wrk on",
         "the same cores. One 28×28 image in JSON, 2.6 kB:",
         "",
-        "| | requests/s, 1 connection | 16 | 64 | p50 at 16, ms | p99 at 16, ms | CPU s a thousand | PNG at 16 | MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| | requests/s, 1 connection | 16 | 64 | p50 at 16, ms | p99 at 16, ms | CPU s a thousand | PNG at 16 | "
+        "a constant at 16 | MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, values in servers.items():
         rates = " | ".join(_plus(values[f"json {count} rate"], 0) for count in (1, 16, 64))
         picture = _plus(values["png 16 rate"], 0) if "png 16 rate" in values else "–"
         lines.append(
             f"| {name} | {rates} | {_plus(values['json 16 p50'])} | {_plus(values['json 16 p99'])} | "
-            f"{values['CPU seconds a thousand']['mean']:.2f} | {picture} | {values['MiB']['mean']:.0f} |"
+            f"{values['CPU seconds a thousand']['mean']:.2f} | {picture} | {_plus(values['constant 16 rate'], 0)} | "
+            f"{values['MiB']['mean']:.0f} |"
         )
-    ours, alone = results["ours"], results["ONNX Runtime alone"]
+    ours, fastapi = servers["ours"], servers["FastAPI + uvicorn"]
     ratios = ", ".join(
         f"{ours['json 16 rate']['mean'] / values['json 16 rate']['mean']:.2f} × {name}"
         for name, values in servers.items()
         if name != "ours"
     )
-    bulk, best = ours["images in thousands 1 rate"]["mean"], alone["batch 1000"]["mean"]
+    alone = {size: results["ONNX Runtime alone"][f"batch {size}"]["mean"] for size in (1, 100, 1_000)}
+    bulk = ours["images in thousands 1 rate"]["mean"]
     return [
         *lines,
         "",
         "![Requests a second](benchmarks-serve.png)",
         "",
-        f"At 16 connections ours is {ratios}. The others do less: no metrics, no log line, no request id, no limit on what a",
-        "slow client may hold, and pictures are not made into MNIST's form; ours does all of it in these figures.",
+        f"At 16 connections ours is {ratios}. FastAPI's endpoint is `async`, its fastest form, which holds its worker while",
+        f"the model runs; as a plain function, which FastAPI puts in a thread, it answers {_plus(fastapi['threaded 16 rate'], 0)}.",
+        "The others do less: no metrics, no log line, no request id, no limit on what a slow client may hold, and pictures",
+        "are not made into MNIST's form. What ours costs beyond the model is Flask and gunicorn above all, as the column of",
+        "the constant shows (ours logs and counts it as well), then reading JSON, a log line and the metrics.",
         "",
-        f"The ceilings: ONNX Runtime alone, one thread, {alone['batch 1']['mean']:,.0f} images/s one at a time, "
-        f"{alone['batch 100']['mean']:,.0f} a hundred at a time, {best:,.0f} a thousand at a time; our server",
-        f"answering a constant (`/healthz`), 16 connections, {_plus(ours['constant 16 rate'], 0)} requests/s.",
-        f"`application/octet-stream` of 1,000 images, one connection: {bulk:,.0f} images/s, {100 * bulk / best:.0f} % of ONNX",
-        "Runtime's own rate for a thousand at a time on one core (the service hands it a hundred at a time).",
+        f"ONNX Runtime alone, one thread, predicts {alone[1]:,.0f} images/s one at a time, {alone[100]:,.0f} a hundred at a time,",
+        f"{alone[1_000]:,.0f} a thousand at a time. `application/octet-stream` of 1,000 images, one connection: {bulk:,.0f}",
+        f"images/s, {100 * bulk / alone[1_000]:.0f} % of the last and {100 * bulk / alone[100]:.0f} % of the best: the service hands",
+        "it a hundred at a time.",
         "",
-        "## Sizing",
-        "",
-        *_sizing(ours, alone),
     ]
 
 
-def _sizing(ours: dict[str, Any], alone: dict[str, Any]) -> list[str]:
-    cost = ours["CPU seconds a thousand"]["mean"]
+def _servers(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: values for name, values in result["results"].items() if "json 16 rate" in values}
+
+
+def _sizing(result: dict[str, Any]) -> list[str]:
+    growth = result["results"]["growth"]
+    lines = [
+        "## Sizing a deployment",
+        "",
+        "| workers | requests/s, JSON, 16 connections | p99, ms | MiB at rest | MiB under load |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for workers in WORKERS:
+        rate, p99, rest, load = (growth[f"workers {workers} {key}"] for key in ("rate", "p99", "MiB at rest", "MiB"))
+        lines.append(f"| {workers} | {_plus(rate, 0)} | {_plus(p99)} | {rest['mean']:.0f} | {load['mean']:.0f} |")
+    lines += [
+        "",
+        "| images a request, raw bytes, 1 worker, 16 connections | images/s | p99, ms | MiB |",
+        "|---:|---:|---:|---:|",
+    ]
+    for batch in BATCHES:
+        images, p99, memory = (growth[f"batch {batch} {key}"] for key in ("images", "p99", "MiB"))
+        lines.append(f"| {batch:,} | {_plus(images, 0)} | {_plus(p99)} | {memory['mean']:.0f} |")
+    cost = result["results"]["ours"]["CPU seconds a thousand"]["mean"]
+    first, last = (growth[f"workers {workers} MiB"]["mean"] for workers in (WORKERS[0], WORKERS[-1]))
     return [
-        f"A JSON image costs {cost:.2f} ms of CPU, so a core that does nothing else answers about {1000 / cost:,.0f} a second; the",
-        f"model is {1000 / alone['batch 1']['mean']:.2f} ms of it. In bulk, as raw bytes, a core does "
-        f"{ours['images in thousands 1 rate']['mean']:,.0f} images a second: send many at a time where there are many.",
-        f"The master and its workers held {ours['MiB']['mean']:.0f} MiB under this load.",
+        *lines,
+        "",
+        f"A JSON image costs {cost:.2f} ms of CPU: a core that does nothing else answers about {1000 / cost:,.0f} a second. Give the",
+        "service a worker a core, its default: more workers than cores add memory and no requests. The first worker and the",
+        f"master hold {first:.0f} MiB, each further worker {(last - first) / (WORKERS[-1] - WORKERS[0]):.0f}. Where images come in",
+        f"numbers, send them together: a hundred a request are {growth['batch 100 images']['mean'] / growth['batch 1 images']['mean']:.0f} times the images a second of one a request; beyond that",
+        "only the time to wait grows, and the memory of the bodies in flight.",
+        "",
     ]
+
+
+def _noise(now: tuple[dict[str, Any], ...], before: tuple[dict[str, Any], ...]) -> list[str]:
+    """Say how far two runs are from one another, in what the comparisons rest on."""
+    training, serving = (
+        {
+            name: max(
+                abs(new / old - 1) for new, old in zip(*(read(figures[part]) for figures in (now, before)), strict=True)
+            )
+            for name, read in reads.items()
+        }
+        for part, reads in enumerate((TRAINING_READS, SERVING_READS))
+    )
+    return [
+        "## Noise",
+        "",
+        "Another run of all of it, against this one; the largest difference:",
+        "",
+        *(f"- {name}: {100 * difference:.0f} %" for name, difference in {**training, **serving}.items()),
+    ]
+
+
+TRAINING_READS = {
+    f"seconds an epoch, {variant}": lambda result, variant=variant: [
+        model["seconds"][variant]["mean"] for model in result["models"].values()
+    ]
+    for variant in (REFERENCE, EXAMPLES, OURS)
+}
+SERVING_READS = {
+    "requests a second at 16 connections": lambda result: [
+        values["json 16 rate"]["mean"] for values in _servers(result).values()
+    ],
+    "CPU seconds a thousand requests": lambda result: [
+        values["CPU seconds a thousand"]["mean"] for values in _servers(result).values()
+    ],
+}
 
 
 def _plus(value: dict[str, float], digits: int = 1) -> str:
@@ -159,7 +245,7 @@ def _training_chart(result: dict[str, Any], path: Path) -> None:
 
 
 def _serving_chart(result: dict[str, Any], path: Path) -> None:
-    servers = {name: values for name, values in result["results"].items() if "MiB" in values}
+    servers = _servers(result)
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     for offset, count in enumerate((1, 16, 64)):
         values = [server[f"json {count} rate"] for server in servers.values()]

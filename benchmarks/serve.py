@@ -1,8 +1,7 @@
 """Requests a second, latency, CPU and memory: this service beside what people would use instead.
 
 `python -m benchmarks.serve` runs every server in turn, several rounds, each with as many workers as there are cores,
-all with the same graph and the same request, closed loop, by wrk (Debian's `wrk`). Writes docs/benchmarks-serve.json
-and .png.
+all with the same graph and the same request, closed loop, by wrk (Debian's `wrk`). Writes docs/benchmarks-serve.json.
 """
 
 import argparse
@@ -19,11 +18,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.rounds import summary
 from train.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +31,7 @@ GRAPH = ROOT / "model" / "release" / "digits.onnx"
 OURS, BENCH = ROOT / ".venv-serve" / "bin", ROOT / ".venv-bench" / "bin"
 PORT, CORES = 9321, len(os.sched_getaffinity(0))
 CONNECTIONS = (1, 16, 64)
+WORKERS, BATCHES = (1, 2, 4), (1, 10, 100, 1_000)  # of our service alone, for whoever sizes a deployment
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Server:
     command: list[str | Path]
     folder: Path = PEERS
     picture: str | None = "/predict"  # where a PNG is posted, if anywhere
+    constant: str = "/healthz"  # where a constant is answered
+    threaded: str | None = None  # where the JSON image is predicted in a thread, if anywhere
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,8 +71,9 @@ SERVERS = [
             "fastapi_app:app",
         ],
         picture="/picture",
+        threaded="/threaded",
     ),
-    Server("LitServe", [BENCH / "python", "litserve_app.py"], picture=None),
+    Server("LitServe", [BENCH / "python", "litserve_app.py"], picture=None, constant="/health"),
     Server(
         "BentoML",
         [BENCH / "bentoml", "serve", "bentoml_app:Digits", "--host", "127.0.0.1", "--port", str(PORT)],
@@ -95,10 +98,23 @@ def main() -> None:
     results = {name: _summary([one[name] for one in rounds]) for name in rounds[0]}
     write_json(
         options.out / "benchmarks-serve.json",
-        {"rounds": options.rounds, "seconds": options.seconds, "results": results},
+        {"rounds": options.rounds, "seconds": options.seconds, "versions": _versions(), "results": results},
     )
     for name, values in results.items():
-        print(name, json.dumps({key: value["mean"] for key, value in values.items()}))
+        print(name, json.dumps({key: round(value["mean"], 2) for key, value in values.items()}))
+
+
+def _versions() -> dict[str, str]:
+    """Return the version of each package that is compared, as installed."""
+    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
+    found: dict[str, str] = {}
+    for folder, names in (
+        (OURS, ["onnxruntime", "flask", "gunicorn", "gevent"]),
+        (BENCH, ["fastapi", "uvicorn", "litserve", "bentoml"]),
+    ):
+        done = subprocess.run([folder / "python", "-c", code, *names], capture_output=True, text=True, check=True)
+        found |= dict(zip(names, done.stdout.split(), strict=True))
+    return found
 
 
 def _round(scripts: dict[str, Path], seconds: int) -> dict[str, dict[str, float]]:
@@ -106,7 +122,7 @@ def _round(scripts: dict[str, Path], seconds: int) -> dict[str, dict[str, float]
     for server in SERVERS:
         with _running(server) as pid:
             found[server.name] = _measured(server, pid, scripts, seconds)
-    return found
+    return found | {"growth": _growth(scripts, seconds)}
 
 
 def _measured(server: Server, pid: int, scripts: dict[str, Path], seconds: int) -> dict[str, float]:
@@ -121,11 +137,29 @@ def _measured(server: Server, pid: int, scripts: dict[str, Path], seconds: int) 
             found["CPU seconds a thousand"] = (_cpu(pid) - before) / (answer["rate"] * seconds) * 1_000
     if server.picture:
         found |= {f"png 16 {key}": value for key, value in _wrk(scripts["png"], server.picture, 16, seconds).items()}
+    if server.threaded:
+        found["threaded 16 rate"] = _wrk(scripts["json"], server.threaded, 16, seconds)["rate"]
     if server.name == "ours":
-        raw = _wrk(scripts["raw"], "/predict", 1, seconds)
-        found["images in thousands 1 rate"] = raw["rate"] * 1_000
-        found["constant 16 rate"] = _wrk(scripts["get"], "/healthz", 16, seconds)["rate"]
+        found["images in thousands 1 rate"] = 1_000 * _wrk(scripts["1000"], "/predict", 1, seconds)["rate"]
+    found["constant 16 rate"] = _wrk(scripts["get"], server.constant, 16, seconds)["rate"]
     found["MiB"] = _memory(pid)
+    return found
+
+
+def _growth(scripts: dict[str, Path], seconds: int) -> dict[str, float]:
+    """Return how our service's rate, latency and memory grow with its workers, and with the images a request."""
+    found: dict[str, float] = {}
+    for workers in WORKERS:
+        with _running(replace(SERVERS[0], environment={"WEB_CONCURRENCY": str(workers)})) as pid:
+            found[f"workers {workers} MiB at rest"] = _memory(pid)
+            answer = _wrk(scripts["json"], "/predict", 16, seconds)
+            found |= {f"workers {workers} {key}": value for key, value in answer.items()}
+            found[f"workers {workers} MiB"] = _memory(pid)
+            for batch in BATCHES if workers == 1 else ():
+                answer = _wrk(scripts[str(batch)], "/predict", 16, seconds)
+                found[f"batch {batch} images"] = batch * answer["rate"]
+                found[f"batch {batch} p99"] = answer["p99"]
+                found[f"batch {batch} MiB"] = _memory(pid)
     return found
 
 
@@ -241,13 +275,7 @@ for size in (1, 100, 1000):
 
 
 def _summary(values: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {
-        key: {
-            "mean": mean(one[key] for one in values),
-            "sd": stdev(one[key] for one in values) if len(values) > 1 else 0,
-        }
-        for key in values[0]
-    }
+    return {key: summary([one[key] for one in values]) for key in values[0]}
 
 
 def _images() -> bytes:
@@ -268,7 +296,7 @@ def _scripts(folder: Path) -> dict[str, Path]:
     bodies = {
         "json": ("application/json", _json_body()),
         "png": ("image/png", picture.getvalue()),
-        "raw": ("application/octet-stream", _images()[: 784 * 1_000]),
+        **{str(batch): ("application/octet-stream", _images()[: 784 * batch]) for batch in BATCHES},
     }
     scripts = {"get": folder / "get.lua"}
     scripts["get"].write_text('wrk.method = "GET"\n')

@@ -5,19 +5,23 @@ transforms on one image at a time, a DataLoader, `loss.item()` at every step; (b
 by a worker process, with pinned memory where there is a GPU; and ours. Writes docs/benchmarks-train.json.
 
 Of (a) and (b) a part of an epoch is timed and scaled: STEPS steps of training, and the test set whole; ours is timed
-whole, its evaluation of the validation split, which the others do not have, included.
+whole, its evaluation of the validation split, which the others do not have, included. "All three" is an epoch of each
+model: one after the other, but ours on a CPU side by side, as `python -m train` has it.
 """
 
 import argparse
+import io
 import json
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -27,14 +31,17 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.rounds import summary
 from model.classifier import MEAN, STD, normalise, scale
 from train import device as devices
 from train.data import Split, load
 from train.files import write_json
 from train.loop import evaluate, fit
 from train.progression import PROGRESSION, Step
+from train.side_by_side import side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
+ALL = "all three"
 STEPS, BATCH, EPOCH = 150, 64, 859  # steps timed of (a) and (b), images a step, steps of a whole epoch
 DEVICE = devices.pick("auto")
 
@@ -95,6 +102,21 @@ def ours(step: Step) -> float:
     epochs = 2 if DEVICE.type == "cuda" else 1
     _, history = fit(replace(step, recipe=replace(step.recipe, epochs=epochs)), load(), seed=1, device=DEVICE)
     return history[-1].seconds
+
+
+def ours_together() -> float:
+    """Return the seconds of an epoch of each model, all at once, from the first's beginning to the last's end."""
+    with redirect_stdout(io.StringIO()) as said:
+        side_by_side([partial(_print_span, step) for step in PROGRESSION.values()])
+    spans = [json.loads(line) for line in said.getvalue().splitlines()]
+    return max(end for _, end in spans) - min(start for start, _ in spans)
+
+
+def _print_span(step: Step) -> None:
+    data = load()
+    start = time.monotonic()
+    fit(replace(step, recipe=replace(step.recipe, epochs=1)), data, seed=1, device=DEVICE)
+    print(json.dumps([start, time.monotonic()]))
 
 
 VARIANTS: dict[str, Callable[[Step], float]] = {
@@ -178,6 +200,14 @@ def _rounds(count: int) -> Iterator[dict[str, dict[str, Any]]]:
         yield {variant: _child(variant) for variant in VARIANTS}
 
 
+def _compared(rounds: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
+    seconds = {variant: [one[variant]["seconds"][name] for one in rounds] for variant in VARIANTS}
+    return {
+        "seconds": {variant: summary(values) for variant, values in seconds.items()},
+        "ratio": mean(seconds["the reference's way"]) / mean(seconds["ours"]),
+    }
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=(__doc__ or "").partition("\n")[0])
@@ -187,27 +217,22 @@ def main() -> None:
     options = parser.parse_args()
     if options.variant:
         seconds = {step.name: VARIANTS[options.variant](step) for step in PROGRESSION.values()}
+        together = options.variant == "ours" and DEVICE.type == "cpu"
+        seconds[ALL] = ours_together() if together else sum(seconds.values())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "MiB": peak}))
         return
     rounds = list(_rounds(options.rounds))
     rate = matrix_rate()
-    models: dict[str, Any] = {}
+    models = {name: _compared(rounds, name) for name in (*PROGRESSION, ALL)}
     for step in PROGRESSION.values():
-        seconds = {variant: [one[variant]["seconds"][step.name] for one in rounds] for variant in VARIANTS}
-        models[step.name] = {
-            "seconds": {
-                variant: {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
-                for variant, values in seconds.items()
-            },
-            "ratio": mean(seconds["the reference's way"]) / mean(seconds["ours"]),
-            "floor": operations(step) / rate,
-            "shares": shares(step),
-        }
+        models[step.name] |= {"floor": operations(step) / rate, "shares": shares(step)}
+    models[ALL]["floor"] = sum(models[name]["floor"] for name in PROGRESSION)
     result = {
         "device": devices.describe(DEVICE),
         "torch": torch.__version__,
         "rounds": options.rounds,
+        "images": EPOCH * BATCH,
         "matrix_gflops": rate / 1e9,
         "MiB": {variant: max(one[variant]["MiB"] for one in rounds) for variant in VARIANTS},
         "models": models,

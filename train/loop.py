@@ -23,7 +23,9 @@ from train.errors import DivergenceError, SettingsError
 from train.progression import Recipe, Step
 
 LOOK_EVERY = 50  # batches; looking at the loss makes the host wait for the device
-EVALUATION_BATCH = 1_000
+EVALUATION_BATCH = (
+    500  # a thousand take twice the time on a CPU: Model_1's largest layer is then fetched from the system anew
+)
 MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
 # tqdm would make a semaphore of the system's, for bars in several processes, and a process that is killed leaves it.

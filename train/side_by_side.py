@@ -4,12 +4,12 @@ import io
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -18,24 +18,56 @@ from train.errors import TrainError
 
 
 def side_by_side(tasks: list[Callable[[], None]]) -> None:
-    """Run the `tasks`, which have to be picklable, on an even share of this process's threads each.
+    """Run the `tasks`, which have to be picklable, as many at once as this process has threads, which they share.
 
     They end when this process does, however that ends. Raises the TrainError of the first task that has one, and
     TrainError where a process is gone without an outcome.
     """
     context = get_context("spawn")  # a fork would have torch's locks but not its threads
-    threads = max(1, torch.get_num_threads() // len(tasks))
+    slots = min(len(tasks), torch.get_num_threads())
+    waiting = deque(enumerate(tasks))
+    running: dict[Any, int] = {}  # by the connection: which task
+    said: list[deque[Any]] = [deque() for _ in tasks]
+    shown = 0
     with ExitStack() as stack:
-        said = []
-        for task in tasks:
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(task, threads, sender), daemon=True)
-            process.start()
-            sender.close()  # the child has its own: when that is gone, there is no more to receive
-            stack.callback(_end, process)
-            said.append(_heard(receiver))
-        for messages in said:
-            _repeat(messages)
+        while shown < len(tasks):
+            while waiting and len(running) < slots:
+                number, task = waiting.popleft()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_work, args=(task, torch.get_num_threads() // slots, sender), daemon=True
+                )
+                process.start()
+                stack.callback(_end, process)
+                sender.close()  # the child has its own: when that is gone, there is no more to receive
+                running[receiver] = number
+            for child in wait(list(running)):
+                message = _received(child)
+                said[running[child]].append(message)
+                if not isinstance(message, tuple):
+                    del running[child]
+            while shown < len(tasks) and said[shown]:
+                shown += _repeat(said[shown].popleft())
+
+
+def _received(child: Any) -> object:
+    try:
+        return child.recv()
+    except EOFError:
+        return TrainError("a training's process ended without an outcome: was it killed, for its memory?")
+
+
+def _repeat(message: Any) -> bool:
+    """Print what a child printed; return whether it was its outcome instead, and raise that where it is an error."""
+    if isinstance(message, tuple):
+        name, text = message
+        stream = getattr(sys, name)
+        stream.write(text)
+        stream.flush()
+        return False
+    if message is not None:
+        raise message
+    return True
 
 
 def _work(task: Callable[[], None], threads: int, parent: Connection) -> None:
@@ -75,29 +107,3 @@ def _end_with_parent() -> None:
 def _end(process: BaseProcess) -> None:
     process.terminate()
     process.join()
-
-
-def _heard(child: Connection) -> SimpleQueue[Any]:
-    """Return what `child` says, for later: one that is not listened to would wait."""
-    messages: SimpleQueue[Any] = SimpleQueue()
-
-    def listen() -> None:
-        try:
-            while True:
-                messages.put(child.recv())
-        except EOFError:
-            messages.put(TrainError("a training's process ended without an outcome: was it killed, for its memory?"))
-
-    threading.Thread(target=listen, daemon=True).start()
-    return messages
-
-
-def _repeat(messages: SimpleQueue[Any]) -> None:
-    """Print what a child prints until it has its outcome; raise that where it is an error."""
-    while isinstance(message := messages.get(), tuple):
-        name, text = message
-        stream = getattr(sys, name)
-        stream.write(text)
-        stream.flush()
-    if message is not None:
-        raise message

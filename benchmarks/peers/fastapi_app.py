@@ -44,6 +44,18 @@ async def predict(body: Body) -> Prediction:
     return answer(np.array(body.image, dtype=np.uint8))
 
 
+@app.post("/threaded")
+def threaded(body: Body) -> Prediction:
+    """As predict, in a thread, as FastAPI does with whatever is not `async`."""
+    return answer(np.array(body.image, dtype=np.uint8))
+
+
+@app.get("/healthz")
+async def health() -> dict[str, str]:
+    """Answer a constant."""
+    return {"status": "ok"}
+
+
 @app.post("/picture")
 async def picture(request: Request) -> Prediction:
     """Predict the digit of a picture."""

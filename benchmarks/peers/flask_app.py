@@ -21,3 +21,9 @@ def predict():
         image = np.array(Image.open(io.BytesIO(request.data)).convert("L"))
     probabilities, digits = session.run(None, {"image": image[None]})
     return jsonify(digit=int(digits[0]), confidence=float(probabilities.max()), probabilities=probabilities[0].tolist())
+
+
+@app.route("/healthz")
+def health():
+    """Answer a constant."""
+    return jsonify(status="ok")
