@@ -7,6 +7,7 @@ import argparse
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,7 @@ from train.progression import PROGRESSION
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, EXAMPLES, OURS = VARIANTS
+Figures = tuple[dict[str, Any], dict[str, Any]]  # of training, of serving
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def _figures(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _figures(folder: Path) -> Figures:
     return read_json(folder / "benchmarks-train.json"), read_json(folder / "benchmarks-serve.json")
 
 
@@ -182,40 +184,41 @@ def _sizing(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _noise(now: tuple[dict[str, Any], ...], before: tuple[dict[str, Any], ...]) -> list[str]:
-    """Say how far two runs are from one another, in what the comparisons rest on."""
-    training, serving = (
-        {
-            name: max(
-                abs(new / old - 1) for new, old in zip(*(read(figures[part]) for figures in (now, before)), strict=True)
-            )
-            for name, read in reads.items()
-        }
-        for part, reads in enumerate((TRAINING_READS, SERVING_READS))
+def _noise(now: Figures, before: Figures) -> list[str]:
+    """Say how far two runs are from one another in what the comparisons rest on."""
+    (training, serving), (training_before, serving_before) = now, before
+    epochs = [
+        _difference(model["seconds"][variant], training_before["models"][name]["seconds"][variant])
+        for name, model in training["models"].items()
+        for variant in VARIANTS
+    ]
+    servers_before = _servers(serving_before)
+    rates, costs = (
+        [_difference(values[key], servers_before[name][key]) for name, values in _servers(serving).items()]
+        for key in ("json 16 rate", "CPU seconds a thousand")
     )
     return [
         "## Noise",
         "",
-        "Another run of all of it, against this one; the largest difference:",
+        "How far another run of all of it, on the same machine, was from this one:",
         "",
-        *(f"- {name}: {100 * difference:.0f} %" for name, difference in {**training, **serving}.items()),
+        *(
+            f"- {_percent(values)}: {what}"
+            for what, values in (
+                ("the seconds of an epoch", epochs),
+                ("requests a second at 16 connections", rates),
+                ("CPU seconds a thousand requests", costs),
+            )
+        ),
     ]
 
 
-TRAINING_READS = {
-    f"seconds an epoch, {variant}": lambda result, variant=variant: [
-        model["seconds"][variant]["mean"] for model in result["models"].values()
-    ]
-    for variant in (REFERENCE, EXAMPLES, OURS)
-}
-SERVING_READS = {
-    "requests a second at 16 connections": lambda result: [
-        values["json 16 rate"]["mean"] for values in _servers(result).values()
-    ],
-    "CPU seconds a thousand requests": lambda result: [
-        values["CPU seconds a thousand"]["mean"] for values in _servers(result).values()
-    ],
-}
+def _difference(new: dict[str, float], old: dict[str, float]) -> float:
+    return abs(new["mean"] / old["mean"] - 1)
+
+
+def _percent(differences: list[float]) -> str:
+    return f"{100 * median(differences):.0f} % in the median and {100 * max(differences):.0f} % at most"
 
 
 def _plus(value: dict[str, float], digits: int = 1) -> str:
