@@ -4,7 +4,6 @@
 """
 
 import argparse
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -15,12 +14,11 @@ from matplotlib import pyplot as plt
 
 from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.train import ALL, VARIANTS
-from train.device import describe, pick
 from train.files import read_json, write_text
 from train.progression import PROGRESSION
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE, EXAMPLES, OURS = VARIANTS
+REFERENCE, WORKER, OURS = VARIANTS
 Figures = tuple[dict[str, Any], dict[str, Any]]  # of training, of serving
 
 
@@ -53,7 +51,7 @@ def _head(training: dict[str, Any], serving: dict[str, Any]) -> list[str]:
     return [
         "# Benchmarks",
         "",
-        f"{today}; {describe(pick('auto'))}; Python {platform.python_version()}, torch {training['torch']}, {versions}.",
+        f"{today}; {training['device']}; Python {training['python']}, torch {training['torch']}, {versions}.",
         "`make bench` measures all of it anew. ± is the standard deviation over rounds, in which the contestants take",
         "turns.",
         "",
@@ -65,14 +63,14 @@ def _training(result: dict[str, Any]) -> list[str]:
     lines = [
         "## Training: seconds an epoch",
         "",
-        f"| | {REFERENCE} | {EXAMPLES} | **ours** | ours, in images/s | ours beside the reference's way | the floor | of it we reach |",
+        f"| | {REFERENCE} | {WORKER} | **ours** | ours, in images/s | ours beside the reference's way | the floor | of it we reach |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, model in models.items():
         seconds = model["seconds"]
         images = result["images"] * (len(models) - 1 if name == ALL else 1) / seconds[OURS]["mean"]
         lines.append(
-            f"| {name} | {_plus(seconds[REFERENCE])} | {_plus(seconds[EXAMPLES])} | **{_plus(seconds[OURS])}** | "
+            f"| {name} | {_plus(seconds[REFERENCE])} | {_plus(seconds[WORKER])} | **{_plus(seconds[OURS])}** | "
             f"{images:,.0f} | {model['ratio']:.2f} × | {model['floor']:.2f} | "
             f"{100 * model['floor'] / seconds[OURS]['mean']:.0f} % |"
         )
@@ -82,7 +80,8 @@ def _training(result: dict[str, Any]) -> list[str]:
         "![Seconds an epoch](benchmarks-train.png)",
         "",
         f"Rounds: {result['rounds']}. An epoch is 859 batches of 64 and the evaluation. The reference's way is torchvision's",
-        "transforms an image at a time and `loss.item()` at every step; pytorch/examples' is the same by a worker process.",
+        "transforms an image at a time and `loss.item()` at every step; the worker process, which pytorch/examples has on a GPU,",
+        "prepares its images beside it.",
         '"All three" is an epoch of each model: one after the other, but on a CPU ours are trained side by side, a thread',
         f"each. So the progression's 15 epochs take {15 * every[OURS]['mean']:.0f} seconds, the reference's way "
         f"{15 * every[REFERENCE]['mean']:.0f}.",
@@ -136,7 +135,8 @@ def _serving(result: dict[str, Any]) -> list[str]:
         f"At 16 connections ours is {ratios}. FastAPI's endpoint is `async`, its fastest form, which holds its worker while",
         f"the model runs; as a plain function, which FastAPI puts in a thread, it answers {_plus(fastapi['threaded 16 rate'], 0)}.",
         "The others do less: no metrics, no log line, no request id, no limit on what a slow client may hold, and pictures",
-        "are not made into MNIST's form. What ours costs beyond the model is Flask and gunicorn above all, as the column of",
+        "are not made into MNIST's form. Plain Flask is the tutorial's, with a pool of ONNX Runtime's threads in each worker,",
+        "the others have one thread each. What ours costs beyond the model is Flask and gunicorn above all, as the column of",
         "the constant shows (ours logs and counts it as well), then reading JSON, a log line and the metrics.",
         "",
         f"ONNX Runtime alone, one thread, predicts {alone[1]:,.0f} images/s one at a time, {alone[100]:,.0f} a hundred at a time,",
@@ -172,14 +172,15 @@ def _sizing(result: dict[str, Any]) -> list[str]:
         lines.append(f"| {batch:,} | {_plus(images, 0)} | {_plus(p99)} | {memory['mean']:.0f} |")
     cost = result["results"]["ours"]["CPU seconds a thousand"]["mean"]
     first, last = (growth[f"workers {workers} MiB"]["mean"] for workers in (WORKERS[0], WORKERS[-1]))
+    single, hundred, thousand = (growth[f"batch {batch} images"]["mean"] for batch in (1, 100, 1_000))
     return [
         *lines,
         "",
-        f"A JSON image costs {cost:.2f} ms of CPU: a core that does nothing else answers about {1000 / cost:,.0f} a second. Give the",
-        "service a worker a core, its default: more workers than cores add memory and no requests. The first worker and the",
-        f"master hold {first:.0f} MiB, each further worker {(last - first) / (WORKERS[-1] - WORKERS[0]):.0f}. Where images come in",
-        f"numbers, send them together: a hundred a request are {growth['batch 100 images']['mean'] / growth['batch 1 images']['mean']:.0f} times the images a second of one a request; beyond that",
-        "only the time to wait grows, and the memory of the bodies in flight.",
+        f"A JSON image costs {cost:.2f} ms of CPU: a core that does nothing else answers about {1000 / cost:,.0f} a second. A worker a",
+        f"core is the default. The master and the first worker held {first:.0f} MiB under load, each worker more",
+        f"{(last - first) / (WORKERS[-1] - WORKERS[0]):.0f}. Where images come in numbers, send them together: by the hundred, a worker predicts",
+        f"{hundred / single:.0f} times the images a second that it does one by one, by the thousand {thousand / single:.0f} times, and each",
+        "request waits the longer.",
         "",
     ]
 
@@ -228,7 +229,7 @@ def _plus(value: dict[str, float], digits: int = 1) -> str:
 def _training_chart(result: dict[str, Any], path: Path) -> None:
     models = result["models"]
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    for offset, variant in enumerate((REFERENCE, EXAMPLES, OURS)):
+    for offset, variant in enumerate((REFERENCE, WORKER, OURS)):
         values = [model["seconds"][variant] for model in models.values()]
         bars = axes.bar(
             [place + 0.27 * (offset - 1) for place in range(len(models))],

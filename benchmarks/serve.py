@@ -152,6 +152,7 @@ def _growth(scripts: dict[str, Path], seconds: int) -> dict[str, float]:
     for workers in WORKERS:
         with _running(replace(SERVERS[0], environment={"WEB_CONCURRENCY": str(workers)})) as pid:
             found[f"workers {workers} MiB at rest"] = _memory(pid)
+            _wrk(scripts["json"], "/predict", 16, 1)
             answer = _wrk(scripts["json"], "/predict", 16, seconds)
             found |= {f"workers {workers} {key}": value for key, value in answer.items()}
             found[f"workers {workers} MiB"] = _memory(pid)

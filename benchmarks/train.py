@@ -1,8 +1,9 @@
 """Seconds an epoch: this package's training beside the two ways that people would train the same networks.
 
 `python -m benchmarks.train` runs, interleaved and each in a process of its own, (a) the reference's way: torchvision's
-transforms on one image at a time, a DataLoader, `loss.item()` at every step; (b) the way of pytorch/examples: the same
-by a worker process, with pinned memory where there is a GPU; and ours. Writes docs/benchmarks-train.json.
+transforms on one image at a time, a DataLoader, `loss.item()` at every step; (b) the same with a worker process, and
+pinned memory where there is a GPU, which is where pytorch/examples has both; and ours. Writes
+docs/benchmarks-train.json.
 
 Of (a) and (b) a part of an epoch is timed and scaled: STEPS steps of training, and the test set whole; ours is timed
 whole, its evaluation of the validation split, which the others do not have, included. "All three" is an epoch of each
@@ -12,6 +13,7 @@ model: one after the other, but ours on a CPU side by side, as `python -m train`
 import argparse
 import io
 import json
+import platform
 import resource
 import subprocess
 import sys
@@ -70,16 +72,16 @@ def one_at_a_time(step: Step, workers: int) -> float:
     test = DataLoader(Pictures(data.test, augmented=False), 1_000, **options)
     network = step.network().to(DEVICE)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    seconds = _timed(lambda: _train(network, optimizer, training)) * EPOCH / STEPS
-    return seconds + _timed(lambda: _test(network, test))
+    return _train(network, optimizer, training) * EPOCH / STEPS + _timed(lambda: _test(network, test))
 
 
-def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> None:
+def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
+    """Return the seconds of STEPS steps; the first, which a worker process starts in, is not among them."""
     network.train()
-    correct = 0
+    correct, start = 0, 0.0
     for number, (images, labels) in enumerate(loader):
-        if number == STEPS:
-            break
+        if number == 1:
+            start = time.perf_counter()
         images, labels = images.to(DEVICE), labels.to(DEVICE)
         optimizer.zero_grad()
         logits = network(images)
@@ -88,6 +90,9 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoa
         optimizer.step()
         loss.item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
+        if number == STEPS:
+            break
+    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -121,7 +126,7 @@ def _print_span(step: Step) -> None:
 
 VARIANTS: dict[str, Callable[[Step], float]] = {
     "the reference's way": lambda step: one_at_a_time(step, 0),
-    "pytorch/examples' way": lambda step: one_at_a_time(step, 1),
+    "with a worker process": lambda step: one_at_a_time(step, 1),
     "ours": ours,
 }
 
@@ -230,6 +235,7 @@ def main() -> None:
     models[ALL]["floor"] = sum(models[name]["floor"] for name in PROGRESSION)
     result = {
         "device": devices.describe(DEVICE),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "rounds": options.rounds,
         "images": EPOCH * BATCH,

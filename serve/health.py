@@ -27,7 +27,7 @@ def blueprint(predictor: Predictor) -> Blueprint:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # one process, not gunicorn's several
             return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -52,7 +52,7 @@ FINE, MARGIN = 80, 20  # the size at which strokes are measured and redrawn, and
 
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # of a pixel's upper or left edge, from the middle
 # [784, 3]: a flat image times this is its mass, and its moments about the middle down and to the right.
-MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
+_MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
 _FILTERS = threading.Lock()  # of warnings: they are the process's, not the thread's
 
 
@@ -106,7 +106,7 @@ def _in_form(pixels: Grey) -> list[bool]:
     Every training image of MNIST has ink 19 or 20 pixels long, its centre of mass within half a pixel of the middle,
     and a peak of 254 or 255. A little more is let through: others follow the procedure with other roundings.
     """
-    moments = (pixels.reshape(-1, SIDE * SIDE).astype(np.float32) @ MOMENTS).tolist()
+    moments = (pixels.reshape(-1, SIDE * SIDE).astype(np.float32) @ _MOMENTS).tolist()
     rows, columns = pixels.max(axis=2), pixels.max(axis=1)  # the strongest of each: [N, 28]
     peaks = rows.max(axis=1).tolist()
     # No NumPy from here: for one image, and most requests have one, that takes half the time.

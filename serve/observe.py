@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
-from prometheus_client import Counter, Gauge, Histogram, values
+from prometheus_client import Counter, Gauge, Histogram
 
 from serve import logs
 from serve.config import Config
@@ -25,8 +25,6 @@ logger = logging.getLogger("serve")
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
 
-if "PROMETHEUS_MULTIPROC_DIR" in os.environ:  # ask the system which process this is once, not at every count
-    values.ValueClass = values.MultiProcessValue(cache(os.getpid))
 REQUESTS = Counter("digits_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram(
     "digits_request_duration_seconds",

@@ -2,26 +2,28 @@
 
 import gevent
 from gevent.event import Event
+from gevent.hub import Hub
 
 ABOVE_SOCKETS = 1  # whose priority is 0
 
-_round: Event | None = None  # over once the event loop has looked at the sockets
+_rounds: dict[Hub, Event] = {}  # by the event loop, which is a thread's own: over once it has looked at the sockets
 
 
 def give_way() -> None:
-    """Return once this worker's other requests that can go on have gone on, in the order in which they came.
+    """Return once the event loop has looked at the sockets; those who have given way go on in the order they did.
 
-    `gevent.sleep(0)` is not enough: as long as any request goes on without waiting, the event loop looks at the sockets
-    once in fifty turns. An idle watcher makes it look every time; one that is not above the sockets' priority would be
-    called only once they are all silent.
+    A request whose socket is ready by then goes on before this one gives way again. `gevent.sleep(0)` is not enough:
+    as long as any request goes on without waiting, the event loop looks at the sockets once in fifty turns. An idle
+    watcher makes it look every time; one that is not above the sockets' priority would be called only once they are
+    all silent.
     """
-    global _round
-    if _round is not None:
-        _round.wait()
+    hub = gevent.get_hub()
+    if hub in _rounds:
+        _rounds[hub].wait()
         return
-    _round = over = Event()
+    _rounds[hub] = over = Event()
     try:
         gevent.idle(ABOVE_SOCKETS)
     finally:
-        _round = None
+        del _rounds[hub]
         over.set()

@@ -76,10 +76,14 @@ def compiled(network: nn.Module, sample: Tensor) -> nn.Module:
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     try:
         faster: nn.Module = torch.compile(network, dynamic=False, mode="reduce-overhead")  # type: ignore[assignment]
-        # The first call compiles, the second warms up, the third records the graphs: here, where failing costs nothing.
+        # The first call compiles and warms up, the second records the graphs, the third replays them: here, where
+        # failing costs nothing. As in training, the logits outlive the backward pass.
         for _ in range(3):
             network.zero_grad()
-            faster(sample).sum().backward()
+            logits = faster(sample)
+            logits.sum().backward()
+        if sample.is_cuda:
+            torch.cuda.synchronize(sample.device)
     except Exception:
         torch._dynamo.reset()
         faster = network

@@ -23,9 +23,7 @@ from train.errors import DivergenceError, SettingsError
 from train.progression import Recipe, Step
 
 LOOK_EVERY = 50  # batches; looking at the loss makes the host wait for the device
-EVALUATION_BATCH = (
-    500  # a thousand take twice the time on a CPU: Model_1's largest layer is then fetched from the system anew
-)
+EVALUATION_BATCH = 500  # at a thousand, malloc maps Model_1's largest layer anew each time: half as fast
 MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
 # tqdm would make a semaphore of the system's, for bars in several processes, and a process that is killed leaves it.
@@ -154,7 +152,7 @@ def _train_epoch(
             labels = split.labels[batch]
             logits = network(_prepare(split.images[batch], recipe))
             loss = F.cross_entropy(logits, labels)
-            optimizer.zero_grad()
+            optimizer.zero_grad()  # to None, before anything reads them: a CUDA graph has written over the last ones
             loss.backward()
             optimizer.step()
             scheduler.step()

@@ -34,7 +34,8 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
     with locked(out):
         data = load(data_directory)
         # A thread a model does more than all threads for one after the other: the layers are too small to share.
-        together = device.type == "cpu" and len(chosen) > 1 and devices.memory() >= len(chosen) * devices.MEMORY
+        at_once = min(len(chosen), torch.get_num_threads()) if device.type == "cpu" else 1
+        together = at_once > 1 and devices.memory() >= at_once * devices.MEMORY
         notes = ["no GPU is used"] * (device.type == "cpu") + ["the models are trained side by side"] * together
         _say("; ".join([f"Device: {devices.describe(device)}", *notes]))
         _say(

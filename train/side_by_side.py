@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -20,8 +21,8 @@ from train.errors import TrainError
 def side_by_side(tasks: list[Callable[[], None]]) -> None:
     """Run the `tasks`, which have to be picklable, as many at once as this process has threads, which they share.
 
-    They end when this process does, however that ends. Raises the TrainError of the first task that has one, and
-    TrainError where a process is gone without an outcome.
+    They end when this process does, however that ends. Raises the TrainError or OSError of the first task that has one,
+    and TrainError where a process is gone without an outcome.
     """
     context = get_context("spawn")  # a fork would have torch's locks but not its threads
     slots = min(len(tasks), torch.get_num_threads())
@@ -37,7 +38,7 @@ def side_by_side(tasks: list[Callable[[], None]]) -> None:
                 process = context.Process(
                     target=_work, args=(task, torch.get_num_threads() // slots, sender), daemon=True
                 )
-                process.start()
+                _start(process)
                 stack.callback(_end, process)
                 sender.close()  # the child has its own: when that is gone, there is no more to receive
                 running[receiver] = number
@@ -50,10 +51,19 @@ def side_by_side(tasks: list[Callable[[], None]]) -> None:
                 shown += _repeat(said[shown].popleft())
 
 
+def _start(process: BaseProcess) -> None:
+    """Start `process` deaf to a terminal's Ctrl-C: this process hears it and ends the others."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _received(child: Any) -> object:
     try:
         return child.recv()
-    except EOFError:
+    except (EOFError, OSError):
         return TrainError("a training's process ended without an outcome: was it killed, for its memory?")
 
 
@@ -71,13 +81,13 @@ def _repeat(message: Any) -> bool:
 
 
 def _work(task: Callable[[], None], threads: int, parent: Connection) -> None:
-    """Do `task` in a child, tell the parent what it prints, as (stream, text), and at last its TrainError or None."""
+    """Do `task` in a child, tell the parent what it prints, as (stream, text), and at last its error or None."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.stdout, sys.stderr = _Told(parent, "stdout"), _Told(parent, "stderr")
     torch.set_num_threads(threads)
     try:
         task()
-    except TrainError as error:
+    except (TrainError, OSError) as error:
         parent.send(error)
     else:
         parent.send(None)
@@ -99,8 +109,8 @@ class _Told(io.TextIOBase):
 def _end_with_parent() -> None:
     """Wait for the parent's end, of which a SIGKILL would tell nobody."""
     parent = parent_process()
-    if parent:
-        parent.join()
+    assert parent
+    parent.join()
     os._exit(1)
 
 

@@ -9,8 +9,15 @@ from functools import partial
 import pytest
 import torch
 
+from tests.polling import wait
 from train.errors import DivergenceError, TrainError
 from train.side_by_side import side_by_side
+
+
+def meet(own, other):
+    """Leave a file and wait for the other's: neither can do so alone."""
+    own.touch()
+    wait(other.exists, 60, lambda: f"{other} is not there")
 
 
 def count(name, pause):
@@ -36,11 +43,17 @@ def stumble():
     raise ZeroDivisionError
 
 
-def test_what_they_print_is_in_order_though_they_run_at_once(capfd):
+def test_what_they_print_is_in_order(capfd):
     side_by_side([partial(count, "first", 1), partial(count, "second", 0), partial(count, "third", 0)])
     output = capfd.readouterr()
     assert output.out.split("\n") == [*(f"{name} {n}" for name in ("first", "second", "third") for n in range(3)), ""]
     assert output.err.count("aside") == 9
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one core")
+def test_they_run_at_once(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    side_by_side([partial(meet, one, other), partial(meet, other, one)])
 
 
 def test_they_share_the_threads(capfd):
@@ -51,7 +64,7 @@ def test_they_share_the_threads(capfd):
 def test_the_first_error_in_their_order_is_raised_and_ends_the_rest():
     started = time.monotonic()
     with pytest.raises(DivergenceError, match=r"^became nan$"):
-        side_by_side([partial(fail, "became nan"), partial(fail, "later"), partial(count, "last", 100)])
+        side_by_side([partial(fail, "became nan"), partial(count, "next", 100), partial(fail, "later")])
     assert time.monotonic() - started < 60
 
 
