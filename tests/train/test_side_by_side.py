@@ -35,6 +35,10 @@ def fail(message):
     raise DivergenceError(message)
 
 
+def find_no_file():
+    open("/none").close()
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,6 +70,11 @@ def test_the_first_error_in_their_order_is_raised_and_ends_the_rest():
     with pytest.raises(DivergenceError, match=r"^became nan$"):
         side_by_side([partial(fail, "became nan"), partial(count, "next", 100), partial(fail, "later")])
     assert time.monotonic() - started < 60
+
+
+def test_an_error_of_the_system_is_raised_as_it_is():
+    with pytest.raises(FileNotFoundError, match="/none"):
+        side_by_side([find_no_file])
 
 
 def test_one_that_is_killed_is_an_error():
