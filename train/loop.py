@@ -22,7 +22,7 @@ from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
 from train.progression import Recipe, Step
 
-LOOK_EVERY = 50  # batches; looking at the loss makes the host wait for the device
+LOOK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a look, and is looked at once an epoch
 EVALUATION_BATCH = 500  # at a thousand, malloc maps Model_1's largest layer anew each time: half as fast
 MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
@@ -147,6 +147,7 @@ def _train_epoch(
     batches = order[: len(split) // recipe.batch * recipe.batch].view(-1, recipe.batch)
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
+    every = len(batches) if order.is_cuda else LOOK_EVERY
     with tqdm(total=len(batches), disable=bar is None, mininterval=bar or 0, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
             labels = split.labels[batch]
@@ -159,7 +160,7 @@ def _train_epoch(
             losses[number] = loss.detach()
             correct += (logits.detach().argmax(dim=1) == labels).sum()
             done = number + 1
-            if done % LOOK_EVERY == 0 or done == len(batches):
+            if done % every == 0 or done == len(batches):
                 _check_finite(losses[:done])
                 mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch)
                 progress.set_description_str(
