@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.train import ALL, VARIANTS
+from train.errors import TrainError
 from train.files import read_json, write_text
 from train.progression import PROGRESSION
 
@@ -30,14 +31,18 @@ def main() -> None:
         "--against", type=Path, metavar="FOLDER", help="of another run's figures: says how far they are"
     )
     options = parser.parse_args()
-    training, serving = _figures(options.out)
+    try:
+        training, serving = now = _figures(options.out)
+        before = _figures(options.against) if options.against else None
+    except TrainError as error:
+        parser.error(str(error))
     mpl.use("Agg")
     _training_chart(training, options.out / "benchmarks-train.png")
     _serving_chart(serving, options.out / "benchmarks-serve.png")
     lines = [*_head(training, serving), *_aims(training, serving)]
     lines += [*_training(training), *_serving(serving), *_sizing(serving)]
-    if options.against:
-        lines += _noise((training, serving), _figures(options.against))
+    if before:
+        lines += _noise(now, before)
     write_text(options.out / "benchmarks.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

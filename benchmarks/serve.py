@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -57,18 +58,8 @@ SERVERS = [
         "FastAPI + uvicorn",
         [
             BENCH / "uvicorn",
-            "--workers",
-            str(CORES),
-            "--loop",
-            "uvloop",
-            "--http",
-            "httptools",
-            "--no-access-log",
-            "--log-level",
-            "warning",
-            "--port",
-            str(PORT),
-            "fastapi_app:app",
+            *f"--workers {CORES} --loop uvloop --http httptools --no-access-log --log-level warning".split(),
+            *f"--port {PORT} fastapi_app:app".split(),
         ],
         picture="/picture",
         threaded="/threaded",
@@ -92,6 +83,9 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("wrk"):
         parser.error("expected wrk on the PATH, found none: apt-get install wrk")
+    with socket.socket() as client:
+        if client.connect_ex(("127.0.0.1", PORT)) == 0:
+            parser.error(f"expected port {PORT} free, found a server there")
     with tempfile.TemporaryDirectory() as folder:
         scripts = _scripts(Path(folder))
         rounds = [_round(scripts, options.seconds) for _ in range(options.rounds)]
@@ -112,7 +106,7 @@ def _versions() -> dict[str, str]:
         (OURS, ["onnxruntime", "flask", "gunicorn", "gevent"]),
         (BENCH, ["fastapi", "uvicorn", "litserve", "bentoml"]),
     ):
-        done = subprocess.run([folder / "python", "-c", code, *names], capture_output=True, text=True, check=True)
+        done = subprocess.run([folder / "python", "-c", code, *names], stdout=subprocess.PIPE, text=True, check=True)
         found |= dict(zip(names, done.stdout.split(), strict=True))
     return found
 
@@ -168,7 +162,7 @@ def _wrk(script: Path, path: str, connections: int, seconds: int) -> dict[str, f
     """Return requests a second, and the 50th and 99th percentile of latency in milliseconds."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script]
     text = subprocess.run(
-        [*command, f"http://127.0.0.1:{PORT}{path}"], capture_output=True, text=True, check=True
+        [*command, f"http://127.0.0.1:{PORT}{path}"], stdout=subprocess.PIPE, text=True, check=True
     ).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         raise SystemExit(f"{path}: expected answers of 200 alone, found:\n{text}")
@@ -267,7 +261,7 @@ for size in (1, 100, 1000):
     data = ROOT / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
     done = subprocess.run(
         [OURS / "python", "-c", code, GRAPH, data, str(seconds)],
-        capture_output=True,
+        stdout=subprocess.PIPE,  # its standard error is seen: it says why it fails
         text=True,
         check=True,
         env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},

@@ -197,7 +197,7 @@ def shares(step: Step) -> dict[str, float]:
 def _child(variant: str) -> dict[str, Any]:
     """Run one variant over the three models in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train", "--variant", variant]
-    return json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def _rounds(count: int) -> Iterator[dict[str, dict[str, Any]]]:

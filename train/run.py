@@ -19,7 +19,7 @@ from train.files import locked
 from train.layer_table import table
 from train.loop import fit
 from train.progression import PARAMETER_BUDGET, Step, steps, with_epochs
-from train.side_by_side import side_by_side
+from train.side_by_side import at_once, side_by_side
 
 
 def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, data_directory: Path, out: Path) -> None:
@@ -34,8 +34,8 @@ def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, d
     with locked(out):
         data = load(data_directory)
         # A thread a model does more than all threads for one after the other: the layers are too small to share.
-        at_once = min(len(chosen), torch.get_num_threads()) if device.type == "cpu" else 1
-        together = at_once > 1 and devices.memory() >= at_once * devices.MEMORY
+        count = at_once(len(chosen)) if device.type == "cpu" else 1
+        together = count > 1 and devices.memory() >= count * devices.MEMORY
         notes = ["no GPU is used"] * (device.type == "cpu") + ["the models are trained side by side"] * together
         _say("; ".join([f"Device: {devices.describe(device)}", *notes]))
         _say(

@@ -18,14 +18,19 @@ import torch
 from train.errors import TrainError
 
 
+def at_once(tasks: int) -> int:
+    """Return how many of so many tasks run at the same time: as many as this process has threads, at most."""
+    return min(tasks, torch.get_num_threads())
+
+
 def side_by_side(tasks: list[Callable[[], None]]) -> None:
-    """Run the `tasks`, which have to be picklable, as many at once as this process has threads, which they share.
+    """Run the `tasks`, which have to be picklable, `at_once`, on an even share of this process's threads each.
 
     They end when this process does, however that ends. Raises the TrainError or OSError of the first task that has one,
     and TrainError where a process is gone without an outcome.
     """
     context = get_context("spawn")  # a fork would have torch's locks but not its threads
-    slots = min(len(tasks), torch.get_num_threads())
+    slots = at_once(len(tasks))
     waiting = deque(enumerate(tasks))
     running: dict[Any, int] = {}  # by the connection: which task
     said: list[deque[Any]] = [deque() for _ in tasks]
