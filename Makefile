@@ -14,6 +14,8 @@ LABELS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproje
 SETTINGS = API_KEY CORS_ORIGINS LOG_LEVEL MAX_BATCH MAX_BODY_BYTES MAX_PIXELS REQUEST_TIMEOUT WEB_CONCURRENCY
 GPUS = $(if $(shell docker info --format '{{.Runtimes.nvidia}}' 2>/dev/null | grep -v 'no value'),--gpus all)
 RUN := .venv/bin/python
+PYTEST := $(RUN) -m pytest
+PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
 .PHONY: help setup train serve pictures bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
@@ -64,10 +66,10 @@ release: $(VENV) ## promote the verified export in artifacts/release to model/re
 	$(RUN) -m train release $(ARGS)
 
 test: $(VENV) ## run every test (ARGS="-k parity" and so on)
-	$(RUN) -m pytest -m "not images" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not images" $(ARGS)
 
 test-fast: $(VENV) ## run the tests that take seconds
-	$(RUN) -m pytest -m "not slow and not images" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not slow and not images" $(ARGS)
 
 images: ## build the images train, serve and serve-proxy
 	docker build $(LABELS) -f Dockerfile.train -t train .
@@ -82,7 +84,7 @@ run-serve: ## serve from a container on port 8000 (MODEL_DIR=artifacts/release P
 	docker run --rm -p 127.0.0.1:$(or $(PORT),8000):8000 $(foreach name,$(SETTINGS),$(if $($(name)),-e $(name))) $(if $(MODEL_DIR),-v "$(abspath $(MODEL_DIR)):/model:ro" -e MODEL_DIR=/model) serve
 
 test-images: images $(VENV) ## build the images and test them from outside
-	$(RUN) -m pytest -m images $(ARGS)
+	$(PYTEST) -m images $(ARGS)
 
 lint: $(VENV) ## check style and types
 	$(RUN) -m ruff check .
