@@ -6,6 +6,8 @@ from typing import Any
 
 import requests
 
+PATIENCE = 60  # seconds until what should come is given up: many times what it takes on a busy machine
+
 
 def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) -> Any:
     """Return what `condition` does once that is true; fail with the end of what was `said` where it takes longer."""
@@ -19,6 +21,6 @@ def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) 
 def answers(url: str | None) -> bool:
     """Return whether the service at `url` says that it is ready."""
     try:
-        return requests.get(f"{url}/readyz", timeout=5).ok
-    except requests.ConnectionError:
+        return requests.get(f"{url}/readyz", timeout=10).ok
+    except (requests.ConnectionError, requests.Timeout):
         return False

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,37 @@ from flask.testing import FlaskClient
 
 from serve import create_app
 from serve.config import Config
-from tests.polling import answers, wait
+from tests.polling import PATIENCE, answers, wait
 from train.paths import ROOT
 
 
 class Service:
-    """A real gunicorn with this configuration, ready to answer."""
+    """A real gunicorn with this configuration, ready to answer. Logs to `log`, of which it makes a new file."""
 
     def __init__(self, log: Path, **environment: object) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         variables = {name: str(value) for name, value in environment.items()}
         command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
-        with log.open("wb") as file:
-            environ = {"PATH": os.environ["PATH"], "PORT": str(port), **variables}
+        with log.open("wb", buffering=0) as file:
+            environ = {"PATH": os.environ["PATH"], "PORT": str(self.port), **variables}
             self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
-        self.wait(self._answers)
+        try:
+            self.wait(self._answers)
+        except BaseException:
+            self.end()
+            raise
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         return answers(self.url)
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
+    def wait(self, condition: Callable[[], Any]) -> Any:
         """Return what `condition` does once that is true."""
-        return wait(condition, seconds, self.log.read_text)
+        return wait(condition, PATIENCE, lambda: self.log.read_text() if self.log.is_file() else "")
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -55,16 +60,33 @@ class Service:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def stop(self) -> int:
+        """End it as an operator does."""
         self.signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        """End it, by force where it does not end by itself."""
+        self.signal(signal.SIGINT)  # which waits for no connection
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            workers = self.workers()
+            self.process.kill()
+            self.process.wait()
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory) -> Iterator[Service]:
-    """Return a service as it is without any configuration."""
+    """Return a service as it is without any configuration: one for all the tests of a pytest process."""
     service = Service(tmp_path_factory.mktemp("service") / "log")
     yield service
-    assert service.stop() == 0
+    try:
+        assert service.stop() == 0
+    finally:
+        service.end()
 
 
 @pytest.fixture
@@ -78,12 +100,7 @@ def start(tmp_path) -> Iterator[Callable[..., Service]]:
 
     yield start
     for service in services:
-        service.process.terminate()
-        try:
-            service.process.wait(10)
-        except subprocess.TimeoutExpired:
-            service.process.kill()
-            service.process.wait()
+        service.end()
 
 
 @pytest.fixture(scope="session")
