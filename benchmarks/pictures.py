@@ -24,7 +24,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from serve.images import ImageError, decode
+from serve.images import ImageError, decode, prepare
 from train.files import to_json, write_together
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,8 @@ MODEL = ROOT / "model" / "release" / "digits.onnx"
 SEED = 28
 TUNING = 5_000  # training images that `--train` measures on, the same at every call
 TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke
-CHUNK = 250  # images a task
+CHUNK = 100  # images a task
+IN_FORM = 1_000  # images that are in MNIST's form already, and timed
 
 Pixels = NDArray[np.uint8]
 
@@ -257,7 +258,7 @@ class Result:
 def main() -> None:
     """Measure every form and write the table, its picture and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--images", type=int, help="of each form (default: all)")
+    parser.add_argument("--images", type=int, help="of each form, a sample, the same at every call (default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
@@ -265,9 +266,9 @@ def main() -> None:
     sources = _sources(options.train, options.images)
     results, examples = [], {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for name, (digits, labels) in sources.items():
+        for name, (numbers, digits, labels) in sources.items():
             starts = range(0, len(digits), CHUNK)
-            tasks = [(name, start, digits[start : start + CHUNK]) for start in starts]
+            tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
             result = _result(name, labels, pool.starmap(_sample, tasks))
             results.append(result)
             print(
@@ -275,20 +276,37 @@ def main() -> None:
                 f"n {result.images:6,}  refused {result.refused}  {result.median_ms:.2f} ms",
                 flush=True,
             )
-            examples[name] = digits[:4]
+            examples[name] = numbers[:4], digits[:4]
+    seconds = _seconds_in_form()
+    print(f"{IN_FORM:,} images as pixels, in MNIST's form already: found to be so in {1000 * seconds:.2f} ms")
     if not options.train:
         command = "python -m benchmarks.pictures" + (f" --images {options.images}" if options.images else "")
-        forms = {"command": command, "seed": SEED, "forms": [vars(result) for result in results]}
+        forms = {
+            "command": command,
+            "seed": SEED,
+            "in_form_ms": 1000 * seconds,
+            "forms": [vars(result) for result in results],
+        }
         files = {
             "pictures.png": _picture(examples),
-            "pictures.md": _table(results, command).encode(),
+            "pictures.md": _table(results, command, seconds).encode(),
             "pictures.json": to_json(forms),
         }
         write_together(options.out, files)
 
 
-def _sources(train: bool, count: int | None) -> dict[str, tuple[Pixels, NDArray[Any]]]:
-    """Return the digits to render, uint8 [N, H, W], white on black, and their labels, by form."""
+def _seconds_in_form() -> float:
+    """Return the least time of twenty that `prepare` took for images that need nothing."""
+    digits, seconds = _mnist("t10k")[0][:IN_FORM], []
+    for _ in range(20):
+        begin = time.perf_counter()
+        prepare(digits)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def _sources(train: bool, count: int | None) -> dict[str, tuple[list[int], Pixels, NDArray[Any]]]:
+    """Return, by form, the digits to render, uint8 [N, H, W], white on black: their numbers, they, their labels."""
     if train:
         digits, labels = _mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]
@@ -303,7 +321,15 @@ def _sources(train: bool, count: int | None) -> dict[str, tuple[Pixels, NDArray[
 
         images, labels = load_digits(return_X_y=True)
         sources["other_hands"] = (images.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), labels
-    return {name: (digits[:count], labels[:count]) for name, (digits, labels) in sources.items()}
+    return {name: _drawn(*source, count) for name, source in sources.items()}
+
+
+def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> tuple[list[int], Pixels, NDArray[Any]]:
+    """Return all digits, or `count` drawn at random, in their order; a digit has its number in either case."""
+    numbers = np.arange(len(digits))
+    if count is not None and count < len(digits):
+        numbers = np.sort(np.random.default_rng(SEED).choice(numbers, count, replace=False))
+    return numbers.tolist(), digits[numbers], labels[numbers]
 
 
 def _mnist(part: str) -> tuple[Pixels, Pixels]:
@@ -312,11 +338,11 @@ def _mnist(part: str) -> tuple[Pixels, Pixels]:
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def _sample(name: str, start: int, digits: Pixels) -> Sample:
-    """Render the digits, of which the first is number `start`, and bring them back to 28×28 in either way."""
+def _sample(name: str, numbers: list[int], digits: Pixels) -> Sample:
+    """Render the digits of these numbers, and bring them back to 28×28 in either way."""
     resized, found = (np.zeros((len(digits), 28, 28), np.uint8) for _ in range(2))
     seconds, refused = [], 0
-    for index, content in enumerate(_rendered(name, start, digits)):
+    for index, content in enumerate(_rendered(name, numbers, digits)):
         resized[index] = Image.open(io.BytesIO(content)).convert("L").resize((28, 28))
         begin = time.perf_counter()
         try:
@@ -327,8 +353,8 @@ def _sample(name: str, start: int, digits: Pixels) -> Sample:
     return Sample(resized, found, seconds, refused)
 
 
-def _rendered(name: str, start: int, digits: Pixels) -> list[bytes]:
-    seeds = [np.random.default_rng([SEED, start + index]) for index in range(len(digits))]
+def _rendered(name: str, numbers: list[int], digits: Pixels) -> list[bytes]:
+    seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 
 
@@ -352,7 +378,7 @@ def _predict(images: Pixels) -> NDArray[np.int64]:
     return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
 
 
-def _table(results: list[Result], command: str) -> str:
+def _table(results: list[Result], command: str, seconds: float) -> str:
     lines = [
         "# Pictures of other forms",
         "",
@@ -377,6 +403,8 @@ def _table(results: list[Result], command: str) -> str:
         "",
         "Every picture is encoded and decoded for real; the random parts are seeded by the image's number. A picture",
         "in which no ink is found counts as wrong. The time is of `decode` alone, on one core.",
+        f"That {IN_FORM:,} images sent as pixels are in MNIST's form already is found in {1000 * seconds:.2f} ms, of "
+        "`prepare` alone.",
         "",
         "The renderings are ours, and kinder than life: no table's edge, ruled line or hand's shadow is in them. The",
         "constants of `serve.images` were chosen on renderings of MNIST's training images (`--train`), some by",
@@ -389,18 +417,18 @@ def _table(results: list[Result], command: str) -> str:
     return "\n".join(lines)
 
 
-def _picture(examples: dict[str, Pixels]) -> bytes:
+def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
     """Draw a row a form: its name, and four pictures, each beside the 28×28 that comes out of it."""
     side, gap, text = 84, 10, 300
     font = ImageFont.load_default(size=17)
     width, row = text + 4 * (2 * side + 3 * gap), side + gap
     sheet = Image.new("RGB", (width, row * len(examples) + gap), (226, 228, 230))
     draw = ImageDraw.Draw(sheet)
-    for number, (name, digits) in enumerate(examples.items()):
-        top = gap + number * row
+    for line, (name, (numbers, digits)) in enumerate(examples.items()):
+        top = gap + line * row
         title = FORMS[name].title.replace("×", "x")  # a sign that the font lacks
         draw.text((gap, top + side // 2), title, fill=(40, 40, 40), font=font, anchor="lm")
-        for place, content in enumerate(_rendered(name, 0, digits)):
+        for place, content in enumerate(_rendered(name, numbers, digits)):
             left = text + place * (2 * side + 3 * gap)
             shown = Image.open(io.BytesIO(content)).convert("RGBA")
             shown = ImageOps.contain(shown, (side, side), Image.Resampling.LANCZOS)
