@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 
 import pytest
 import requests
@@ -23,12 +24,12 @@ def change(before, after, name, **labels):
 
 
 def test_metrics_count_requests_over_all_workers(service, images):
-    before = metrics(service)
+    before, began = metrics(service), time.monotonic()
     for _ in range(20):
         assert requests.post(f"{service.url}/predict", images[:3].tobytes(), headers=RAW).ok
     assert requests.post(f"{service.url}/predict", b"x", headers=RAW).status_code == 422
     assert requests.get(f"{service.url}/no/such/path").status_code == 404
-    after = metrics(service)
+    took, after = time.monotonic() - began, metrics(service)
     predicted = {"route": "/predict", "method": "POST"}
     assert change(before, after, "digits_requests_total", **predicted, status="200") == 20
     assert change(before, after, "digits_requests_total", **predicted, status="422") == 1
@@ -36,7 +37,7 @@ def test_metrics_count_requests_over_all_workers(service, images):
     assert change(before, after, "digits_images_total") == 60
     assert [change(before, after, "digits_predictions_total", digit=str(digit)) for digit in (7, 2, 1)] == [20, 20, 20]
     assert change(before, after, "digits_request_duration_seconds_count", route="/predict") == 21
-    assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < 5
+    assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < took
     assert after["digits_requests_in_flight", ()] == 1  # this one
     model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", "cd93a44f2d18"))
     assert after["digits_model_info", model] == len(service.workers())
@@ -44,12 +45,14 @@ def test_metrics_count_requests_over_all_workers(service, images):
 
 def test_every_request_has_one_line_of_json(service, images):
     sent = {**RAW, "X-Request-ID": "order-66_a.b:c"}
+    began = time.monotonic()
     answer = requests.post(f"{service.url}/predict?preprocess=none", images[:3].tobytes(), headers=sent)
+    took = time.monotonic() - began
     assert answer.headers["X-Request-ID"] == "order-66_a.b:c"
     (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "order-66_a.b:c"])
     assert (line["method"], line["path"], line["status"], line["images"]) == ("POST", "/predict", 200, 3)
     assert line["level"] == "info"
-    assert 0 < line["milliseconds"] < 5000
+    assert 0 < line["milliseconds"] < 1000 * took
 
 
 @pytest.mark.parametrize("sent", [None, "two words", '"}{', "x" * 129, "é"])

@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from tests.polling import PATIENCE
+
 CHROMIUM = Path("/usr/bin/chromium")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("page"),  # one browser
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"expected Chromium at {CHROMIUM}, found none"),
 ]
 
@@ -95,7 +98,7 @@ def visit(browser, service, complaints, expected) -> Iterator[Callable[..., Page
     def visit(url: str = service.url, script: str = "", **options: object) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1120, "height": 900}, **options})
         contexts.append(context)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(1_000 * PATIENCE)
         context.add_init_script(LISTEN)
         context.add_init_script(script)
         page = context.new_page()
@@ -110,7 +113,7 @@ def visit(browser, service, complaints, expected) -> Iterator[Callable[..., Page
         if urlsplit(url).hostname != "127.0.0.1" and not url.startswith(("blob:", "data:")):
             complaints.append(f"request to {url}")
 
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=1_000 * PATIENCE)
     yield visit
     for context in contexts:
         context.close()
@@ -199,7 +202,7 @@ def test_drawn_digit_is_read(page, digit):
     shares = [number(text) for text in bars(page)]
     assert sum(shares) == pytest.approx(100, abs=0.6)  # ten of them, each rounded to a tenth
     assert shares.index(max(shares)) == digit
-    page.wait_for_timeout(200)  # the bars move for a moment
+    page.wait_for_function("document.getAnimations().length === 0")  # the bars move for a moment
     assert [100 * width for width in widths(page)] == pytest.approx(shares, abs=0.2)
     assert number(page.locator("#confidence").inner_text()) == max(shares)
     expect(status(page)).to_have_text("")
@@ -349,8 +352,10 @@ def test_one_request_at_a_time_and_the_last_for_the_final_drawing(visit):
 def test_answer_that_comes_late_is_not_shown(visit):
     page = visit(script=SLOW)
     draw(page, *STROKES[7])
+    page.wait_for_function("most > 0")  # it is asked for
     page.keyboard.press("Escape")
-    page.wait_for_timeout(1_500)
+    page.wait_for_function("waiting === 0")
+    page.wait_for_timeout(200)  # for what should not come
     expect_nothing(page)
     expect(status(page)).to_have_text("")
 
@@ -489,7 +494,7 @@ def test_says_how_to_do_the_same_elsewhere(page, service):
 
 def test_policy_holds_and_its_violations_are_heard(page, complaints, expected):
     expected.append("style-src")
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">')")
-    page.wait_for_timeout(200)
+    with page.expect_console_message(lambda told: "policy: style-src" in told.text):
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">')")
     assert any(complaint.startswith("error: policy: style-src") for complaint in complaints)
     assert "default-src 'none'" in page.request.get(page.url).headers["content-security-policy"]
