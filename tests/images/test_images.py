@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -130,15 +129,11 @@ def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(dock
 
     thread = threading.Thread(target=load)
     thread.start()
-    time.sleep(1)
-    began = time.monotonic()
-    docker("stop", container.name)
-    took = time.monotonic() - began
+    container.wait(lambda: len(answers) > 10)
+    docker("stop", "--time", "35", container.name)  # as README says; one that takes longer is killed, with code 137
     stopping.set()
     thread.join(30)
     assert container.inspect("{{.State.ExitCode}}") == "0"
-    assert took < 10  # Docker's own grace period
-    assert len(answers) > 10
     assert {answer.status_code for answer in answers} == {200}
 
 
