@@ -48,7 +48,7 @@ $(BENCH): requirements/bench.txt
 	@touch $@
 
 serve: $(SERVE) ## answer POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
-	@exec .venv-serve/bin/gunicorn -c serve/gunicorn.conf.py
+	@exec .venv-serve/bin/python -m serve
 
 pictures: $(VENV) ## measure pictures of other forms and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)

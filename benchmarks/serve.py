@@ -49,7 +49,7 @@ class Server:
 
 
 SERVERS = [
-    Server("ours", [OURS / "gunicorn", "-c", "serve/gunicorn.conf.py"], ROOT),
+    Server("ours", [OURS / "python", "-m", "serve"], ROOT),
     Server(
         "Flask + gunicorn, plain",
         [OURS / "gunicorn", "--workers", str(CORES), "--threads", "4", "--bind", f"127.0.0.1:{PORT}", "flask_app:app"],

@@ -1,6 +1,6 @@
 """How a model answers: a Flask service around one exported model, in ONNX Runtime. Imports neither torch nor train.
 
-Run it with `gunicorn -c serve/gunicorn.conf.py`, or `make serve`.
+Run it with `python -m serve`, or `make serve`.
 """
 
 import os

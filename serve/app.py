@@ -1,31 +1,38 @@
 """The application: one predictor, a blueprint a concern."""
 
-import hmac
+import io
+from typing import IO, Any
 
-from flask import Flask, Response, request
-from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import Unauthorized
+from flask import Flask, Request, Response, request
+from werkzeug.exceptions import NotFound
 
-from serve import health, inference, logs, observe, page, predict, problem
+from serve import access, health, inference, logs, observe, page, predict, problem
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release
 
-PREDICTING = ("predict.predict", "inference.infer")  # the endpoints that a key is asked for
+
+class InMemoryRequest(Request):
+    """A request whose files stay in memory, where MAX_CONTENT_LENGTH bounds them: a full disk fails no request."""
+
+    def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
+        return io.BytesIO()
 
 
 def build(config: Config, release: Release) -> Flask:
     """Return the application that serves `release`. Raises ModelError where its graph is not the contract's."""
     predictor = Predictor(release.graph, config.threads)
     app = Flask("serve", static_folder=None)
+    app.request_class = InMemoryRequest
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
     app.url_map.merge_slashes = False  # a path of another form is not found, rather than sent elsewhere
+    app.before_request(_refuse_slashes)
     logs.install(config.log_level)
     observe.announce(config, release)
     app.wsgi_app = observe.Observer(app.wsgi_app)  # type: ignore[method-assign]  # as Flask has it be done
     problem.install(app)
     if config.api_key:
-        _require_key(app, config.api_key)
+        access.require_key(app, config.api_key)
     if config.cors_origins:
         _allow_origins(app, config.cors_origins.split())
     app.register_blueprint(predict.blueprint(config, release, predictor))
@@ -35,19 +42,10 @@ def build(config: Config, release: Release) -> Flask:
     return app
 
 
-def _require_key(app: Flask, key: str) -> None:
-    @app.before_request
-    def check_key() -> None:
-        if request.endpoint not in PREDICTING or request.method == "OPTIONS":
-            return
-        sent = request.authorization
-        if sent is None or sent.type != "bearer" or not sent.token:
-            found = "none" if sent is None else "another kind"
-            raise Unauthorized(
-                f"expected Authorization: Bearer and a key, found {found}", None, WWWAuthenticate("bearer")
-            )
-        if not hmac.compare_digest(sent.token.encode(), key.encode()):
-            raise Unauthorized("expected the service's key, found another", None, WWWAuthenticate("bearer"))
+def _refuse_slashes() -> None:
+    """Raise NotFound for a path that begins with several slashes, which werkzeug takes for one."""
+    if request.environ["PATH_INFO"].startswith("//"):
+        raise NotFound
 
 
 def _allow_origins(app: Flask, origins: list[str]) -> None:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
 
 from serve.config import Config
-from serve.images import FORMATS, SIDE, ImageError, Preprocess, decode, prepare
-from serve.turns import give_way
+from serve.decoder import Decoders
+from serve.event_loop import chunks
+from serve.images import FORMATS, MAX_BYTES, SIDE, ImageError, Preprocess, prepare
 
-CHUNK = 100  # images prepared at a time
+CHUNK = 10  # images prepared at a time: at most some 20 ms until the event loop goes on
+ROOM = 1_000  # commas beside those of the images: those of other fields; and an image too large is named as such
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 
@@ -38,7 +40,7 @@ _flat = msgspec.json.Decoder(list[Number])
 _rows = msgspec.json.Decoder(list[list[Number]])
 
 
-def read_images(request: Request, config: Config) -> NDArray[np.uint8]:
+def read_images(request: Request, config: Config, decoders: Decoders) -> NDArray[np.uint8]:
     """Return the images of `request`, uint8 [N, 28, 28], N ≥ 1, white ink on black, in the order sent.
 
     Raises werkzeug's exceptions: 400 for a body that is not of its form, 413 for too many images, 415 for a content
@@ -54,7 +56,7 @@ def read_images(request: Request, config: Config) -> NDArray[np.uint8]:
     sources = _sources(request, config)
     if all(isinstance(source, np.ndarray) for source in sources):
         return _prepare(np.array(sources), preprocess)
-    return _decode(sources, preprocess, config.max_pixels)
+    return _decode(sources, preprocess, decoders)
 
 
 def read_body(request: Request) -> bytes:
@@ -73,6 +75,16 @@ def check_count(count: int, config: Config) -> None:
         raise UnprocessableEntity("expected at least one image, found none")
 
 
+def check_numbers(json: bytes, images: int) -> None:
+    """Raise werkzeug's 413 where a JSON text has more commas than this many images have numbers.
+
+    So memory and time are bounded before the text becomes objects, millions of which would fit into MAX_BODY_BYTES.
+    """
+    limit = images * SIDE**2 + ROOM
+    if json.count(b",") > limit:
+        raise RequestEntityTooLarge(f"expected at most {limit:,} numbers in {images} image(s), found more")
+
+
 def _preprocess(request: Request) -> Preprocess:
     value = request.args.get("preprocess", "auto")
     if value not in get_args(Preprocess):
@@ -82,7 +94,9 @@ def _preprocess(request: Request) -> Preprocess:
 
 def _sources(request: Request, config: Config) -> list[Source]:
     if request.mimetype == "application/json":
-        items = _items(read_body(request))
+        body = read_body(request)
+        check_numbers(body, config.max_batch)
+        items = _items(body)
         check_count(len(items), config)
         return [_json_image(i, len(items), item) for i, item in enumerate(items)]
     if request.mimetype == "multipart/form-data":
@@ -97,28 +111,25 @@ def _sources(request: Request, config: Config) -> list[Source]:
 
 def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     parts = []
-    for start in range(0, len(pixels), CHUNK):
+    for start, chunk in chunks(pixels, CHUNK):
         try:
-            parts.append(prepare(pixels[start : start + CHUNK], preprocess))
+            parts.append(prepare(chunk, preprocess))
         except ImageError as error:
             raise _unprocessable(start + (error.index or 0), len(pixels), str(error)) from error
-        if start:
-            give_way()
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _decode(sources: list[Source], preprocess: Preprocess, max_pixels: int) -> NDArray[np.uint8]:
+def _decode(sources: list[Source], preprocess: Preprocess, decoders: Decoders) -> NDArray[np.uint8]:
     images = np.empty((len(sources), SIDE, SIDE), np.uint8)
     for i, source in enumerate(sources):
         try:
             images[i] = (
-                decode(source, preprocess, max_pixels)
+                decoders.decode(source, preprocess)
                 if isinstance(source, bytes)
                 else prepare(source[np.newaxis], preprocess)[0]
             )
         except ImageError as error:
             raise _unprocessable(i, len(sources), str(error)) from error
-        give_way()
     return images
 
 
@@ -157,6 +168,7 @@ def _items(content: bytes) -> list[msgspec.Raw]:
 def _json_image(index: int, count: int, item: msgspec.Raw) -> Source:
     """Return 28 rows of 28 numbers or 784 numbers as pixels, a base64 or data-URL text as the picture's bytes."""
     json = bytes(item)
+    check_numbers(json, 1)
     try:
         if json.startswith(b'"'):
             return _base64(index, count, _text.decode(json))
@@ -191,8 +203,11 @@ def _base64(index: int, count: int, text: str) -> bytes:
     head, comma, data = text.partition(",")
     if comma and not (head.startswith("data:") and head.endswith(";base64")):
         raise _unprocessable(index, count, "expected base64 or a data URL, data:…;base64,…, found neither")
+    encoded = (data if comma else text).encode().translate(None, b" \t\r\n")
+    if len(encoded) > MAX_BYTES * 4 // 3 + 4:
+        raise _unprocessable(index, count, f"expected a picture of at most {MAX_BYTES:,} bytes, found a larger one")
     try:
-        return base64.b64decode("".join((data if comma else text).split()), validate=True)
+        return base64.b64decode(encoded, validate=True)
     except ValueError as error:  # binascii.Error is one
         raise _unprocessable(index, count, f"expected base64, found: {error}") from error
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 RELEASE = Path(__file__).resolve().parent.parent / "model" / "release"
+HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.%A-Za-z0-9]*\]?")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -60,6 +62,11 @@ class Config:
         ):
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name.upper()}: expected {low} to {high}, found {getattr(self, name)}")
+        for origin in self.cors_origins.split():
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"CORS_ORIGINS: expected * or origins like https://example.org, found {origin!r}")
+        if not HOST.fullmatch(self.host):
+            raise ConfigError(f"HOST: expected a name or an IP address, found {self.host!r}")
         if not re.fullmatch(r"[!-~]*", self.api_key):  # what a header can carry; the key itself is not shown
             raise ConfigError("API_KEY: expected printable ASCII without spaces, found other characters")
         if self.log_level not in LEVELS:
@@ -79,6 +86,12 @@ class Config:
                 except ValueError as error:
                     raise ConfigError(f"{field.name.upper()}: expected a whole number, found {text!r}") from error
         return cls(**values)  # type: ignore[arg-type]
+
+    @property
+    def address(self) -> str:
+        """Return host and port as gunicorn's `bind` has them."""
+        host = self.host.strip("[]")
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def workers(self) -> int:

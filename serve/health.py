@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serve.access import public
 from serve.predictor import Predictor
 
 
@@ -14,15 +15,18 @@ def blueprint(predictor: Predictor) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
+    @public
     def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
     @routes.get("/readyz")
+    @public
     def readyz() -> dict[str, str]:
         predictor.probe()
         return {"status": "ready"}
 
     @routes.get("/metrics")
+    @public
     def metrics() -> Response:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # one process, not gunicorn's several
             return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)

@@ -7,7 +7,6 @@ from paper, light and noise; after it, a pen far thinner or thicker than MNIST's
 """
 
 import io
-import threading
 import warnings
 from typing import Any, Literal
 
@@ -20,9 +19,8 @@ Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MAX_PIXELS = 25_000_000
-MAX_SCANS = 100  # of a JPEG
-WEBP_SHARE = 0.4  # of max_pixels: libwebp decodes through several canvases, 15 bytes a pixel
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_BYTES = 8 * 2**20  # of an encoded picture: a phone's photo has 2 to 6 MB
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SIDE, BOX = 28, 20  # of the picture, and of the box that the ink is fitted into
 WORKING_SIDE = 512  # a larger picture is reduced to this before anything is looked for in it
 BAND = 64  # rows, once reduced, that are converted at a time
@@ -53,7 +51,6 @@ FINE, MARGIN = 80, 20  # the size at which strokes are measured and redrawn, and
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # of a pixel's upper or left edge, from the middle
 # [784, 3]: a flat image times this is its mass, and its moments about the middle down and to the right.
 _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
-_FILTERS = threading.Lock()  # of warnings: they are the process's, not the thread's
 
 
 class ImageError(ValueError):
@@ -63,12 +60,13 @@ class ImageError(ValueError):
 
 
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
-    """Return the picture in an encoded PNG, JPEG, WebP, BMP, GIF or TIFF as the model takes it, uint8 [28, 28].
+    """Return the picture in an encoded PNG, JPEG, WebP or GIF as the model takes it, uint8 [28, 28].
 
     `none` takes a picture of 28×28 as it is, in grey; `mnist` takes any through the whole procedure; `auto` leaves one
     alone that is in MNIST's form already, and takes every other through it. Of an animation, the first frame counts.
-    Raises ImageError where the content is not such a picture, is damaged, has more than `max_pixels` (a WebP: two
-    fifths of them), has no ink (`auto`, `mnist`) or is not 28×28 (`none`).
+    Raises ImageError where the content is not such a picture, is damaged, has more than MAX_BYTES or `max_pixels`, has
+    no ink (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError where a limit of memory is set and too low for it.
+    The time and memory of a hostile picture are limited by the process that calls this: see serve.decoder.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     grey = np.asarray(picture.convert("L"))
@@ -124,30 +122,32 @@ def _in_form(pixels: Grey) -> list[bool]:
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
     """Return the first frame, upright, opaque, L or RGB, at most WORKING_SIDE a side; or of the `expected` size."""
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
     try:
         # Pillow warns of bombs, which are refused below, and of metadata, which is not used.
-        with _FILTERS, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError(f"expected at most {max_pixels:,} pixels, found far more") from None
+    except MemoryError:
+        raise
     except Exception:  # Pillow's parsers raise what comes their way
         raise ImageError(
-            f"expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found {len(content):,} bytes that are none"
+            f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes that are none"
         ) from None
-    # A scan refines the whole picture: without a limit, hundreds of bytes would ask for seconds. Cameras write 1 to 10.
-    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError(f"expected a JPEG of at most {MAX_SCANS} scans, found more")
     width, height = image.size
-    limit = int(max_pixels * WEBP_SHARE) if image.format == "WEBP" else max_pixels
-    if not 0 < width * height <= limit:
-        raise ImageError(f"expected at most {limit:,} pixels, found {width:,}×{height:,}")
+    if not 0 < width * height <= max_pixels:
+        raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
     if expected and image.size != expected:
         raise ImageError(f"expected {expected[0]}×{expected[1]} pixels, found {width}×{height}")
     try:
         image.draft(None, (WORKING_SIDE, WORKING_SIDE))
         image.load()
         return _upright(_reduced(image), image)
+    except MemoryError:
+        raise
     except Exception:
         raise ImageError(f"expected a whole {image.format} picture, found it cut short or damaged") from None
 

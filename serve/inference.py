@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
 from serve import observe
-from serve.bodies import UNREADABLE, check_count, read_body
+from serve.access import public
+from serve.bodies import UNREADABLE, check_count, check_numbers, read_body
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release
@@ -59,7 +60,8 @@ class Inference(msgspec.Struct):
 
 _inference = msgspec.json.Decoder(Inference)
 _flat = msgspec.json.Decoder(list[UInt8])
-_nested = msgspec.json.Decoder(list[list[list[UInt8]]])
+_items = msgspec.json.Decoder(list[msgspec.Raw])
+_rows = msgspec.json.Decoder(list[list[UInt8]])
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
@@ -72,10 +74,12 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         return {"name": "mnist-progression", "version": release.version, "extensions": ["binary_tensor_data"]}
 
     @routes.get("/health/live")
+    @public
     def server_live() -> dict[str, bool]:
         return {"live": True}
 
     @routes.get("/health/ready")
+    @public
     def server_ready() -> dict[str, bool]:
         predictor.probe()
         return {"ready": True}
@@ -94,6 +98,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.get("/models/<model>/ready")
     @routes.get("/models/<model>/versions/<version>/ready")
+    @public
     def model_ready(model: str, version: str = release.version) -> dict[str, Any]:
         check(model, version)
         predictor.probe()
@@ -103,7 +108,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     @routes.post("/models/<model>/versions/<version>/infer")
     def infer(model: str, version: str = release.version) -> Response:
         check(model, version)
-        inference, binary = _parse(read_body(request), request.headers.get(HEADER_LENGTH))
+        inference, binary = _parse(read_body(request), request.headers.get(HEADER_LENGTH), config)
         names = _requested(inference)
         images = _images(inference, binary, config)
         found = predictor.predict(images)
@@ -129,13 +134,14 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     return routes
 
 
-def _parse(body: bytes, header_length: str | None) -> tuple[Inference, bytes]:
+def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Inference, bytes]:
     """Return the request, and the binary data after it."""
     size = len(body)
     if header_length is not None:
         if not re.fullmatch("[0-9]{1,10}", header_length) or int(header_length) > len(body):
             raise BadRequest(f"{HEADER_LENGTH}: expected 0 to {len(body)}, the body's bytes, found {header_length!r}")
         size = int(header_length)
+    check_numbers(body[:size], config.max_batch)
     try:
         return _inference.decode(body[:size]), body[size:]
     except UNREADABLE as error:
@@ -176,14 +182,14 @@ def _images(inference: Inference, binary: bytes, config: Config) -> NDArray[np.u
         raise BadRequest(f"input 'image': expected shape [N, 28, 28], found {tensor.shape}")
     count = tensor.shape[0]
     check_count(count, config)
-    pixels = _pixels(tensor, binary)
+    pixels = _pixels(tensor, binary, count)
     if pixels.size != count * 28 * 28:
         raise BadRequest(f"input 'image': expected {count * 28 * 28} values for its shape, found {pixels.size}")
     return pixels.reshape(count, 28, 28)
 
 
-def _pixels(tensor: Input, binary: bytes) -> NDArray[np.uint8]:
-    """Return a tensor's values, from its binary data or from JSON, nested or flat."""
+def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
+    """Return a tensor's values, from its binary data or from JSON, nested as its shape says or flat."""
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
         if tensor.data is not msgspec.UNSET:
@@ -201,12 +207,23 @@ def _pixels(tensor: Input, binary: bytes) -> NDArray[np.uint8]:
         )
     data = bytes(tensor.data)
     try:
-        values = _nested.decode(data) if data[1:].lstrip().startswith(b"[") else _flat.decode(data)
-        return np.array(values, np.uint8).reshape(-1)
-    except UNREADABLE as error:  # numpy's error for ragged rows is a ValueError too
+        if not data[1:].lstrip().startswith(b"["):
+            return np.array(_flat.decode(data), np.uint8)
+        items = _items.decode(data)
+        if len(items) != count:
+            raise BadRequest(f"input 'image': expected data of {count} images, as its shape says, found {len(items)}")
+        images = np.empty((count, 28, 28), np.uint8)
+        for image, item in zip(images, items, strict=True):
+            check_numbers(bytes(item), 1)
+            rows = _rows.decode(item)
+            if {len(rows), *map(len, rows)} != {28}:
+                raise BadRequest("input 'image': expected data flat or nested as [N, 28, 28], found other rows")
+            image[:] = rows
+    except UNREADABLE as error:
         raise BadRequest(
             f"input 'image': expected numbers 0–255 of its shape, nested or flat, found: {error}"
         ) from error
+    return images
 
 
 def _outputs(tensors: dict[str, NDArray[Any]], names: dict[str, bool]) -> tuple[list[dict[str, Any]], list[bytes]]:

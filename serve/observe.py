@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("serve")
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LONGEST = 1_000  # characters of a path in the log: a line fits into what a pipe takes at once
 REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
 
 REQUESTS = Counter("digits_requests", "Requests answered.", ["route", "method", "status"])
@@ -35,6 +36,7 @@ SECONDS = Histogram(
 IN_FLIGHT = Gauge("digits_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
 IMAGES = Counter("digits_images", "Images predicted.")
 DIGITS = Counter("digits_predictions", "Images predicted, by the digit found.", ["digit"])
+DROPPED = Counter("digits_log_lines_dropped", "Lines of the log that standard error did not take.")
 MODEL = Gauge(
     "digits_model_info",
     "The model that is served, and where: 1 a worker.",
@@ -69,6 +71,7 @@ class Observer:
 
 def announce(config: Config, release: Release) -> None:
     """Say in the log and the metrics what this worker serves."""
+    logs.on_drop[:] = [DROPPED.inc]
     MODEL.labels(release.manifest.model, release.version, socket.gethostname()).set(1)
     fields = {
         "pid": os.getpid(),
@@ -102,7 +105,7 @@ def _record(environ: "WSGIEnvironment", status: str, seconds: float) -> None:
             request_id=environ[REQUEST_ID],
             remote=environ.get("REMOTE_ADDR"),
             method=method,
-            path=asked.path,
+            path=asked.path[:LONGEST],
             status=int(status),
             images=environ.get(IMAGES_PREDICTED, 0),
             milliseconds=round(seconds * 1000, 3),

@@ -7,6 +7,8 @@ from pathlib import Path
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import NotFound
 
+from serve.access import public
+
 FOLDER = Path(__file__).parent
 HEADERS = {
     # Nothing from another host, nothing inline, no frame around it.
@@ -26,16 +28,19 @@ def blueprint() -> Blueprint:
     description = (FOLDER / "openapi.json").read_bytes()
 
     @routes.get("/")
+    @public
     def page() -> Response:
         return _answer("index.html", files["index.html"])
 
     @routes.get("/static/<name>")
+    @public
     def static(name: str) -> Response:
         if name not in files:
             raise NotFound
         return _answer(name, files[name])
 
     @routes.get("/openapi.json")
+    @public
     def openapi() -> Response:
         return _answer("openapi.json", description)
 

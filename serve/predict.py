@@ -8,6 +8,7 @@ from werkzeug.exceptions import BadRequest
 from serve import observe
 from serve.bodies import read_images
 from serve.config import Config
+from serve.decoder import Decoders
 from serve.predictor import Predictor
 from serve.release import Release
 
@@ -38,6 +39,7 @@ class Answer(msgspec.Struct):
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
     """Return the route."""
     routes = Blueprint("predict", __name__)
+    decoders = Decoders(config.max_pixels)
     model = Model(release.manifest.model, release.version)
     encoder = msgspec.json.Encoder()
 
@@ -46,7 +48,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         # Flask's proxy looks the request up at every attribute: here it is looked up once.
         asked: Request = request._get_current_object()  # type: ignore[attr-defined]
         with_pixels = _flag(asked, "pixels")
-        images = read_images(asked, config)
+        images = read_images(asked, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
         observe.count_predictions(asked, digits)

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serve.event_loop import chunks
 from serve.release import ModelError
-from serve.turns import give_way
 
 # The contract: name, ONNX type, shape; "batch" is dynamic.
 INPUTS = [("image", "tensor(uint8)", ["batch", 28, 28])]
@@ -59,11 +59,7 @@ class Predictor:
         """Return what the model says of `images`, uint8 [N, 28, 28], N ≥ 1, white ink on black."""
         if len(images) <= CHUNK:
             return Predictions(*self._run(images))
-        parts = []
-        for start in range(0, len(images), CHUNK):
-            parts.append(self._run(images[start : start + CHUNK]))
-            give_way()
-        probabilities, digits = zip(*parts, strict=True)
+        probabilities, digits = zip(*(self._run(chunk) for _, chunk in chunks(images, CHUNK)), strict=True)
         return Predictions(np.concatenate(probabilities), np.concatenate(digits))
 
     def probe(self) -> None:

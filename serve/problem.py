@@ -4,7 +4,7 @@ import logging
 
 import msgspec
 from flask import Flask, Response, request
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import NoMoreData, ParseException
 from werkzeug.exceptions import (
     BadRequest,
     HTTPException,
@@ -24,6 +24,7 @@ def install(app: Flask) -> None:
     """Make every error of `app`, whoever raises it, an answer of these forms."""
     app.register_error_handler(HTTPException, _answer)
     app.register_error_handler(ParseException, _malformed)
+    app.register_error_handler(NoMoreData, _malformed)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -61,7 +62,7 @@ def _shorten(text: str) -> str:
 
 
 def _malformed(error: Exception) -> Response:
-    """Answer what gunicorn finds wrong with a body as it is read: chunks that are none."""
+    """Answer what gunicorn finds wrong with a body as it is read: malformed chunks, or an early end."""
     return _answer(BadRequest(f"expected a well-formed body, found: {error}"))
 
 

@@ -1,0 +1,260 @@
+"""Requests that a hostile client sends: one generator a kind, each of which once held or killed a worker, or could.
+
+`CASES` has a raw HTTP request for each name, as an iterable of bytes. The pictures are made by the formats' rules and
+not by Pillow, which would refuse to write them.
+"""
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+
+import numpy as np
+from PIL import Image
+
+MIB = 2**20
+BODY = 16 * MIB  # MAX_BODY_BYTES by default
+PICTURE = 8 * MIB  # serve.images.MAX_BYTES
+ENDLESS = 10**12
+
+Parts = Iterator[bytes]
+
+
+def head(path: str, content_type: str, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {content_type}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def post(path: str, content_type: str, body: bytes) -> Parts:
+    yield head(path, content_type, f"Content-Length: {len(body)}") + body
+
+
+def picture(kind: str, content: bytes) -> Parts:
+    return post("/predict", f"image/{kind}", content)
+
+
+def chunked(path: str, content_type: str, chunks: Iterator[bytes]) -> Parts:
+    return chain([head(path, content_type, "Transfer-Encoding: chunked")], chunks)
+
+
+def one_byte_chunks(count: int) -> Iterator[bytes]:
+    return chain(repeat(b"1\r\n\0\r\n" * 10_000, count // 10_000), [b"0\r\n\r\n"])
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+# PNG
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"", interlace: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    data = png_chunk(b"IDAT", rows)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + extra + data + png_chunk(b"IEND")
+
+
+def deflated_zeros(size: int) -> bytes:
+    packer = zlib.compressobj(9)
+    parts = [packer.compress(bytes(MIB)) for _ in range(size // MIB)]
+    return b"".join([*parts, packer.compress(bytes(size % MIB)), packer.flush()])
+
+
+def png_of_many_chunks() -> bytes:
+    return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), png_chunk(b"teSt") * (PICTURE // 12 - 100))
+
+
+def png_of_many_texts() -> bytes:
+    texts = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(60_000))) * 20_000
+    return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), texts[: PICTURE - 1_000])
+
+
+def png_large(width: int, height: int, depth: int, colour: int, samples: int) -> bytes:
+    return png(width, height, depth, colour, deflated_zeros(height * (1 + width * samples * depth // 8)))
+
+
+def png_interlaced() -> bytes:
+    return png(5_000, 5_000, 8, 6, deflated_zeros(5_000 * 20_005), interlace=1)
+
+
+# JPEG
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def jpeg(side: int = 28) -> bytes:
+    return encode(Image.new("L", (side, side), 128), "JPEG")
+
+
+def jpeg_with(extra: bytes) -> bytes:
+    return jpeg()[:2] + extra[: PICTURE - 2_000] + jpeg()[2:]
+
+
+def jpeg_of_many_scans(scans: int) -> bytes:
+    """Return a progressive JPEG of 5000×5000 with its last scan repeated, which refines every block anew."""
+    content = encode(Image.new("L", (5_000, 5_000), 128), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * scans + content[-2:]
+
+
+def mpo_of_many_scans(scans: int) -> bytes:
+    """Return the same as a multi-picture file (CIPA DC-007), which Pillow takes for another format."""
+    plain = Image.new("L", (5_000, 5_000), 128)
+    two = encode(plain, "MPO", save_all=True, append_images=[Image.new("L", (28, 28))], progressive=True)
+    second = two.index(b"\xff\xd8", 2)
+    content = two[:second]
+    last = content.rindex(b"\xff\xda")
+    return content[:last] + content[last:-2] * scans + content[-2:] + two[second:]
+
+
+# GIF and WebP
+
+
+def gif(width: int, height: int, blocks: bytes, data: bytes) -> bytes:
+    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    return screen + blocks + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02" + data + b"\0;"
+
+
+def gif_of_comments() -> bytes:
+    return gif(28, 28, (b"!\xfe" + b"\x01a\0") * (PICTURE // 5 - 100), b"\x02\x4c\x01")
+
+
+def gif_of_one_comment() -> bytes:
+    return gif(28, 28, b"!\xfe" + b"\x01a" * (PICTURE // 2 - 100) + b"\0", b"\x02\x4c\x01")
+
+
+def gif_of_clear_codes() -> bytes:
+    """Return a GIF of 5000×5000 whose data only ever empties the table of codes."""
+    return gif(5_000, 5_000, b"", (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10))
+
+
+def webp(side: int, lossless: bool) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    if side > 2_000:
+        noise[:, : side - 500] = 0  # or it would have more bytes than a picture may
+    return encode(Image.fromarray(noise), "WEBP", lossless=lossless, method=0)
+
+
+# JSON and forms
+
+
+def infer(data: str) -> Parts:
+    tensor = f'{{"name":"image","datatype":"UINT8","shape":[1,28,28],"data":{data}}}'
+    return post("/v2/models/digits/infer", "application/json", f'{{"inputs":[{tensor}]}}'.encode())
+
+
+def predict(body: str) -> Parts:
+    return post("/predict", "application/json", body.encode())
+
+
+def repeated(item: str) -> str:
+    return item * ((BODY - 200) // len(item))
+
+
+def form(part: bytes, tail: bytes = b"") -> Parts:
+    body = part * ((BODY - len(tail) - 100) // len(part)) + tail + b"\r\n--b--\r\n"
+    return post("/predict", "multipart/form-data; boundary=b", body)
+
+
+FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+
+
+def many_pictures() -> Parts:
+    """Return a form of as many pictures as a request may have, each large once it is decoded."""
+    content = png_large(3_000, 3_000, 8, 2, 3)
+    body = b"".join(FILE + content + b"\r\n" for _ in range(300)) + b"--b--\r\n"
+    return post("/predict", "multipart/form-data; boundary=b", body)
+
+
+CASES: dict[str, Callable[[], Parts]] = {
+    # Bodies
+    **{
+        f"endless one-byte chunks to {path} as {content_type}": lambda path=path, content_type=content_type: chunked(
+            path, content_type, one_byte_chunks(ENDLESS)
+        )
+        for path, content_type in (
+            ("/predict", "application/octet-stream"),
+            ("/predict", "text/plain"),
+            ("/predict", "multipart/form-data; boundary=b"),
+            ("/nowhere", "application/json"),
+            ("/healthz", "application/json"),
+            ("/v2/models/digits/infer", "application/json"),
+        )
+    },
+    "3 million one-byte chunks": lambda: chunked("/predict", "application/octet-stream", one_byte_chunks(3_000_000)),
+    "endless body to /nowhere": lambda: chain(
+        [head("/nowhere", "application/json", "Content-Length: 999999999999")], repeat(bytes(MIB), 10**6)
+    ),
+    "endless body to /predict": lambda: chain(
+        [head("/predict", "image/png", "Content-Length: 999999999999")], repeat(bytes(MIB), 10**6)
+    ),
+    "endless trailers": lambda: chunked(
+        "/predict", "application/json", chain([b"2\r\n{}\r\n0\r\n"], repeat(b"a: b\r\n" * 1_000, 10**6))
+    ),
+    "endless chunk extension": lambda: chunked(
+        "/predict", "application/json", chain([b"2;"], repeat(b"a" * 10_000, 10**6))
+    ),
+    # Pictures
+    "PNG of many chunks": lambda: picture("png", png_of_many_chunks()),
+    "PNG of many texts": lambda: picture("png", png_of_many_texts()),
+    "PNG 1×25,000,000 RGBA16": lambda: picture("png", png_large(1, 25_000_000, 16, 6, 4)),
+    "PNG 25,000,000×1 RGBA16": lambda: picture("png", png_large(25_000_000, 1, 16, 6, 4)),
+    "PNG 5000×5000 RGBA16": lambda: picture("png", png_large(5_000, 5_000, 16, 6, 4)),
+    "PNG interlaced": lambda: picture("png", png_interlaced()),
+    "JPEG of 400 scans": lambda: picture("jpeg", jpeg_of_many_scans(400)),
+    "JPEG of 1,600 scans": lambda: picture("jpeg", jpeg_of_many_scans(1_600)),
+    "MPO of 1,600 scans": lambda: picture("jpeg", mpo_of_many_scans(1_600)),
+    "JPEG of Exif segments": lambda: picture("jpeg", jpeg_with(segment(0xE1, b"Exif\0\0MM\0*") * 600_000)),
+    "JPEG of padding": lambda: picture("jpeg", jpeg_with(b"\xff" * PICTURE)),
+    "JPEG of empty segments": lambda: picture("jpeg", jpeg_with(segment(0xEC, b"") * 2_000_000)),
+    "JPEG of ICC segments": lambda: picture("jpeg", jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1") * 500_000)),
+    "JPEG 5000×5000 in base64": lambda: predict(
+        json.dumps({"image": ""}).replace('""', '"' + "/9j/" * 2_000_000 + '"')
+    ),
+    "GIF of comments": lambda: picture("gif", gif_of_comments()),
+    "GIF of one comment": lambda: picture("gif", gif_of_one_comment()),
+    "GIF of clear codes": lambda: picture("gif", gif_of_clear_codes()),
+    "WebP lossless": lambda: picture("webp", webp(5_000, lossless=True)),
+    "WebP lossy": lambda: picture("webp", webp(5_000, lossless=False)),
+    "300 large pictures": many_pictures,
+    # JSON and forms
+    "/predict: millions of numbers as images": lambda: predict('{"images":[' + repeated("1,") + "1]}"),
+    "/predict: millions of empty images": lambda: predict('{"images":[' + repeated("[],") + "[]]}"),
+    "/predict: millions of texts": lambda: predict('{"images":[' + repeated('"",') + '""]}'),
+    "/predict: a body of opening brackets": lambda: predict('{"images":' + repeated("[")),
+    "/predict: one number of millions of digits": lambda: predict('{"image":[' + repeated("1") + "]}"),
+    "/predict: base64 of blanks": lambda: predict('{"image":"' + repeated("AB ") + '"}'),
+    "/predict: millions of fields": lambda: predict("{" + repeated('"a":1,') + '"b":1}'),
+    "/predict: images nested in one": lambda: predict('{"image":[' + repeated("[1],") + "[1]]}"),
+    "/v2: millions of [[]]": lambda: infer("[" + repeated("[[]],") + "[[]]]"),
+    "/v2: millions of [[[]]], as many as pass": lambda: infer("[" + "[[]]," * 780_000 + "[[]]]"),
+    "/v2: rows of nothing": lambda: infer("[[" + "[]," * 780_000 + "[]]]"),
+    "/v2: millions of numbers": lambda: infer("[" + repeated("1,") + "1]"),
+    "/v2: millions of outputs": lambda: post(
+        "/v2/models/digits/infer",
+        "application/json",
+        ('{"inputs":[],"outputs":[' + repeated('{"name":"a"},') + "{}]}").encode(),
+    ),
+    "/v2: millions of parameters": lambda: post(
+        "/v2/models/digits/infer",
+        "application/json",
+        ('{"inputs":[],"parameters":{"a":[' + repeated("{},") + "{}]}}").encode(),
+    ),
+    "form of millions of parts": lambda: form(b"--b\r\n\r\n\r\n"),
+    "form of line ends": lambda: form(b"\r\n", FILE),
+    "form of half boundaries": lambda: form(FILE[:0] + b"\r\n--", FILE),
+    "form of one file of line ends": lambda: post(
+        "/predict", "multipart/form-data; boundary=b", FILE + b"\r" * (BODY - 200) + b"\r\n--b--\r\n"
+    ),
+    "form of headers": lambda: form(b"--b\r\n" + b"a: b\r\n" * 100_000 + b"\r\n\r\n"),
+}
