@@ -3,7 +3,7 @@
 // There is one sheet at a time, the strokes of a drawing or a picture; turning to another one remembers the one of
 // before, so undo works across strokes, pictures and clearing. A stroke on a picture begins a drawing of its own.
 
-const TYPES = ["image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "image/tiff"];
+const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const PAPER = "#fff";
 const INK = "#000";
 const NIB = 0.075; // of the paper's side: about the pen of MNIST
@@ -120,7 +120,7 @@ for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
 
 async function take(file) {
   if (!TYPES.includes(file.type)) {
-    say(`Expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found ${file.name}${file.type && `, ${file.type}`}.`);
+    say(`Expected a PNG, JPEG, WebP or GIF picture, found ${file.name}${file.type && `, ${file.type}`}.`);
     return;
   }
   const taken = { picture: file };

@@ -1,18 +1,29 @@
-"""Requests that a hostile client sends: one generator a kind, each of which once held or killed a worker, or could.
+"""Requests that a hostile client sends, and what another client and the worker's memory have to say of them.
 
-`CASES` has a raw HTTP request for each name, as an iterable of bytes. The pictures are made by the formats' rules and
-not by Pillow, which would refuse to write them.
+`CASES` has a raw HTTP request for each name, as an iterator of bytes: one a kind, each of which once held or killed a
+worker, or could. Most of the pictures are made by the formats' rules and not by Pillow, which would refuse to write
+them.
 """
 
+import http.client
 import io
 import json
+import re
+import socket
 import struct
+import threading
+import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, repeat
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from train.paths import ROOT
 
 MIB = 2**20
 BODY = 16 * MIB  # MAX_BODY_BYTES by default
@@ -258,3 +269,74 @@ CASES: dict[str, Callable[[], Parts]] = {
     ),
     "form of headers": lambda: form(b"--b\r\n" + b"a: b\r\n" * 100_000 + b"\r\n\r\n"),
 }
+
+
+def attack(address: tuple[str, int], parts: Parts) -> int | None:
+    """Send a request until the service stops reading; return the status it answers, None where it answers nothing."""
+    with socket.create_connection(address, timeout=60) as connection:
+        with suppress(OSError):  # it has answered and closed: the answer can be read all the same
+            for part in parts:
+                connection.sendall(part)
+        with suppress(OSError):
+            if found := re.match(rb"HTTP/1.1 (\d{3}) ", connection.recv(100)):
+                return int(found[1])
+    return None
+
+
+class Bystander:
+    """Other clients of the same worker, who ask all the time, and the memory of that worker and its decoders."""
+
+    REQUESTS = (
+        ("GET", "/healthz", None, {}),
+        ("POST", "/predict?preprocess=none", bytes(784), {"Content-Type": "application/octet-stream"}),
+        ("POST", "/predict", (ROOT / "docs/seven.png").read_bytes(), {"Content-Type": "image/png"}),
+    )
+
+    def __init__(self, address: tuple[str, int], worker: int) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.slowest = 0.0  # seconds from a connection's opening to the end of its answer
+        self.memory = 0.0  # MiB, resident, at most
+        self._address, self._worker = address, worker
+        self._stop = threading.Event()
+        tasks = [self._watch, *(lambda request=request: self._ask(*request) for request in self.REQUESTS)]
+        self._threads = [threading.Thread(target=task) for task in tasks]
+
+    def __enter__(self) -> "Bystander":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
+        while not self._stop.is_set():
+            started = time.monotonic()
+            connection = http.client.HTTPConnection(*self._address, timeout=60)
+            try:
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                answer.read()
+                self.statuses[answer.status] += 1
+            except (OSError, http.client.HTTPException):
+                self.statuses[0] += 1
+            finally:
+                connection.close()
+            self.slowest = max(self.slowest, time.monotonic() - started)
+            self._stop.wait(0.02)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            children = Path(f"/proc/{self._worker}/task/{self._worker}/children")
+            with suppress(OSError):  # a decoder, or the worker, has just ended
+                processes = [self._worker, *map(int, children.read_text().split())]
+                self.memory = max(self.memory, sum(map(resident, processes)))
+            self._stop.wait(0.02)
+
+
+def resident(process: int) -> float:
+    """Return the memory that a process has in RAM, in MiB."""
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
