@@ -21,6 +21,8 @@ from train.files import sha256, write_json
 from train.progression import PROGRESSION
 
 ROOT = Path(__file__).parents[2]
+# One worker, so that the graph is made once.
+pytestmark = pytest.mark.xdist_group("export")
 EPOCH = Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)
 
 
