@@ -151,14 +151,19 @@ EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(subset, tmp_path_factory):
+def uninterrupted(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    subprocess.run(training(subset, out), cwd=ROOT, check=True, capture_output=True)
+    return finish(tiny, out)
+
+
+def options(data: Path, out: Path) -> list[str]:
+    return [*map(str, ("--models", *MODELS, "--epochs", EPOCHS, "--data", data, "--out", out))]
+
+
+def finish(data: Path, out: Path) -> list[bytes]:
+    """Run the training to its end and return its weights."""
+    assert main(options(data, out)) == 0
     return weights(out)
-
-
-def training(subset: Path, out: Path) -> list[str]:
-    return command("--models", *MODELS, "--epochs", EPOCHS, "--data", subset, "--out", out)
 
 
 def weights(out: Path) -> list[bytes]:
@@ -186,10 +191,18 @@ def alive(group: int) -> bool:
     return False
 
 
-def interrupt(subset: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start a training, send it `number` after its third epoch, and return its exit code and what it said."""
+def interrupt(data: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a training, send it `number` after its third epoch, and return its exit code and what it said.
+
+    However fast the machine is, the training is still running then: it cannot write its fourth checkpoint. In the place
+    of the file is a pipe that nobody reads, and the system lets a process wait that opens one to write.
+    """
+    pipes = [out / model / ".epoch-04.safetensors.tmp" for model in MODELS]
+    for pipe in pipes:
+        pipe.parent.mkdir()
+        os.mkfifo(pipe)
     process = subprocess.Popen(
-        training(subset, out),
+        command(*options(data, out)),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -198,35 +211,43 @@ def interrupt(subset: Path, out: Path, number: signal.Signals) -> tuple[int, str
         # As in a terminal or a container: a shell's background jobs ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    wait(lambda: process.poll() is not None or min(epochs(out)) >= 3, 120, lambda: f"{epochs(out)} epochs")
-    assert process.poll() is None, process.stderr.read()
-    # A terminal's Ctrl-C reaches the whole group, a container's SIGTERM its first process.
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    _, error = process.communicate(timeout=60)
-    assert min(epochs(out)) < EPOCHS, "the run was over before it was interrupted"
-    wait(lambda: not alive(process.pid), 10, lambda: "a process of the run goes on")
+    try:
+        wait(lambda: process.poll() is not None or min(epochs(out)) >= 3, 120, lambda: f"{epochs(out)} epochs")
+        assert process.poll() is None, process.stderr.read()
+        # A terminal's Ctrl-C reaches the whole group, a container's SIGTERM its first process.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, error = process.communicate(timeout=60)
+        assert epochs(out) == [3, 3], "the run was not held at its fourth checkpoint"
+        wait(lambda: not alive(process.pid), 60, lambda: "a process of the run goes on")
+    finally:
+        with suppress(ProcessLookupError):  # it has ended, as it should
+            os.killpg(process.pid, signal.SIGKILL)
+    for pipe in pipes:
+        pipe.unlink()
+        pipe.write_bytes(b"the start of a checkpoint")  # as a process leaves it that is killed while it writes
     return process.returncode, error
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("interruption")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, subset, tmp_path, uninterrupted):
-    code, error = interrupt(subset, tmp_path, number)
+def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, tiny, tmp_path, uninterrupted):
+    code, error = interrupt(tiny, tmp_path, number)
     assert code == 128 + number
     assert "interrupted: what was finished is kept, and the same command goes on from there" in error
     assert "Traceback" not in error
-    subprocess.run(training(subset, tmp_path), cwd=ROOT, check=True, capture_output=True)
-    assert weights(tmp_path) == uninterrupted
+    assert finish(tiny, tmp_path) == uninterrupted
 
 
 @pytest.mark.slow
-def test_killed_run_survives_a_full_disk_too(subset, tmp_path, uninterrupted):
-    code, _ = interrupt(subset, tmp_path, signal.SIGKILL)
+@pytest.mark.xdist_group("interruption")
+def test_killed_run_survives_a_full_disk_too(tiny, tmp_path, uninterrupted):
+    code, _ = interrupt(tiny, tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL
     before = kept(tmp_path)
     # A limit on the size of files stands in for the disk: the system answers a write beyond it as it does a full one.
     full = subprocess.run(
-        training(subset, tmp_path),
+        command(*options(tiny, tmp_path)),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -236,9 +257,7 @@ def test_killed_run_survives_a_full_disk_too(subset, tmp_path, uninterrupted):
     assert re.search(rf"error: cannot write {tmp_path}/Model_\d/epoch-0\d.safetensors: File too large\n$", full.stderr)
     assert "Traceback" not in full.stderr
     assert kept(tmp_path) == before
-
-    subprocess.run(training(subset, tmp_path), cwd=ROOT, check=True, capture_output=True)
-    assert weights(tmp_path) == uninterrupted
+    assert finish(tiny, tmp_path) == uninterrupted
 
 
 def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):
