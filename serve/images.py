@@ -189,10 +189,9 @@ def _plain(band: Image.Image) -> Image.Image:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Scale to 0–255 by the white that the values suggest: 1, 8, 12 or 16 bits, else their peak."""
-    values = np.nan_to_num(np.asarray(picture)).clip(0)
-    peak = float(values.max())
-    white = next((white for white in (1, 255, 4095, 65535) if peak <= white), peak)
+    """Scale to 0–255 by the white that the values suggest: 1, 8, 12 or 16 bits."""
+    values = np.asarray(picture)
+    white = next(white for white in (1, 255, 4095, 65535) if values.max() <= white)
     return Image.fromarray((values / white * 255).round().astype(np.uint8))
 
 

@@ -30,7 +30,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         variables = {name: str(value) for name, value in environment.items()}
-        command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
+        command = [sys.executable, "-m", "serve"]
         with log.open("wb", buffering=0) as file:
             environ = {"PATH": os.environ["PATH"], "PORT": str(self.port), **variables}
             self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
@@ -92,6 +92,16 @@ def service(tmp_path_factory) -> Iterator[Service]:
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., Service]]:
     """Return a function that starts a service with the configuration given, ended with the test."""
+    yield from starting(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory) -> Iterator[Callable[..., Service]]:
+    """Return the same as `start`, ended with the module."""
+    yield from starting(tmp_path_factory.mktemp("services"))
+
+
+def starting(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     services: list[Service] = []
 
     def start(**environment: object) -> Service:

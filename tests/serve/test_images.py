@@ -21,7 +21,7 @@ import onnxruntime
 from serve.images import ImageError, decode, prepare
 
 ROOT = Path(__file__).parents[2]
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 COUNT = 60
 NO_INK = "expected a picture of a digit, found no ink in it"
 
@@ -98,36 +98,26 @@ MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
     "JPEG": ["1", "L", "RGB", "CMYK", "YCbCr"],
     "WEBP": ["L", "P", "RGB", "RGBA"],
-    "BMP": ["1", "L", "P", "RGB", "RGBA"],
     "GIF": ["1", "L", "LA", "P", "RGB", "RGBA"],
-    "TIFF": ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"],
 }
-DEEP = {"I;16": (np.uint16, 257), "I": (np.int32, 1), "F": (np.float32, 1)}
 
 
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
 def test_every_mode_of_every_format_is_read(form, mode):
-    if mode in DEEP:
-        kind, scale = DEEP[mode]
-        picture = Image.fromarray(np.asarray(drawn()).astype(kind) * kind(scale))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(drawn()).astype(np.uint16) * np.uint16(257))
     else:
         picture = drawn().convert("LA" if mode in ("LA", "PA") else "RGB").convert(mode)
     assert close(decode(encode(picture, form)))
 
 
-@pytest.mark.parametrize("scale", [1 / 255, 1, 16, 257, 7_000])
+@pytest.mark.parametrize("scale", [1, 16, 257])
 def test_white_of_a_deep_picture_is_what_its_values_suggest(scale):
-    deep = Image.fromarray(SEVEN.astype(np.float32) * np.float32(scale))
-    np.testing.assert_allclose(decode(encode(deep, "TIFF"), "none"), SEVEN, atol=2)
+    deep = Image.fromarray(SEVEN.astype(np.uint16) * np.uint16(scale))
+    np.testing.assert_allclose(decode(encode(deep), "none"), SEVEN, atol=2)
 
 
-def test_values_that_are_no_numbers_are_black():
-    values = SEVEN.astype(np.float32)
-    values[0] = np.nan, np.inf, -np.inf, *[0] * 25
-    assert decode(encode(Image.fromarray(values), "TIFF"), "none").shape == (28, 28)
-
-
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
 @pytest.mark.parametrize(("ink", "hidden"), [(0, 0), (0, 255), (255, 255), (255, 0), (60, 0)])
 def test_ink_on_transparent_shows_whatever_its_colour(form, ink, hidden):
     cover = enlarge(SEVEN)
@@ -150,7 +140,7 @@ def test_transparent_colour_of_a_palette_is_paper():
     assert close(decode(encode(bilevel.convert("P"), "GIF", transparency=255)))
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize(
     ("orientation", "turn"),
     [
@@ -176,7 +166,7 @@ def test_damaged_exif_does_not_damage_the_picture():
     assert close(decode(encode(drawn(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\0\1")))
 
 
-@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_first_of_several_frames_counts(form):
     content = encode(drawn(), form, save_all=True, append_images=[drawn(IMAGES[1])])
     assert close(decode(content))
@@ -325,12 +315,13 @@ def test_prepare_states_the_form_it_expects(pixels):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0", b"%PDF-1.7 secret", b"<svg/>", encode(SEVEN, "PPM"), encode(SEVEN, "ICO")]
+    "content",
+    [b"", b"\0", b"%PDF-1.7 secret", b"<svg/>", *(encode(SEVEN, form) for form in ("PPM", "ICO", "BMP", "TIFF"))],
 )
-def test_what_is_none_of_the_six_formats_is_refused_without_echo(content):
+def test_what_is_none_of_the_formats_is_refused_without_echo(content):
     with pytest.raises(ImageError) as caught:
         decode(content)
-    expected = f"expected a PNG, JPEG, WebP, BMP, GIF or TIFF picture, found {len(content):,} bytes that are none"
+    expected = f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes that are none"
     assert str(caught.value) == expected
     assert caught.value.__cause__ is None
 
@@ -377,11 +368,10 @@ def test_limit_of_pixels_can_be_set():
         decode(encode(drawn()), max_pixels=280 * 280 - 1)
 
 
-def test_webp_may_have_two_fifths_of_the_pixels():
-    content = encode(drawn(), "WEBP")
-    assert close(decode(content, max_pixels=280 * 280 * 5 // 2))
-    with pytest.raises(ImageError, match=r"^expected at most 78,000 pixels, found 280×280$"):
-        decode(content, max_pixels=195_000)
+def test_picture_of_too_many_bytes_is_refused():
+    content = encode(drawn())
+    with pytest.raises(ImageError, match=r"^expected a picture of at most 8,388,608 bytes, found 8,388,609$"):
+        decode(content + bytes(2**23 + 1 - len(content)))
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
@@ -424,9 +414,7 @@ def test_damage_gives_a_picture_or_an_image_error(form, mode):
         gives_picture_or_image_error(whole[: int(random.integers(len(whole)))])
 
 
-@pytest.mark.parametrize(
-    "magic", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\1\0\0WEBPVP8 ", b"BM", b"GIF89a", b"II*\0"]
-)
+@pytest.mark.parametrize("magic", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\1\0\0WEBPVP8 ", b"GIF89a"])
 def test_random_bytes_are_refused(magic):
     random = np.random.default_rng(len(magic))
     for _ in range(100):

@@ -158,7 +158,11 @@ IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
         ({"inputs": [IMAGE | {"data": [1, 2]}]}, None, "expected 784 values for its shape, found 2"),
         ({"inputs": [IMAGE | {"data": [256]}]}, None, "<= 255"),
         ({"inputs": [IMAGE | {"data": [1.5]}]}, None, "Expected `int`, got `float`"),
-        ({"inputs": [IMAGE | {"data": [[[1], [1, 2]]]}]}, None, "expected data flat or nested as [N, 28, 28], found other rows"),
+        (
+            {"inputs": [IMAGE | {"data": [[[1], [1, 2]]]}]},
+            None,
+            "expected data flat or nested as [N, 28, 28]",
+        ),
         ({"inputs": [IMAGE | {"data": "x"}]}, None, "Expected `array`, got `str`"),
         ({"inputs": [IMAGE | {"shape": [-1, 28, 28], "data": []}]}, None, "expected shape"),
         ({"inputs": [IMAGE | {"parameters": {"binary_data_size": 784}}]}, None, "expected 0 as binary_data_size"),

@@ -250,26 +250,6 @@ def test_what_fails_inside_tells_the_client_nothing(images, monkeypatch, caplog)
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_key(images):
-    client = create_app(Config(api_key="s3cret")).test_client()
-    raw = images[:1].tobytes()
-    for headers in (
-        {},
-        {"Authorization": "Bearer other"},
-        {"Authorization": "Basic czNjcmV0"},
-        {"Authorization": "Bearer é"},
-    ):
-        answer = predict(client, raw, "application/octet-stream", **headers)
-        assert "expected" in problem(answer, 401)
-        assert answer.headers["WWW-Authenticate"].lower().startswith("bearer")
-        assert "s3cret" not in answer.text
-    answer = client.post("/v2/models/digits/infer", data=b"{}")
-    assert (answer.status_code, list(answer.json)) == (401, ["error"])
-    assert digits(predict(client, raw, "application/octet-stream", Authorization="Bearer s3cret")) == [7]
-    for path in ("/healthz", "/readyz", "/metrics", "/", "/openapi.json", "/v2/health/ready"):
-        assert client.get(path).status_code == 200
-
-
 def test_other_origins_are_let_in_only_where_asked_for(client, images):
     origin = {"Origin": "https://pages.example"}
     assert "Access-Control-Allow-Origin" not in client.get("/healthz", headers=origin).headers
@@ -292,6 +272,12 @@ def test_an_image_without_ink_is_named_wherever_it_is(images):
     content = np.concatenate([images[:250], np.zeros((1, 28, 28), np.uint8)])
     detail = problem(predict(client, content.tobytes(), "application/octet-stream"), 422)
     assert detail.startswith("image 251 of 251: ")
+
+
+@pytest.mark.parametrize("path", ["//predict", "///predict", "/predict/", "//healthz"])
+def test_a_path_of_another_form_is_not_found(client, images, path):
+    found = client.post("/predict", data=images[:1].tobytes(), environ_overrides={"PATH_INFO": path})
+    assert found.status_code == 404
 
 
 @pytest.mark.parametrize("format", ["BMP", "TIFF"])

@@ -1,0 +1,71 @@
+"""With API_KEY set, every route needs the key but those that are marked public."""
+
+import pytest
+
+from serve import create_app
+from serve.config import RELEASE, Config
+from serve.release import read
+
+KEY = "s3cret/+=="  # base64, as `openssl rand -base64` makes a key
+RAW = "application/octet-stream"
+PUBLIC = {
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/",
+    "/static/<name>",
+    "/openapi.json",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/<model>/ready",
+    "/v2/models/<model>/versions/<version>/ready",
+}
+
+
+@pytest.fixture(scope="module")
+def app():
+    return create_app(Config(api_key=KEY))
+
+
+def test_every_route_but_the_public_ones_needs_the_key(app):
+    values = {"name": "page.js", "model": "digits", "version": read(RELEASE).version}
+    client = app.test_client()
+    open_without = set()
+    for rule in app.url_map.iter_rules():
+        path = rule.rule
+        for name in rule.arguments:
+            path = path.replace(f"<{name}>", values[name])
+        for method in rule.methods - {"OPTIONS"}:
+            status = client.open(path, method=method).status_code
+            assert status in (200, 401), (method, path)
+            if status == 200:
+                open_without.add(rule.rule)
+            else:
+                with_key = client.open(path, method=method, headers={"Authorization": f"Bearer {KEY}"})
+                assert with_key.status_code != 401
+    assert open_without == PUBLIC
+
+
+def test_a_new_route_needs_the_key():
+    app = create_app(Config(api_key=KEY))
+    app.add_url_rule("/new", view_func=lambda: "secret")
+    assert app.test_client().get("/new").status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_the_key_lets_in(app, images, scheme):
+    headers = {"Authorization": f"{scheme} {KEY}"}
+    answer = app.test_client().post("/predict", data=images[:1].tobytes(), content_type=RAW, headers=headers)
+    assert [prediction["digit"] for prediction in answer.json["predictions"]] == [7]
+
+
+@pytest.mark.parametrize("sent", [None, "Bearer", "Bearer other", "Basic czNjcmV0", "Bearer é", f"Bearer {KEY}x", KEY])
+def test_nothing_else_does(app, images, sent):
+    headers = {"Authorization": sent} if sent else {}
+    answer = app.test_client().post("/predict", data=images[:1].tobytes(), content_type=RAW, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json["detail"].startswith("expected ")
+    assert answer.headers["WWW-Authenticate"].lower().startswith("bearer")
+    assert KEY not in answer.text
+    protocol = app.test_client().post("/v2/models/digits/infer", data=b"{}", headers=headers)
+    assert (protocol.status_code, list(protocol.json)) == (401, ["error"])

@@ -1,0 +1,219 @@
+"""The service when what is around it fails: a full disk, a log that nobody reads, wrong settings, many signals."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+
+import pytest
+import requests
+
+from tests.polling import PATIENCE, answers, wait
+from tests.serve.test_observe import metrics
+from train.paths import RELEASE, ROOT
+
+RAW = {"Content-Type": "application/octet-stream"}
+SERVE = [sys.executable, "-m", "serve"]
+
+
+def run(**environment):
+    """Run the service until it ends of itself; return its exit status and what it said that is not the log's."""
+    environ = {"PATH": os.environ["PATH"], "PORT": "1", **environment}
+    done = subprocess.run(SERVE, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
+
+
+def free_port(family, host):
+    with socket.socket(family) as free:
+        free.bind((host, 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(url, command=SERVE, **options):
+    """Run a service that a test starts by itself, from when it answers at `url`; it has to end with status 0."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, **options)
+    try:
+        wait(lambda: process.poll() is not None or answers(url), PATIENCE, lambda: "no answer")
+        assert process.poll() is None
+        yield url
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a file system of 16 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=False).returncode:
+        pytest.skip("expected the right to mount a file system, found none")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder):
+    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4_096)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: expected a whole number, found 'x'"),
+        ({"HOST": "a b"}, "HOST: expected a name or an IP address, found 'a b'"),
+        ({"HOST": "[::1"}, "HOST: expected a name or an IP address, found '[::1'"),
+        ({"CORS_ORIGINS": "example.org"}, "CORS_ORIGINS: expected * or origins like https://example.org, found"),
+        ({"CORS_ORIGINS": "https://a.b/c"}, "CORS_ORIGINS: expected * or origins like https://example.org, found"),
+        (
+            {"PROMETHEUS_MULTIPROC_DIR": "/none"},
+            "PROMETHEUS_MULTIPROC_DIR: expected a folder that can be written, found",
+        ),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line(environment, message):
+    status, (line,) = run(**environment)
+    assert status == 1
+    assert line.startswith(f"serve: {message}")
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, _ = run(PORT=str(taken.getsockname()[1]), TMPDIR=str(tmp_path))
+        assert status == 1
+    status, _ = run(TMPDIR=str(tmp_path), MODEL_DIR=str(tmp_path))
+    assert status == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_end_leaves_nothing_behind(start, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    service = start(TMPDIR=folder)
+    assert list(folder.iterdir())
+    assert service.stop() == 0
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_files_of_others_are_never_deleted(tmp_path, given):
+    """A folder that is given may hold what is not ours; an empty variable is one that is not set."""
+    (tmp_path / "counter_1.db").write_bytes(b"precious")
+    port = free_port(socket.AF_INET, "127.0.0.1")
+    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "PYTHONPATH": str(ROOT), "WEB_CONCURRENCY": "1"}
+    environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path) if given else ""
+    process = subprocess.Popen(SERVE, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL)
+    wait(lambda: answers(f"http://127.0.0.1:{port}"), PATIENCE, lambda: "no answer")
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["counter_1.db"]
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_may_have_brackets(host):
+    try:
+        port = free_port(socket.AF_INET6, "::1")
+    except OSError:
+        pytest.skip("expected IPv6, found none")
+    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "HOST": host, "WEB_CONCURRENCY": "1"}
+    with serving(f"http://[::1]:{port}", env=environ, stderr=subprocess.DEVNULL) as url:
+        assert requests.get(f"{url}/healthz", timeout=PATIENCE).ok
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line(small_disk):
+    fill(small_disk)
+    status, (line,) = run(PROMETHEUS_MULTIPROC_DIR=str(small_disk))
+    assert status == 1
+    assert line.startswith("serve: PROMETHEUS_MULTIPROC_DIR: expected ")
+    assert "No space left on device" in line
+
+
+def test_a_disk_that_becomes_full_harms_no_worker(start, small_disk, images):
+    service = start(WEB_CONCURRENCY=1, TMPDIR=small_disk)
+    workers = service.workers()
+    fill(small_disk)
+    service.signal(signal.SIGHUP)
+    (line,) = service.wait(lambda: [line for line in service.lines() if "is refused" in line["message"]])
+    assert "No space left on device" in line["message"]
+    for path in ("/healthz", "/", "/openapi.json", "/v2", "/v2/models/digits", "/nowhere", "/metrics"):
+        assert requests.get(service.url + path, timeout=PATIENCE).status_code in (200, 404)
+    assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
+    large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
+    assert large.status_code == 422  # no temporary file is needed for it
+    assert service.workers() == workers
+
+
+def test_many_reloads_do_not_keep_the_end_waiting(start):
+    """Twenty SIGHUPs at once ask for one reload, and another where the first has begun."""
+    service = start(WEB_CONCURRENCY=1)
+    for _ in range(20):
+        service.signal(signal.SIGHUP)
+    service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: hup"])
+    assert service.stop() == 0
+    assert len([line for line in service.lines() if line["message"] == "Handling signal: hup"]) <= 2
+
+
+def test_the_end_does_not_wait_for_a_reload(start, tmp_path):
+    """A stalled request keeps the old worker; SIGTERM is handled while it does."""
+    folder = shutil.copytree(RELEASE, tmp_path / "model")
+    service = start(WEB_CONCURRENCY=1, MODEL_DIR=folder, REQUEST_TIMEOUT=20)
+    (old,) = service.workers()
+    with socket.create_connection(("127.0.0.1", service.port)) as stalled:
+        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n\r\n")
+        flight = "digits_requests_in_flight", ()
+        service.wait(lambda: metrics(service)[flight] == 2)  # it and this one
+        service.signal(signal.SIGHUP)
+        service.wait(lambda: set(service.workers()) - {old})
+        service.signal(signal.SIGTERM)
+        service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: term"])
+        assert old in service.workers()
+    assert service.process.wait(PATIENCE) == 0
+
+
+@contextmanager
+def service_with_stderr(stderr, redirection=""):
+    port = free_port(socket.AF_INET, "127.0.0.1")
+    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "WEB_CONCURRENCY": "1"}
+    command = ["sh", "-c", f'exec "$0" -m serve {redirection}', sys.executable]
+    with serving(f"http://127.0.0.1:{port}", command, env=environ, stderr=stderr) as url:
+        yield url
+
+
+def dropped(url):
+    return metrics(SimpleNamespace(url=url))["digits_log_lines_dropped_total", ()]
+
+
+def test_a_closed_standard_error_stops_no_answer(images):
+    with service_with_stderr(subprocess.DEVNULL, "2>&-") as url:
+        for _ in range(5):
+            assert requests.post(f"{url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
+        assert dropped(url) >= 5
+
+
+def test_a_log_that_nobody_reads_stops_no_answer():
+    reader, writer = os.pipe()
+    try:
+        with service_with_stderr(writer) as url, requests.Session() as session:
+            for _ in range(1_000):
+                assert session.get(f"{url}/healthz", timeout=PATIENCE).ok
+            assert dropped(url) > 100
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_log_whose_reader_is_gone_stops_no_answer():
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with service_with_stderr(writer) as url:
+            assert requests.get(f"{url}/healthz", timeout=PATIENCE).ok
+            assert dropped(url) > 0
+    finally:
+        os.close(writer)
