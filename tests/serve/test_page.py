@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from tests.polling import PATIENCE
+from tests.polling import PATIENCE, wait
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -191,6 +191,11 @@ def ink(page: Page) -> int:
     )
 
 
+def until(page: Page, condition: str) -> None:
+    """Wait until this is true in the page, whose policy forbids what page.wait_for_function does there."""
+    wait(lambda: page.evaluate(condition), PATIENCE, lambda: condition)
+
+
 def status(page: Page) -> Locator:
     return page.get_by_role("status")
 
@@ -202,7 +207,7 @@ def test_drawn_digit_is_read(page, digit):
     shares = [number(text) for text in bars(page)]
     assert sum(shares) == pytest.approx(100, abs=0.6)  # ten of them, each rounded to a tenth
     assert shares.index(max(shares)) == digit
-    page.wait_for_function("document.getAnimations().length === 0")  # the bars move for a moment
+    until(page, "document.getAnimations().length === 0")  # the bars move for a moment
     assert [100 * width for width in widths(page)] == pytest.approx(shares, abs=0.2)
     assert number(page.locator("#confidence").inner_text()) == max(shares)
     expect(status(page)).to_have_text("")
@@ -229,7 +234,7 @@ def test_undo_and_clear(page):
     expect_digit(page, 1)
     before = bars(page), pixels(page.locator("#seen")), ink(page)
     draw(page, arc(0.5, 0.5, 0.6, 0.6, 0, 360))
-    page.wait_for_function("document.getElementById('digit').textContent !== '1'")
+    expect(page.locator("#digit")).not_to_have_text("1")
     undo.click()
     expect_digit(page, 1)
     assert (bars(page), pixels(page.locator("#seen")), ink(page)) == before
@@ -346,9 +351,9 @@ def test_one_request_at_a_time_and_the_last_for_the_final_drawing(visit):
 def test_answer_that_comes_late_is_not_shown(visit):
     page = visit(script=SLOW)
     draw(page, *STROKES[7])
-    page.wait_for_function("most > 0")  # it is asked for
+    until(page, "most > 0")  # it is asked for
     page.keyboard.press("Escape")
-    page.wait_for_function("waiting === 0")
+    until(page, "waiting === 0")
     page.wait_for_timeout(200)  # for what should not come
     expect_nothing(page)
     expect(status(page)).to_have_text("")
