@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 RELEASE = Path(__file__).resolve().parent.parent / "model" / "release"
-HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.%A-Za-z0-9]*\]?")
+IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?"
+HOST = re.compile(rf"[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 LEVELS = ("debug", "info", "warning", "error")
 

@@ -72,6 +72,7 @@ class Observer:
 def announce(config: Config, release: Release) -> None:
     """Say in the log and the metrics what this worker serves."""
     logs.on_drop[:] = [DROPPED.inc]
+    _seconds("unmatched")  # now, that every kind of metric has its file, and room in it
     MODEL.labels(release.manifest.model, release.version, socket.gethostname()).set(1)
     fields = {
         "pid": os.getpid(),

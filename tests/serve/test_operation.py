@@ -165,7 +165,7 @@ def test_the_end_does_not_wait_for_a_reload(start, tmp_path):
     service = start(WEB_CONCURRENCY=1, MODEL_DIR=folder, REQUEST_TIMEOUT=20)
     (old,) = service.workers()
     with socket.create_connection(("127.0.0.1", service.port)) as stalled:
-        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 784\r\n\r\n")
+        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n")
         flight = "digits_requests_in_flight", ()
         service.wait(lambda: metrics(service)[flight] == 2)  # it and this one
         service.signal(signal.SIGHUP)
