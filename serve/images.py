@@ -134,6 +134,8 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
     except MemoryError:
         raise
     except Exception:  # Pillow's parsers raise what comes their way
+        if content[8:12] == b"WEBP":  # libwebp reserves the memory for the whole picture when it is opened
+            raise ImageError("expected a whole WebP picture, small enough for a decoder, found another") from None
         raise ImageError(
             f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes that are none"
         ) from None

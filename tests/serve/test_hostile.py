@@ -1,17 +1,12 @@
 """Whatever a client sends, the worker lives, stays small, and answers the other clients meanwhile."""
 
-import io
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
-import numpy as np
 import pytest
 import requests
-from PIL import Image
 
-from serve import create_app
-from serve.config import Config
 from tests.serve.hostile import CASES, Bystander, attack, chunked, head, one_byte_chunks
 
 pytestmark = pytest.mark.xdist_group("hostile")
@@ -173,40 +168,3 @@ def test_a_client_that_reads_nothing_is_let_go_in_one_line(victim, images):
 def test_an_endless_body_is_answered_while_it_is_sent(victim):
     parts = chain([head("/nowhere", "image/png", "Transfer-Encoding: chunked")], one_byte_chunks(10**12))
     assert attack(victim.address, parts) == 404
-
-
-# Damaged pictures
-
-
-def corpus(kind):
-    """Return valid pictures of a format, of several modes, small so that their structure is most of them."""
-    random = np.random.default_rng(0)
-    colours = Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8))
-    grey = Image.fromarray(np.pad(np.full((12, 4), 255, np.uint8), ((8, 8), (12, 12))))
-    options = {
-        "PNG": [(grey, {}), (colours, {}), (colours.convert("P"), {}), (colours.convert("RGBA"), {})],
-        "JPEG": [(grey, {}), (colours, {}), (colours, {"progressive": True}), (colours.convert("CMYK"), {})],
-        "GIF": [(grey, {}), (colours.convert("P"), {}), (grey, {"save_all": True, "append_images": [colours]})],
-        "WEBP": [(grey, {}), (colours, {}), (colours, {"lossless": True}), (colours.convert("RGBA"), {})],
-    }
-    for picture, how in options[kind]:
-        content = io.BytesIO()
-        picture.save(content, kind, **how)
-        yield content.getvalue()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_ten_thousand_damaged_pictures_are_read_or_refused(kind):
-    client = create_app(Config()).test_client()
-    random = np.random.default_rng(len(kind))
-    pictures = list(corpus(kind))
-    statuses = set()
-    for number in range(10_000):
-        content = bytearray(pictures[number % len(pictures)])
-        for place in random.integers(0, len(content), random.integers(1, 6)):
-            content[place] = random.integers(256)
-        if number % 10 == 0:
-            del content[int(random.integers(len(content))) :]
-        statuses.add(client.post("/predict", data=bytes(content), content_type=f"image/{kind.lower()}").status_code)
-    assert statuses == {200, 422}

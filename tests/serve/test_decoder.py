@@ -1,0 +1,141 @@
+"""Pictures are decoded in processes of their own, which end with a picture that needs too much, and are replaced."""
+
+import io
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve import create_app, decoder
+from serve.config import Config
+from serve.decoder import EXCEEDED, PROCESSES, DecoderError, Decoders
+from serve.images import ImageError, decode
+from tests.serve.hostile import jpeg_of_many_scans, png_large, webp
+from train.paths import ROOT
+
+MAX_PIXELS = 25_000_000
+SEVEN = (ROOT / "docs/seven.png").read_bytes()
+
+
+def children():
+    """Return the decoding processes of this one."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(pid) for pid in found if b"serve.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+@pytest.fixture
+def decoders():
+    return Decoders(MAX_PIXELS)
+
+
+@pytest.mark.parametrize("preprocess", ["auto", "mnist"])
+def test_decodes_as_the_function_does(decoders, preprocess):
+    np.testing.assert_array_equal(decoders.decode(SEVEN, preprocess), decode(SEVEN, preprocess))
+
+
+def test_refuses_with_the_function_s_words(decoders):
+    for content, preprocess in ((b"nonsense", "auto"), (SEVEN[:100], "auto"), (SEVEN, "none")):
+        with pytest.raises(ImageError) as expected:
+            decode(content, preprocess)
+        with pytest.raises(ImageError) as found:
+            decoders.decode(content, preprocess)
+        assert str(found.value) == str(expected.value)
+
+
+def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_read(decoders):
+    with pytest.raises(ImageError) as caught:
+        decoders.decode(jpeg_of_many_scans(1_600))
+    assert str(caught.value) == EXCEEDED
+    assert decoders.decode(SEVEN).shape == (28, 28)
+
+
+def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_is_read():
+    decoders = Decoders(400_000_000)
+    with pytest.raises(ImageError) as caught:
+        decoders.decode(png_large(20_000, 20_000, 8, 0, 1))
+    assert str(caught.value) == EXCEEDED
+    with pytest.raises(ImageError, match="small enough for a decoder"):
+        decoders.decode(webp(5_000, lossless=False))
+    assert decoders.decode(SEVEN).shape == (28, 28)
+
+
+def test_a_process_that_is_killed_is_replaced(decoders):
+    before = children()
+    decoders.decode(SEVEN)
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ImageError):
+        decoders.decode(SEVEN)
+    assert decoders.decode(SEVEN).shape == (28, 28)
+    assert not before & children()
+
+
+def test_others_go_on_while_one_decodes_a_hostile_picture(decoders):
+    hostile = jpeg_of_many_scans(1_600)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(decoders.decode, hostile)
+        read = 0
+        while not running.done():
+            decoders.decode(SEVEN)
+            read += 1
+    assert read >= 3
+    assert isinstance(running.exception(), ImageError)
+
+
+def test_no_more_processes_than_stated(decoders):
+    before = children()
+    with ThreadPoolExecutor(16) as pool:
+        assert len(list(pool.map(decoders.decode, [SEVEN] * 100))) == 100
+    assert len(children() - before) <= PROCESSES
+
+
+def test_processes_end_with_their_owner():
+    before = children()
+    decoders = Decoders(MAX_PIXELS)
+    assert children() - before
+    del decoders
+    assert children() <= before
+
+
+def test_a_bug_is_an_error_and_not_the_picture_s_fault(monkeypatch, decoders):
+    monkeypatch.setattr(decoder._Process, "ask", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
+    with pytest.raises(DecoderError, match="ZeroDivisionError"):
+        decoders.decode(SEVEN)
+
+
+def corpus(kind):
+    """Return valid pictures of a format, of several modes, small so that their structure is most of them."""
+    random = np.random.default_rng(0)
+    colours = Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8))
+    grey = Image.fromarray(np.pad(np.full((12, 4), 255, np.uint8), ((8, 8), (12, 12))))
+    options = {
+        "PNG": [(grey, {}), (colours, {}), (colours.convert("P"), {}), (colours.convert("RGBA"), {})],
+        "JPEG": [(grey, {}), (colours, {}), (colours, {"progressive": True}), (colours.convert("CMYK"), {})],
+        "GIF": [(grey, {}), (colours.convert("P"), {}), (grey, {"save_all": True, "append_images": [colours]})],
+        "WEBP": [(grey, {}), (colours, {}), (colours, {"lossless": True}), (colours.convert("RGBA"), {})],
+    }
+    for picture, how in options[kind]:
+        content = io.BytesIO()
+        picture.save(content, kind, **how)
+        yield content.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_ten_thousand_damaged_pictures_are_read_or_refused(kind):
+    client = create_app(Config()).test_client()
+    random = np.random.default_rng(len(kind))
+    pictures = list(corpus(kind))
+    statuses = set()
+    for number in range(10_000):
+        content = bytearray(pictures[number % len(pictures)])
+        for place in random.integers(0, len(content), random.integers(1, 6)):
+            content[place] = random.integers(256)
+        if number % 10 == 0:
+            del content[int(random.integers(len(content))) :]
+        statuses.add(client.post("/predict", data=bytes(content), content_type=f"image/{kind.lower()}").status_code)
+    assert statuses == {200, 422}
