@@ -84,8 +84,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
         keeps_open = req.should_close
         req.should_close = lambda: keeps_open() or _is_unread(req.body)
-        if int(dict(req.headers).get("CONTENT-LENGTH", 0)) > wsgi.config.max_body_bytes:
-            req._expected_100_continue = False  # the application answers 413 before the body is sent
+        if req._expected_100_continue:
+            size = int(dict(req.headers).get("CONTENT-LENGTH", 0))
+            # Where it is too large, the application answers 413, before the body is sent.
+            req._expected_100_continue = size <= wsgi.config.max_body_bytes
         seconds = wsgi.config.request_timeout
         late = RequestTimeout(f"expected the whole request within {seconds} seconds")
         try:
