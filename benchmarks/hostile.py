@@ -1,7 +1,8 @@
 """How long others wait, and how much memory a worker needs, while a hostile client sends a request.
 
 `python -m benchmarks.hostile` starts the service with one worker and its default configuration, sends each request of
-tests/serve/hostile.py in turn while three other clients ask all the time, and writes docs/hostile.md. It takes about four minutes.
+tests/serve/hostile.py in turn while three other clients ask all the time, and writes docs/hostile.md. It takes about
+four minutes.
 """
 
 import argparse
