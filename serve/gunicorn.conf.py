@@ -45,6 +45,26 @@ def on_starting(server: Any) -> None:
     except (ModelError, OSError) as error:
         sys.exit(f"serve: {error}")
     _reload_by_model(server)
+    _let_sigterm_end_new_workers()
+
+
+def _let_sigterm_end_new_workers() -> None:
+    """Have SIGTERM end a worker that has just been forked.
+
+    It would run the master's handler until it has its own: the signal would be lost, and the end of the service would
+    wait for that worker until graceful_timeout is over.
+    """
+    sigterm = {signal.SIGTERM}
+
+    def restore_default() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
+        after_in_child=restore_default,
+    )
 
 
 def _create_folder(server: Any) -> None:

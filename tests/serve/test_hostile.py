@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("hostile")
 # What a machine three times as busy as one that the project runs on still keeps; docs/hostile.md has the seconds.
 LATE = 10
 MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: a worker and its decoders
-REQUEST_TIMEOUT = 5
+REQUEST_TIMEOUT = 3
 
 
 class Victim:
