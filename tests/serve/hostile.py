@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: by
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + extra + data + png_chunk(b"IEND")
 
 
+@cache
 def deflated_zeros(size: int) -> bytes:
     packer = zlib.compressobj(9)
     parts = [packer.compress(bytes(MIB)) for _ in range(size // MIB)]
@@ -83,6 +85,7 @@ def png_of_many_chunks() -> bytes:
     return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), png_chunk(b"teSt") * (PICTURE // 12 - 100))
 
 
+@cache
 def png_of_many_texts() -> bytes:
     texts = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(60_000))) * 20_000
     return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), texts[: PICTURE - 1_000])
@@ -111,6 +114,7 @@ def jpeg_with(extra: bytes) -> bytes:
     return jpeg()[:2] + extra[: PICTURE - 2_000] + jpeg()[2:]
 
 
+@cache
 def jpeg_of_many_scans(scans: int) -> bytes:
     """Return a progressive JPEG of 5000×5000 with its last scan repeated, which refines every block anew."""
     content = encode(Image.new("L", (5_000, 5_000), 128), "JPEG", progressive=True)
@@ -118,6 +122,7 @@ def jpeg_of_many_scans(scans: int) -> bytes:
     return content[:last] + content[last:-2] * scans + content[-2:]
 
 
+@cache
 def mpo_of_many_scans(scans: int) -> bytes:
     """Return the same as a multi-picture file (CIPA DC-007), which Pillow takes for another format."""
     plain = Image.new("L", (5_000, 5_000), 128)
@@ -149,6 +154,7 @@ def gif_of_clear_codes() -> bytes:
     return gif(5_000, 5_000, b"", (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10))
 
 
+@cache
 def webp(side: int, lossless: bool) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     if side > 2_000:

@@ -437,13 +437,13 @@ THRESHOLDS = {  # percent of MNIST's 10,000 test images; of other hands, load_di
 }
 
 
-SAMPLE = 300  # images of each form; `make pictures` measures them all
+SAMPLE = 200  # images of each form; `make pictures` measures them all
 
 
 def least(percent: float) -> float:
     """Return what a sample reads right at least where of all `percent` are: three standard errors below.
 
-    With 300 images that is 97.7 for 99.2. The sample is the same at every run.
+    With 200 images that is 97.3 for 99.2. The sample is the same at every run.
     """
     return percent - 3 * math.sqrt(percent * (100 - percent) / SAMPLE)
 

@@ -34,12 +34,15 @@ def test_gunicorn_s_master_leaves_to_the_workers_what_they_use():
 @pytest.mark.slow
 def test_the_serving_requirements_alone_suffice(tmp_path):
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     pip = [
-        venv / "bin" / "python",
+        sys.executable,
         "-m",
         "pip",
+        "--python",
+        venv / "bin" / "python",
         "install",
+        "--no-compile",
         "--quiet",
         "--require-hashes",
         "--disable-pip-version-check",

@@ -150,12 +150,6 @@ MODELS = ("Model_2", "Model_3")
 EPOCHS = 8
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tiny, tmp_path_factory):
-    out = tmp_path_factory.mktemp("uninterrupted")
-    return finish(tiny, out)
-
-
 def options(data: Path, out: Path) -> list[str]:
     return [*map(str, ("--models", *MODELS, "--epochs", EPOCHS, "--data", data, "--out", out))]
 
@@ -191,15 +185,15 @@ def alive(group: int) -> bool:
     return False
 
 
-def interrupt(data: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start a training, send it `number` after its third epoch, and return its exit code and what it said.
+def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tuple[int, str]:
+    """Start a training, send it `number` after epoch `after`, and return its exit code and what it said.
 
-    However fast the machine is, the training is still running then: it cannot write its fourth checkpoint. In the place
+    However fast the machine is, the training is still running then: it cannot write its next checkpoint. In the place
     of the file is a pipe that nobody reads, and the system lets a process wait that opens one to write.
     """
-    pipes = [out / model / ".epoch-04.safetensors.tmp" for model in MODELS]
+    pipes = [out / model / f".epoch-{after + 1:02d}.safetensors.tmp" for model in MODELS]
     for pipe in pipes:
-        pipe.parent.mkdir()
+        pipe.parent.mkdir(exist_ok=True)
         os.mkfifo(pipe)
     process = subprocess.Popen(
         command(*options(data, out)),
@@ -212,12 +206,12 @@ def interrupt(data: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        wait(lambda: process.poll() is not None or min(epochs(out)) >= 3, 120, lambda: f"{epochs(out)} epochs")
+        wait(lambda: process.poll() is not None or min(epochs(out)) >= after, 120, lambda: f"{epochs(out)} epochs")
         assert process.poll() is None, process.stderr.read()
         # A terminal's Ctrl-C reaches the whole group, a container's SIGTERM its first process.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, error = process.communicate(timeout=60)
-        assert epochs(out) == [3, 3], "the run was not held at its fourth checkpoint"
+        assert epochs(out) == [after, after], "the run was not held at its next checkpoint"
         wait(lambda: not alive(process.pid), 60, lambda: "a process of the run goes on")
     finally:
         with suppress(ProcessLookupError):  # it has ended, as it should
@@ -229,20 +223,14 @@ def interrupt(data: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("interruption")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interrupted_run_ends_with_the_weights_of_one_never_interrupted(number, tiny, tmp_path, uninterrupted):
-    code, error = interrupt(tiny, tmp_path, number)
-    assert code == 128 + number
-    assert "interrupted: what was finished is kept, and the same command goes on from there" in error
-    assert "Traceback" not in error
-    assert finish(tiny, tmp_path) == uninterrupted
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("interruption")
-def test_killed_run_survives_a_full_disk_too(tiny, tmp_path, uninterrupted):
-    code, _ = interrupt(tiny, tmp_path, signal.SIGKILL)
+def test_run_interrupted_in_every_way_ends_with_the_weights_of_one_never_interrupted(tiny, tmp_path):
+    """One run after the other goes on from where the one before was ended: by Ctrl-C, by SIGTERM, by SIGKILL."""
+    for after, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
+        code, error = interrupt(tiny, tmp_path, number, after)
+        assert code == 128 + number
+        assert "interrupted: what was finished is kept, and the same command goes on from there" in error
+        assert "Traceback" not in error
+    code, _ = interrupt(tiny, tmp_path, signal.SIGKILL, 6)
     assert code == -signal.SIGKILL
     before = kept(tmp_path)
     # A limit on the size of files stands in for the disk: the system answers a write beyond it as it does a full one.
@@ -257,7 +245,7 @@ def test_killed_run_survives_a_full_disk_too(tiny, tmp_path, uninterrupted):
     assert re.search(rf"error: cannot write {tmp_path}/Model_\d/epoch-0\d.safetensors: File too large\n$", full.stderr)
     assert "Traceback" not in full.stderr
     assert kept(tmp_path) == before
-    assert finish(tiny, tmp_path) == uninterrupted
+    assert finish(tiny, tmp_path) == finish(tiny, tmp_path / "uninterrupted")
 
 
 def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):
