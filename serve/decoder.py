@@ -50,10 +50,10 @@ class Decoders:
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._processes: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        self._processes: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
+        self._processes.put(_Process())
         for _ in range(PROCESSES - 1):
             self._processes.put(None)
-        self._processes.put(_Process())
 
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
         """Return what serve.images.decode does of `content`, uint8 [28, 28].
@@ -103,8 +103,7 @@ class _Process:
 
     def ask(self, head: bytes, content: bytes) -> tuple[int, bytes]:
         """Return the answer's kind and payload. Raises OSError or EOFError where the process ended or is too slow."""
-        self._socket.sendall(head)
-        self._socket.sendall(content)
+        self._socket.sendall(head + content)
         kind, size = ANSWER.unpack(_read(self._answers, ANSWER.size))
         return kind, _read(self._answers, size)
 
