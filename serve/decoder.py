@@ -62,7 +62,8 @@ class Decoders:
         """
         process = self._processes.get()
         try:
-            process = process or _Process()
+            if process is None or process.has_ended():  # killed while idle: by the kernel, short of memory, say
+                process = _Process()
             kind, payload = process.ask(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
@@ -100,6 +101,10 @@ class _Process:
         self._answers = self._socket.makefile("rb")
         # Called, or with the last reference gone, or at the worker's end: ends the process, whatever it does.
         self.kill = weakref.finalize(self, _kill, self._process, self._answers, self._socket)
+
+    def has_ended(self) -> bool:
+        """Return whether the process is gone."""
+        return self._process.poll() is not None
 
     def ask(self, head: bytes, content: bytes) -> tuple[int, bytes]:
         """Return the answer's kind and payload. Raises OSError or EOFError where the process ended or is too slow."""
