@@ -15,7 +15,7 @@ from serve.event_loop import chunks
 from serve.images import FORMATS, MAX_BYTES, SIDE, ImageError, Preprocess, prepare
 
 CHUNK = 100  # images prepared at a time: at most some 100 ms until the event loop goes on
-ROOM = 1_000  # commas beside those of the images: those of other fields; and an image too large is named as such
+ROOM = 1_000  # more commas than the images have: for other fields, and so that an image a little too large is named
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 

@@ -27,7 +27,7 @@ LONGEST = 1_000  # characters of an error's detail
 
 
 class Connection:
-    """A client's socket: each read yields to the event loop, and what was not read does not destroy the answer."""
+    """A client's socket: each read yields to the event loop, and closing it does not lose an answer that was sent."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock

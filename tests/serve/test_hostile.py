@@ -11,7 +11,7 @@ from tests.serve.hostile import CASES, Bystander, attack, chunked, head, one_byt
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-# What a machine three times as busy as one that the project runs on still keeps; docs/hostile.md has the seconds.
+# A machine that is three times as busy keeps this limit too; docs/hostile.md has the seconds as measured.
 LATE = 10
 MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: a worker and its decoders
 REQUEST_TIMEOUT = 3
