@@ -20,6 +20,13 @@ from train.data import FILES, Data, load
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `trained` as slow: they wait for its training."""
+    for item in items:
+        if "trained" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
     """Return a folder that the workers of pytest-xdist share in this test run."""

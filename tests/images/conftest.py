@@ -29,7 +29,9 @@ class Container:
         return [json.loads(line)["message"] for line in self.docker("logs", self.name).splitlines()]
 
     def workers(self) -> int:
-        return len(self.docker("top", self.name, "-o", "pid").splitlines()) - 2  # the head, and the master
+        """Return how many workers there are: the children of the master, which is the only child of the container."""
+        parents = [line.split()[0] for line in self.docker("top", self.name, "-o", "ppid,pid").splitlines()[1:]]
+        return parents.count(self.inspect("{{.State.Pid}}"))
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
         """Return what `condition` does once that is true."""

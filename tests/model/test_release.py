@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pytest
 
 from train.verify import verify
 
@@ -12,6 +13,7 @@ RELEASE = Path(__file__).parents[2] / "model" / "release"
 MANIFEST = json.loads((RELEASE / "manifest.json").read_text())
 
 
+@pytest.mark.slow
 def test_shipped_release_is_verified_on_every_test_image(mnist):
     parity = verify(RELEASE, mnist).parity
     assert (parity.images, parity.label_mismatches) == (10_000, 0)

@@ -54,6 +54,7 @@ def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_read(decoders)
     assert decoders.decode(SEVEN).shape == (28, 28)
 
 
+@pytest.mark.slow
 def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_is_read():
     decoders = Decoders(100_000_000)
     with pytest.raises(ImageError) as caught:

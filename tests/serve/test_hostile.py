@@ -149,6 +149,7 @@ def test_what_is_not_http_is_answered_as_a_problem(victim, request_, status):
     assert f'"status":{status}' in body
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_is_let_go_in_one_line(victim, images):
     """Its answers fill the sockets' buffers; the service gives it up, and no traceback is logged."""
     before = len(victim.service.lines())
@@ -165,6 +166,7 @@ def test_a_client_that_reads_nothing_is_let_go_in_one_line(victim, images):
     assert [line for line in victim.service.lines()[before:] if line["level"] == "error"] == []
 
 
+@pytest.mark.slow
 def test_an_endless_body_is_answered_while_it_is_sent(victim):
     parts = chain([head("/nowhere", "image/png", "Transfer-Encoding: chunked")], one_byte_chunks(10**12))
     assert attack(victim.address, parts) == 404

@@ -16,6 +16,8 @@ from tests.polling import PATIENCE, answers, wait
 from tests.serve.test_observe import metrics
 from train.paths import RELEASE, ROOT
 
+pytestmark = pytest.mark.slow  # each starts services of its own
+
 RAW = {"Content-Type": "application/octet-stream"}
 SERVE = [sys.executable, "-m", "serve"]
 

@@ -150,6 +150,7 @@ def test_a_chunked_body_is_read_and_limited(start, images):
     assert (len(few.json()["predictions"]), many.status_code) == (3, 413)
 
 
+@pytest.mark.slow
 def test_a_large_batch_lets_new_connections_have_their_turns(start, images):
     service = start(WEB_CONCURRENCY=1, MAX_BATCH=5_000)
     answered = 0
@@ -343,6 +344,7 @@ print(sum(counts[name] for name in ("Ip:OutRequests", "Ip:OutNoRoutes", "Tcp:Act
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("habit", "sent"), [("silent", "0"), ("talk", "1")])
 def test_nothing_tries_to_leave(tmp_path, images, habit, sent):
     unshare = ["unshare", "--user", "--map-root-user", "--net"]

@@ -25,6 +25,7 @@ def command(*options: object) -> list[str]:
     return [sys.executable, "-m", "train", *map(str, options)]
 
 
+@pytest.mark.slow
 def test_leaves_checkpoints_report_and_export(trained):
     found = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert found == {
@@ -45,6 +46,7 @@ def test_leaves_checkpoints_report_and_export(trained):
     }
 
 
+@pytest.mark.slow
 def test_says_what_each_model_tries_and_reaches(subset, tmp_path, capfd):
     options = ["--models", "Model_2", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
     assert main(options) == 0
@@ -64,6 +66,7 @@ def test_says_what_each_model_tries_and_reaches(subset, tmp_path, capfd):
     assert "Batch_id=24 Accuracy=" in output.err
 
 
+@pytest.mark.slow
 def test_finished_run_is_not_trained_again(trained, subset, tmp_path, capfd):
     for path in trained.rglob("*"):
         if path.is_file():
@@ -74,6 +77,7 @@ def test_finished_run_is_not_trained_again(trained, subset, tmp_path, capfd):
     assert "EPOCH" not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_model_over_the_budget_is_not_exported(subset, tmp_path, capfd):
     options = ["--models", "Model_1", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
     assert main(options) == 0
@@ -256,6 +260,7 @@ def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):
     )
 
 
+@pytest.mark.slow
 def test_failed_verification_exports_nothing_but_leaves_the_report(subset, tmp_path, capfd, monkeypatch):
     options = ["--models", "Model_3", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
     monkeypatch.setattr(verify, "TOLERANCE", 0.0)

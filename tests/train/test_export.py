@@ -88,6 +88,7 @@ def test_any_batch_is_taken(graph):
         assert (probabilities.shape, digit.shape) == ((batch, 10), (batch,))
 
 
+@pytest.mark.slow
 def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, network, mnist):
     parity = verify.compare(graph, network, mnist.test)
     assert (parity.images, parity.label_mismatches) == (10_000, 0)
@@ -169,6 +170,7 @@ def test_full_disk_leaves_the_older_export_as_it_was(release, data, monkeypatch)
     assert contents(release) == before
 
 
+@pytest.mark.slow
 def test_manifest_tells_of_the_training_not_of_the_export(release, data):
     model = export.Trained(PROGRESSION["Model_3"], Model_3(), 7, [EPOCH], {"source_revision": "then", "versions": {}})
     manifest = export.export(model, data, release)

@@ -38,6 +38,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_learns_digits_from_a_small_part_of_mnist(model, data):
     _, history = fit(with_epochs(PROGRESSION[model], 10), data, seed=1, device=CPU)
@@ -45,6 +46,7 @@ def test_learns_digits_from_a_small_part_of_mnist(model, data):
     assert history[-1].train_loss < history[0].train_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_same_seed_gives_the_same_bits_and_another_seed_others(model, data):
     step = with_epochs(PROGRESSION[model], 1)
@@ -57,6 +59,7 @@ class InterruptionError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_resumed_training_ends_with_the_bits_of_one_never_interrupted(model, data, tmp_path):
     step = with_epochs(PROGRESSION[model], 3)

@@ -13,6 +13,8 @@ from tests.polling import wait
 from train.errors import DivergenceError, TrainError
 from train.side_by_side import side_by_side
 
+pytestmark = pytest.mark.slow  # each starts processes that import torch
+
 
 def meet(own, other):
     """Leave a file and wait for the other's: neither can do so alone."""
