@@ -11,7 +11,7 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, Unprocessable
 
 from serve.config import Config
 from serve.decoder import Decoders
-from serve.event_loop import chunks
+from serve.event_loop import chunks, yield_to_event_loop
 from serve.images import FORMATS, MAX_BYTES, SIDE, ImageError, Preprocess, prepare
 
 CHUNK = 100  # images prepared at a time: at most some 100 ms until the event loop goes on
@@ -122,6 +122,8 @@ def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
 def _decode(sources: list[Source], preprocess: Preprocess, decoders: Decoders) -> NDArray[np.uint8]:
     images = np.empty((len(sources), SIDE, SIDE), np.uint8)
     for i, source in enumerate(sources):
+        if i:
+            yield_to_event_loop()
         try:
             images[i] = (
                 decoders.decode(source, preprocess)

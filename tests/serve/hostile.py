@@ -91,6 +91,14 @@ def png_of_many_texts() -> bytes:
     return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), texts[: PICTURE - 1_000])
 
 
+@cache
+def png_small() -> bytes:
+    """Return a PNG that the worker decodes itself, made to take as long as one can."""
+    comb = b"".join(b"\0" + (b"\xff" if y == 511 else b"\x88") * 64 for y in range(512))
+    texts = png_chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(1_000_000), 9))
+    return png(512, 512, 1, 0, zlib.compress(comb, 9), texts * 15)
+
+
 def png_large(width: int, height: int, depth: int, colour: int, samples: int) -> bytes:
     return png(width, height, depth, colour, deflated_zeros(height * (1 + width * samples * depth // 8)))
 
@@ -186,10 +194,9 @@ def form(part: bytes, tail: bytes = b"") -> Parts:
 FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 
 
-def many_pictures() -> Parts:
-    """Return a form of as many pictures as a request may have, each large once it is decoded."""
-    content = png_large(3_000, 3_000, 8, 2, 3)
-    body = b"".join(FILE + content + b"\r\n" for _ in range(300)) + b"--b--\r\n"
+def many(content: bytes, count: int) -> Parts:
+    """Return a form with a picture many times."""
+    body = (FILE + content + b"\r\n") * count + b"--b--\r\n"
     return post("/predict", "multipart/form-data; boundary=b", body)
 
 
@@ -243,7 +250,8 @@ CASES: dict[str, Callable[[], Parts]] = {
     "GIF of clear codes": lambda: picture("gif", gif_of_clear_codes()),
     "WebP lossless": lambda: picture("webp", webp(5_000, lossless=True)),
     "WebP lossy": lambda: picture("webp", webp(5_000, lossless=False)),
-    "300 large pictures": many_pictures,
+    "300 large pictures": lambda: many(png_large(3_000, 3_000, 8, 2, 3), 300),
+    "1,000 small PNGs": lambda: many(png_small(), 1_000),
     # JSON and forms
     "/predict: millions of numbers as images": lambda: predict('{"images":[' + repeated("1,") + "1]}"),
     "/predict: millions of empty images": lambda: predict('{"images":[' + repeated("[],") + "[]]}"),

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from serve.config import Config
 from serve.decoder import EXCEEDED, PROCESSES, DecoderError, Decoders
 from serve.images import ImageError, decode
 from tests.polling import PATIENCE, wait
-from tests.serve.hostile import jpeg_of_many_scans, png_large, webp
+from tests.serve.hostile import encode, jpeg_of_many_scans, png_chunk, png_large, png_small, webp
 from train.paths import ROOT
 
 MAX_PIXELS = 25_000_000
 SEVEN = (ROOT / "docs/seven.png").read_bytes()
+PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 
 def children():
@@ -33,13 +35,29 @@ def decoders():
     return Decoders(MAX_PIXELS)
 
 
+@pytest.mark.parametrize("picture", [SEVEN, PHOTO])
 @pytest.mark.parametrize("preprocess", ["auto", "mnist"])
-def test_decodes_as_the_function_does(decoders, preprocess):
-    np.testing.assert_array_equal(decoders.decode(SEVEN, preprocess), decode(SEVEN, preprocess))
+def test_decodes_as_the_function_does(decoders, preprocess, picture):
+    np.testing.assert_array_equal(decoders.decode(picture, preprocess), decode(picture, preprocess))
+
+
+def test_small_pngs_need_no_process(decoders, monkeypatch):
+    monkeypatch.setattr(decoder._Process, "ask", lambda *_: pytest.fail("a process was asked"))
+    decoders.decode(SEVEN)
+    with pytest.raises(ImageError, match="no ink"):
+        decoders.decode(png_small())
+
+
+def test_a_png_that_states_another_size_than_it_has_is_refused(decoders):
+    large = png_large(2_000, 2_000, 8, 0, 1)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
+    with pytest.raises(ImageError, match=r"expected at most 262,144 pixels, found 2,000×2,000"):
+        decoders.decode(large[:8] + header + large[8:])
 
 
 def test_refuses_with_the_function_s_words(decoders):
-    for content, preprocess in ((b"nonsense", "auto"), (SEVEN[:100], "auto"), (SEVEN, "none")):
+    damaged = (b"nonsense", SEVEN[:100], PHOTO[:900])
+    for content, preprocess in (*((content, "auto") for content in damaged), (SEVEN, "none"), (PHOTO, "none")):
         with pytest.raises(ImageError) as expected:
             decode(content, preprocess)
         with pytest.raises(ImageError) as found:
@@ -51,7 +69,7 @@ def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_read(decoders)
     with pytest.raises(ImageError) as caught:
         decoders.decode(jpeg_of_many_scans(1_600))
     assert str(caught.value) == EXCEEDED
-    assert decoders.decode(SEVEN).shape == (28, 28)
+    assert decoders.decode(PHOTO).shape == (28, 28)
 
 
 @pytest.mark.slow
@@ -62,18 +80,18 @@ def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_is_read():
     assert str(caught.value) == EXCEEDED
     with pytest.raises(ImageError, match=r"of memory|small enough for a decoder"):  # libwebp reserves it all at once
         decoders.decode(webp(5_000, lossless=False))
-    assert decoders.decode(SEVEN).shape == (28, 28)
+    assert decoders.decode(PHOTO).shape == (28, 28)
 
 
 def test_a_process_that_is_killed_is_replaced(decoders):
     for _ in range(PROCESSES):
-        decoders.decode(SEVEN)
+        decoders.decode(PHOTO)
     killed = children()
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
     wait(lambda: not children(), PATIENCE, lambda: "a process goes on")  # one that has ended has no command line
     for _ in range(PROCESSES):
-        assert decoders.decode(SEVEN).shape == (28, 28)
+        assert decoders.decode(PHOTO).shape == (28, 28)
     assert not killed & children()
 
 
@@ -83,7 +101,7 @@ def test_others_go_on_while_one_decodes_a_hostile_picture(decoders):
         running = pool.submit(decoders.decode, hostile)
         read = 0
         while not running.done():
-            decoders.decode(SEVEN)
+            decoders.decode(PHOTO)
             read += 1
     assert read >= 3
     assert isinstance(running.exception(), ImageError)
@@ -92,7 +110,7 @@ def test_others_go_on_while_one_decodes_a_hostile_picture(decoders):
 def test_no_more_processes_than_stated(decoders):
     before = children()
     with ThreadPoolExecutor(16) as pool:
-        assert len(list(pool.map(decoders.decode, [SEVEN] * 100))) == 100
+        assert len(list(pool.map(decoders.decode, [PHOTO] * 100))) == 100
     assert len(children() - before) <= PROCESSES
 
 
@@ -107,7 +125,7 @@ def test_processes_end_with_their_owner():
 def test_a_bug_is_an_error_and_not_the_picture_s_fault(monkeypatch, decoders):
     monkeypatch.setattr(decoder._Process, "ask", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
     with pytest.raises(DecoderError, match="ZeroDivisionError"):
-        decoders.decode(SEVEN)
+        decoders.decode(PHOTO)
 
 
 def corpus(kind):
@@ -122,9 +140,7 @@ def corpus(kind):
         "WEBP": [(grey, {}), (colours, {}), (colours, {"lossless": True}), (colours.convert("RGBA"), {})],
     }
     for picture, how in options[kind]:
-        content = io.BytesIO()
-        picture.save(content, kind, **how)
-        yield content.getvalue()
+        yield encode(picture, kind, **how)
 
 
 @pytest.mark.slow
