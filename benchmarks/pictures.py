@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from serve.images import ImageError, decode, prepare
+from benchmarks.forms import FORMS, as_png
+from serve.images import decode
+from serve.preprocess import ImageError, prepare
 from train.files import to_json, write_together
 
 ROOT = Path(__file__).parents[1]
@@ -32,205 +33,10 @@ DATA = ROOT / "data" / "mnist"
 MODEL = ROOT / "model" / "release" / "digits.onnx"
 SEED = 28
 TUNING = 5_000  # training images that `--train` measures on, the same at every call
-TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke
 CHUNK = 100  # images a task
 IN_FORM = 1_000  # images that are in MNIST's form already, and timed
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form that pictures of digits have: its name, how it is rendered, in words and in code."""
-
-    title: str
-    words: str
-    render: Callable[[Image.Image, np.random.Generator], bytes]
-
-
-def _plain(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return _as_png(digit)
-
-
-def _enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return _as_png(_enlarge(digit))
-
-
-def _inverted(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return _as_png(ImageOps.invert(digit))
-
-
-def _inverted_enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return _as_png(ImageOps.invert(_enlarge(digit)))
-
-
-def _page(height: int, digit: Image.Image, random: np.random.Generator) -> bytes:
-    ink = digit.crop(digit.getbbox())
-    scale = min(height / ink.height, 280 / ink.width)  # a lying digit is at most as wide as the page
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
-    whole = Image.new("L", (300, 400), 255)
-    left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(whole.size, ink.size, strict=True))
-    whole.paste(0, (left, top), ink)
-    return _as_png(whole)
-
-
-def _page_third(digit: Image.Image, random: np.random.Generator) -> bytes:
-    return _page(133, digit, random)
-
-
-def _page_tenth(digit: Image.Image, random: np.random.Generator) -> bytes:
-    return _page(40, digit, random)
-
-
-def _jpeg(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return _as_jpeg(ImageOps.invert(_enlarge(digit)), quality=40)
-
-
-def _thin(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    distance, reach = _outline_distance(cover), _stroke(cover) / 4
-    while reach > 1 and _pieces(distance > reach) != _pieces(cover):
-        reach *= 0.85
-    return _bilevel(distance > reach)
-
-
-def _torn(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    return _bilevel(_outline_distance(cover) > _stroke(cover) / 4)
-
-
-def _thick(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    return _bilevel(_outline_distance(~cover) <= max(0, 1.8 * TYPICAL_STROKE * 10 - _stroke(cover)) / 2)
-
-
-def _blotted(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    return _bilevel(_outline_distance(~cover) <= 0.4 * _stroke(cover))
-
-
-def _transparent(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    picture = Image.new("RGBA", (280, 280), (0, 0, 0, 0))
-    picture.putalpha(_enlarge(digit))
-    return _as_png(picture)
-
-
-def _photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
-    width, height = 360, 480
-    side = int(random.integers(150, 301))
-    left, top = (int(random.integers(0, room - side + 1)) for room in (width, height))
-    cover = np.zeros((height, width, 1), np.float32)
-    ink = digit.resize((side, side), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(side / 200))
-    cover[top : top + side, left : left + side, 0] = np.asarray(ink, np.float32) / 255
-    paper, pen = random.uniform(170, 250, 3).astype(np.float32), random.uniform(10, 90, 3).astype(np.float32)
-    x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    angle, fall, vignette = random.uniform(0, 2 * np.pi), random.uniform(0.2, 0.45), random.uniform(0, 0.15)
-    light = 1 - fall * (1 + (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2)) / 2 - vignette * (x**2 + y**2)
-    scene = (paper + (pen - paper) * cover) * light[..., None].astype(np.float32)
-    scene += random.uniform(3, 10) * random.standard_normal(scene.shape, np.float32)
-    return _as_jpeg(Image.fromarray(scene.clip(0, 255).astype(np.uint8)), quality=80)
-
-
-def _coarse(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    ink = digit.crop(digit.getbbox())
-    scale = 32 / max(ink.size)
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
-    bitmap = np.zeros((32, 32), np.uint8)
-    top, left = (32 - ink.height) // 2, (32 - ink.width) // 2
-    bitmap[top : top + ink.height, left : left + ink.width] = np.asarray(ink) > 127
-    counts = bitmap.reshape(8, 4, 8, 4).sum((1, 3))
-    return _other_hands(Image.fromarray((counts * 255 / 16).astype(np.uint8)), _random)
-
-
-def _other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return _as_png(ImageOps.invert(digit.resize((160, 160), Image.Resampling.BICUBIC)))
-
-
-FORMS = {
-    "plain": Form(
-        "28×28, as MNIST is",
-        "A PNG of 28×28, white on black: MNIST's own form.",
-        _plain,
-    ),
-    "enlarged": Form(
-        "enlarged 10×",
-        "Enlarged to 280×280 (bicubic), white on black.",
-        _enlarged,
-    ),
-    "inverted": Form(
-        "dark on light",
-        "28×28, black on white.",
-        _inverted,
-    ),
-    "inverted_enlarged": Form(
-        "dark on light, enlarged 10×",
-        "Enlarged to 280×280, black on white.",
-        _inverted_enlarged,
-    ),
-    "page_third": Form(
-        "on a page, a third of its height",
-        "Black anywhere on a white page of 300×400, the ink 133 pixels high: a third of the page.",
-        _page_third,
-    ),
-    "page_tenth": Form(
-        "on a page, a tenth of its height",
-        "Black anywhere on a white page of 300×400, the ink 40 pixels high: a tenth of the page.",
-        _page_tenth,
-    ),
-    "jpeg": Form(
-        "JPEG, quality 40",
-        "280×280, black on white, as a JPEG of quality 40.",
-        _jpeg,
-    ),
-    "thin": Form(
-        "thin strokes, about half",
-        "280×280, black on white, bilevel: the outline moved inwards by a quarter of the digit's mean "
-        "stroke width, which leaves half; by less where that would tear the digit apart or lose a part of "
-        "it, which no pen does.",
-        _thin,
-    ),
-    "torn": Form(
-        "thin strokes, torn",
-        "As thin strokes, but by a quarter of the mean width whatever becomes of the digit: where its strokes are of "
-        "unequal width, the thin ones vanish.",
-        _torn,
-    ),
-    "thick": Form(
-        "thick strokes, 1.8×",
-        "280×280, black on white, bilevel: the outline moved outwards until the strokes are 4.4 of 28 pixels wide, 1.8 "
-        "times as wide as MNIST's are at the median; the few digits that are wider stay so. Small holes close.",
-        _thick,
-    ),
-    "blotted": Form(
-        "thick strokes, blotted",
-        "As thick strokes, but 1.8 times the digit's own mean width, however thick it was: some digits become blots.",
-        _blotted,
-    ),
-    "transparent": Form(
-        "black on transparent",
-        "280×280, black ink on transparent.",
-        _transparent,
-    ),
-    "photographed": Form(
-        "gradient, noise, coloured paper",
-        "Like a camera's: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame "
-        "150–300 pixels a side and anywhere on it, blurred; light that falls off by 20–45 % in some "
-        "direction, a vignette of up to 15 % of it, noise of standard deviation 3–10 in each channel, a "
-        "JPEG of quality 80.",
-        _photographed,
-    ),
-    "coarse": Form(
-        "MNIST at 8×8, enlarged",
-        "MNIST brought down to 8×8 the way load_digits' were (4×4 blocks counted in a bitmap of 32×32 that "
-        "the digit fills), and enlarged to 160×160: the stand-in for load_digits to tune on.",
-        _coarse,
-    ),
-    "other_hands": Form(
-        "other hands: load_digits, 8×8",
-        "Digits that are not MNIST's: scikit-learn's load_digits, 8×8, enlarged to 160×160 (bicubic), black on white.",
-        _other_hands,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -436,7 +242,7 @@ def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
             sheet.paste(ground, (left + side - shown.width, top + (side - shown.height) // 2))
             found = Image.fromarray(decode(content)).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(found, (left + side + gap // 2, top))
-    return _as_png(sheet)
+    return as_png(sheet)
 
 
 def _chequered(size: tuple[int, int]) -> Image.Image:
@@ -444,45 +250,6 @@ def _chequered(size: tuple[int, int]) -> Image.Image:
     squares = np.indices(size[::-1]) // 7
     grey = np.where(squares.sum(axis=0) % 2, np.uint8(255), np.uint8(225))
     return Image.fromarray(grey).convert("RGBA")
-
-
-def _enlarge(digit: Image.Image) -> Image.Image:
-    return digit.resize((280, 280), Image.Resampling.BICUBIC)
-
-
-def _stroke(cover: NDArray[np.bool_]) -> float:
-    """Return how wide the strokes are, in pixels: twice their area over their outline's length."""
-    steps = np.diff(cover, axis=0).sum() + np.diff(cover, axis=1).sum()  # 4/π of a curve's length
-    return 2 * float(cover.sum()) / (float(steps) * np.pi / 4)
-
-
-def _bilevel(cover: NDArray[np.bool_]) -> bytes:
-    return _as_png(Image.fromarray(np.where(cover, np.uint8(0), np.uint8(255))))
-
-
-def _outline_distance(cover: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return how far each pixel is from the nearest that is not covered."""
-    from scipy.ndimage import distance_transform_edt  # comes with scikit-learn
-
-    return np.asarray(distance_transform_edt(cover))
-
-
-def _pieces(cover: NDArray[np.bool_]) -> int:
-    from scipy.ndimage import label
-
-    return int(label(cover, np.ones((3, 3)))[1])
-
-
-def _as_png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "PNG", compress_level=1)
-    return content.getvalue()
-
-
-def _as_jpeg(picture: Image.Image, quality: int) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=quality)
-    return content.getvalue()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, Unprocessable
 from serve.config import Config
 from serve.decoder import Decoders
 from serve.event_loop import chunks, yield_to_event_loop
-from serve.images import FORMATS, MAX_BYTES, SIDE, ImageError, Preprocess, prepare
+from serve.images import FORMATS, MAX_BYTES
+from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 
 CHUNK = 100  # images prepared at a time: at most some 100 ms until the event loop goes on
 ROOM = 1_000  # more commas than the images have: for other fields, and so that an image a little too large is named

@@ -27,7 +27,8 @@ from typing import BinaryIO, get_args
 
 import numpy as np
 
-from serve.images import SIDE, Grey, ImageError, Preprocess, decode
+from serve.images import decode
+from serve.preprocess import SIDE, Grey, ImageError, Preprocess
 
 PROCESSES = 2  # a worker: while one decodes a hostile picture, the other serves everyone else
 CPU_SECONDS = 1.0  # a picture

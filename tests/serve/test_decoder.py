@@ -14,7 +14,8 @@ from PIL import Image
 from serve import create_app, decoder
 from serve.config import Config
 from serve.decoder import EXCEEDED, PROCESSES, DecoderError, Decoders
-from serve.images import ImageError, decode
+from serve.images import decode
+from serve.preprocess import ImageError
 from tests.polling import PATIENCE, wait
 from tests.serve.hostile import encode, jpeg_of_many_scans, png_chunk, png_large, png_small, webp
 from train.paths import ROOT

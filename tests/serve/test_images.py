@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-from serve.images import ImageError, decode, prepare
+from serve.images import decode
+from serve.preprocess import ImageError, prepare
 
 ROOT = Path(__file__).parents[2]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")

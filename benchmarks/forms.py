@@ -1,0 +1,508 @@
+"""Forms that pictures of digits have: MNIST's digits rendered as screens, scanners and cameras would show them.
+
+Each form is a function of a digit, 28×28, white on black, and a random generator; it returns an encoded PNG or JPEG.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that pictures of digits have: its name, how it is rendered, in words and in code."""
+
+    title: str
+    words: str
+    render: Callable[[Image.Image, np.random.Generator], bytes]
+
+
+def _plain(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    return as_png(digit)
+
+
+def _enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    return as_png(_enlarge(digit))
+
+
+def _inverted(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    return as_png(ImageOps.invert(digit))
+
+
+def _inverted_enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    return as_png(ImageOps.invert(_enlarge(digit)))
+
+
+def _page(height: int, digit: Image.Image, random: np.random.Generator) -> bytes:
+    ink = digit.crop(digit.getbbox())
+    scale = min(height / ink.height, 280 / ink.width)  # a lying digit is at most as wide as the page
+    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
+    whole = Image.new("L", (300, 400), 255)
+    left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(whole.size, ink.size, strict=True))
+    whole.paste(0, (left, top), ink)
+    return as_png(whole)
+
+
+def _page_third(digit: Image.Image, random: np.random.Generator) -> bytes:
+    return _page(133, digit, random)
+
+
+def _page_tenth(digit: Image.Image, random: np.random.Generator) -> bytes:
+    return _page(40, digit, random)
+
+
+def _jpeg(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    return _as_jpeg(ImageOps.invert(_enlarge(digit)), quality=40)
+
+
+def _thin(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    cover = np.asarray(_enlarge(digit)) > 127
+    distance, reach = _outline_distance(cover), _stroke(cover) / 4
+    while reach > 1 and _pieces(distance > reach) != _pieces(cover):
+        reach *= 0.85
+    return _bilevel(distance > reach)
+
+
+def _torn(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    cover = np.asarray(_enlarge(digit)) > 127
+    return _bilevel(_outline_distance(cover) > _stroke(cover) / 4)
+
+
+def _thick(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    cover = np.asarray(_enlarge(digit)) > 127
+    return _bilevel(_outline_distance(~cover) <= max(0, 1.8 * TYPICAL_STROKE * 10 - _stroke(cover)) / 2)
+
+
+def _blotted(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    cover = np.asarray(_enlarge(digit)) > 127
+    return _bilevel(_outline_distance(~cover) <= 0.4 * _stroke(cover))
+
+
+def _transparent(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    picture = Image.new("RGBA", (280, 280), (0, 0, 0, 0))
+    picture.putalpha(_enlarge(digit))
+    return as_png(picture)
+
+
+def _photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
+    width, height = 360, 480
+    side = int(random.integers(150, 301))
+    left, top = (int(random.integers(0, room - side + 1)) for room in (width, height))
+    cover = np.zeros((height, width, 1), np.float32)
+    ink = digit.resize((side, side), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(side / 200))
+    cover[top : top + side, left : left + side, 0] = np.asarray(ink, np.float32) / 255
+    paper, pen = random.uniform(170, 250, 3).astype(np.float32), random.uniform(10, 90, 3).astype(np.float32)
+    x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    angle, fall, vignette = random.uniform(0, 2 * np.pi), random.uniform(0.2, 0.45), random.uniform(0, 0.15)
+    light = 1 - fall * (1 + (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2)) / 2 - vignette * (x**2 + y**2)
+    scene = (paper + (pen - paper) * cover) * light[..., None].astype(np.float32)
+    scene += random.uniform(3, 10) * random.standard_normal(scene.shape, np.float32)
+    return _as_jpeg(Image.fromarray(scene.clip(0, 255).astype(np.uint8)), quality=80)
+
+
+def _coarse(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    ink = digit.crop(digit.getbbox())
+    scale = 32 / max(ink.size)
+    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
+    bitmap = np.zeros((32, 32), np.uint8)
+    top, left = (32 - ink.height) // 2, (32 - ink.width) // 2
+    bitmap[top : top + ink.height, left : left + ink.width] = np.asarray(ink) > 127
+    counts = bitmap.reshape(8, 4, 8, 4).sum((1, 3))
+    return _other_hands(Image.fromarray((counts * 255 / 16).astype(np.uint8)), _random)
+
+
+def _other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    return as_png(ImageOps.invert(digit.resize((160, 160), Image.Resampling.BICUBIC)))
+
+
+def _scene(
+    digit: Image.Image, random: np.random.Generator, size: tuple[int, int], share: tuple[float, float] = (0.35, 0.7)
+) -> tuple[Floats, tuple[int, int, int, int]]:
+    """Return how much of each pixel the digit's ink covers, float32 [H, W], and its box: left, top, right, bottom.
+
+    The digit is turned by up to 8°, as high as a share of the picture's shorter side, and anywhere in it.
+    """
+    large = digit.resize((280, 280), Image.Resampling.BICUBIC)
+    ink = large.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC)
+    ink = ink.crop(ink.getbbox())
+    scale = min(size) * random.uniform(*share) / max(ink.size)
+    ink = ink.resize((max(2, round(ink.width * scale)), max(2, round(ink.height * scale))), Image.Resampling.LANCZOS)
+    margin = round(0.06 * min(size))
+    left, top = (
+        int(random.integers(margin, room - side - margin + 1)) for room, side in zip(size, ink.size, strict=True)
+    )
+    cover = np.zeros(size[::-1], np.float32)
+    cover[top : top + ink.height, left : left + ink.width] = np.asarray(ink, np.float32) / 255
+    return cover, (left, top, left + ink.width, top + ink.height)
+
+
+def _shot(scene: Floats, random: np.random.Generator, noise: float, quality: int = 82, blur: float = 0.6) -> bytes:
+    """Return a scene, float32 [H, W] or [H, W, 3] of 0–1 and beyond, as a camera's JPEG: blurred, noisy, clipped."""
+    picture = Image.fromarray((scene.clip(0, 1) * 255).astype(np.uint8))
+    values = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), np.float32)
+    values = values + noise * random.standard_normal(values.shape, np.float32)
+    return _as_jpeg(Image.fromarray(values.clip(0, 255).astype(np.uint8)), quality)
+
+
+def _painted(cover: Floats, paper: Floats | float, pen: Floats | float) -> Floats:
+    return paper + (np.asarray(pen, np.float32) - paper) * cover
+
+
+def _axes(size: tuple[int, int]) -> tuple[Floats, Floats]:
+    """Return x and y of each pixel, in pixels from the middle, float32 [1, W] and [H, 1]."""
+    width, height = size
+    return (
+        np.arange(width, dtype=np.float32)[None] - width / 2,
+        np.arange(height, dtype=np.float32)[:, None] - height / 2,
+    )
+
+
+def _glare(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    cover, (left, top, right, bottom) = _scene(digit, random, size)
+    x, y = _axes(size)
+    scene = _painted(cover, random.uniform(0.62, 0.8), random.uniform(0.05, 0.3))
+    for _ in range(int(random.integers(1, 3))):
+        near_x = random.uniform(left - 60, right + 60) - size[0] / 2
+        near_y = random.uniform(top - 60, bottom + 60) - size[1] / 2
+        width, height = random.uniform(15, 60, 2)
+        spot = np.exp(-(((x - near_x) / width) ** 2) - ((y - near_y) / height) ** 2)
+        scene = scene + random.uniform(0.2, 0.5) * spot
+    return _shot(scene, random, random.uniform(1, 4))
+
+
+def _boxed(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (360, 360)
+    cover, (left, top, right, bottom) = _scene(digit, random, size, (0.3, 0.55))
+    length = max(right - left, bottom - top)
+    centre_x, centre_y = (left + right) / 2, (top + bottom) / 2
+    half_width = (right - left) / 2 + length * random.uniform(0.12, 0.5)
+    half_height = (bottom - top) / 2 + length * random.uniform(0.12, 0.5)
+    thick = random.uniform(0.02, 0.09) * length
+    frame = Image.new("L", (size[0] * 2, size[1] * 2), 0)
+    wobble = random.uniform(-0.03, 0.03, 8) * length if random.random() < 0.6 else np.zeros(8)
+    corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    points = [
+        (2 * (centre_x + i * half_width + wobble[2 * k]), 2 * (centre_y + j * half_height + wobble[2 * k + 1]))
+        for k, (i, j) in enumerate(corners)
+    ]
+    ImageDraw.Draw(frame).line([*points, points[0], points[1]], fill=255, width=max(2, round(2 * thick)), joint="curve")
+    outline = np.asarray(frame.reduce(2), np.float32) / 255
+    pen = random.uniform(0.05, 0.3)
+    scene = _painted(outline, random.uniform(0.85, 1), pen if random.random() < 0.6 else random.uniform(0.1, 0.6))
+    return _shot(_painted(cover, scene, pen), random, random.uniform(0, 4))
+
+
+def _hard_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    cover, (left, top, right, bottom) = _scene(digit, random, size)
+    x, y = _axes(size)
+    angle = random.uniform(0, 2 * np.pi)
+    # Through a point of the digit, or near it.
+    through_x = random.uniform(left - 20, right + 20) - size[0] / 2
+    through_y = random.uniform(top - 20, bottom + 20) - size[1] / 2
+    side = (x - through_x) * np.cos(angle) + (y - through_y) * np.sin(angle)
+    side = side + random.uniform(-0.001, 0.001) * ((x - through_x) ** 2 + (y - through_y) ** 2)
+    shade = 1 / (1 + np.exp((-side / random.uniform(0.3, 2)).clip(-50, 50)))
+    light = 1 - (1 - random.uniform(0.35, 0.7)) * shade
+    scene = _painted(cover, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3)) * light
+    return _shot(scene.astype(np.float32), random, random.uniform(1, 5))
+
+
+def _paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    cover, _ = _scene(digit, random, size, (0.3, 0.55))
+    x, y = _axes(size)
+    angle = random.uniform(-0.35, 0.35)
+    across = x * np.cos(angle) + y * np.sin(angle)
+    down = -x * np.sin(angle) + y * np.cos(angle)
+    rows, columns = np.nonzero(cover > 0.1)
+    ink_across, ink_down = across[rows, columns], down[rows, columns]
+    sheet = np.ones(size[::-1], np.float32)
+    edges = int(random.integers(1, 3))
+    gap = random.uniform(6, 60, 2)
+    signs = random.choice([-1, 1], 2)
+    for axis, ink, sign, space in ((across, ink_across, signs[0], gap[0]), (down, ink_down, signs[1], gap[1]))[:edges]:
+        sheet = sheet * ((sign * axis) < (sign * ink).max() + space)
+    grain = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, 0.04)
+    table = (random.uniform(0.08, 0.35) + grain).astype(np.float32)
+    paper = _painted(cover, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3))
+    return _shot(np.where(sheet > 0, paper, table), random, random.uniform(1, 4), blur=0.9)
+
+
+def _lines(size: tuple[int, int], angle: float, spacing: float, phase: float, thick: float) -> Floats:
+    """Return how much parallel lines cover of each pixel, float32 [H, W]; angle 0 is level."""
+    x, y = _axes(size)
+    place = (-x * np.sin(angle) + y * np.cos(angle) + phase) % spacing
+    return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
+
+
+def _squared(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    cover, (_, top, _, bottom) = _scene(digit, random, size)
+    spacing, angle = (bottom - top) * random.uniform(0.12, 0.8), random.uniform(-0.06, 0.06)
+    thick = random.uniform(1, 2)
+    grid = np.maximum(
+        _lines(size, angle, spacing, random.uniform(0, spacing), thick),
+        _lines(size, angle + np.pi / 2, spacing, random.uniform(0, spacing), thick),
+    )
+    return _on_lines(cover, grid, random)
+
+
+def _ruled(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    cover, (_, top, _, bottom) = _scene(digit, random, size)
+    spacing, angle = (bottom - top) * random.uniform(0.4, 1.3), random.uniform(-0.06, 0.06)
+    grid = _lines(size, angle, spacing, random.uniform(0, spacing), random.uniform(1, 2))
+    if random.random() < 0.4:
+        grid = np.maximum(grid, _lines(size, angle + np.pi / 2, 2_000, random.uniform(-180, -120), 1.5))
+    return _on_lines(cover, grid, random)
+
+
+def _on_lines(cover: Floats, grid: Floats, random: np.random.Generator) -> bytes:
+    paper = random.uniform(0.85, 1)
+    pen = random.uniform(0.05, 0.3)
+    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # a pen stands out from the lines that it writes over
+    return _shot(_painted(cover, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
+
+
+def _pencil(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    cover, _ = _scene(digit, random, size)
+    grain = Image.fromarray((random.random(size[::-1]) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
+    tooth = np.asarray(grain, np.float32) / 255 - 0.5
+    paper = random.uniform(0.8, 0.95)
+    scene = _painted(cover * (1 + 2.5 * tooth).clip(0.2, 1), paper, paper - random.uniform(0.25, 0.45)) + 0.04 * tooth
+    return _shot(scene, random, random.uniform(1, 4))
+
+
+def _phone(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (2400, 1800)
+    cover, _ = _scene(digit, random, size, (0.2, 0.6))
+    x, y = _axes(size)
+    angle, fall = random.uniform(0, 2 * np.pi), random.uniform(0.1, 0.45)
+    light = 1 - fall * (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / 3_000)
+    scene = _painted(cover, random.uniform(0.7, 0.95), random.uniform(0.08, 0.35)) * light
+    upright = Image.open(io.BytesIO(_shot(scene.astype(np.float32), random, random.uniform(4, 14), 85, blur=2)))
+    exif = Image.Exif()
+    exif[0x0112], turn = ((1, None), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270))[
+        int(random.integers(3))
+    ]
+    content = io.BytesIO()
+    (upright.transpose(turn) if turn is not None else upright).save(content, "JPEG", quality=85, exif=exif)
+    return content.getvalue()
+
+
+def _dark_mode(digit: Image.Image, random: np.random.Generator) -> bytes:
+    cover, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
+    ground, text = random.uniform(0.02, 0.18, 3), random.uniform(0.55, 1, 3)
+    scene = ground + (text - ground) * cover[..., None]
+    return as_png(Image.fromarray((scene * 255).astype(np.uint8)))
+
+
+def _poor_jpeg(digit: Image.Image, random: np.random.Generator) -> bytes:
+    cover, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
+    scene = _painted(cover, random.uniform(0.8, 1), random.uniform(0, 0.3))
+    return _as_jpeg(Image.fromarray((scene * 255).astype(np.uint8)), quality=8)
+
+
+def pair(first: Image.Image, second: Image.Image, random: np.random.Generator) -> bytes:
+    """Return a picture of two digits beside each other, 0.1 to 0.8 of a digit's height apart, black on white."""
+    whole = Image.new("L", (560, 300), 255)
+    left = int(random.integers(20, 60))
+    for digit in (first, second):
+        ink = digit.crop(digit.getbbox())
+        scale = random.uniform(130, 180) / 20
+        ink = ink.resize(
+            (max(2, round(ink.width * scale)), max(2, round(ink.height * scale))), Image.Resampling.BICUBIC
+        )
+        whole.paste(0, (left, (300 - ink.height) // 2 + int(random.integers(-20, 21))), ink)
+        left += ink.width + round(random.uniform(0.1, 0.8) * 150)
+    return as_png(whole.crop((0, 0, min(560, left), 300)))
+
+
+FORMS = {
+    "plain": Form(
+        "28×28, as MNIST is",
+        "A PNG of 28×28, white on black: MNIST's own form.",
+        _plain,
+    ),
+    "enlarged": Form(
+        "enlarged 10×",
+        "Enlarged to 280×280 (bicubic), white on black.",
+        _enlarged,
+    ),
+    "inverted": Form(
+        "dark on light",
+        "28×28, black on white.",
+        _inverted,
+    ),
+    "inverted_enlarged": Form(
+        "dark on light, enlarged 10×",
+        "Enlarged to 280×280, black on white.",
+        _inverted_enlarged,
+    ),
+    "page_third": Form(
+        "on a page, a third of its height",
+        "Black anywhere on a white page of 300×400, the ink 133 pixels high: a third of the page.",
+        _page_third,
+    ),
+    "page_tenth": Form(
+        "on a page, a tenth of its height",
+        "Black anywhere on a white page of 300×400, the ink 40 pixels high: a tenth of the page.",
+        _page_tenth,
+    ),
+    "jpeg": Form(
+        "JPEG, quality 40",
+        "280×280, black on white, as a JPEG of quality 40.",
+        _jpeg,
+    ),
+    "thin": Form(
+        "thin strokes, about half",
+        "280×280, black on white, bilevel: the outline moved inwards by a quarter of the digit's mean "
+        "stroke width, which leaves half; by less where that would tear the digit apart or lose a part of "
+        "it, which no pen does.",
+        _thin,
+    ),
+    "torn": Form(
+        "thin strokes, torn",
+        "As thin strokes, but by a quarter of the mean width whatever becomes of the digit: where its strokes are of "
+        "unequal width, the thin ones vanish.",
+        _torn,
+    ),
+    "thick": Form(
+        "thick strokes, 1.8×",
+        "280×280, black on white, bilevel: the outline moved outwards until the strokes are 4.4 of 28 pixels wide, 1.8 "
+        "times as wide as MNIST's are at the median; the few digits that are wider stay so. Small holes close.",
+        _thick,
+    ),
+    "blotted": Form(
+        "thick strokes, blotted",
+        "As thick strokes, but 1.8 times the digit's own mean width, however thick it was: some digits become blots.",
+        _blotted,
+    ),
+    "transparent": Form(
+        "black on transparent",
+        "280×280, black ink on transparent.",
+        _transparent,
+    ),
+    "photographed": Form(
+        "gradient, noise, coloured paper",
+        "Like a camera's: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame "
+        "150–300 pixels a side and anywhere on it, blurred; light that falls off by 20–45 % in some "
+        "direction, a vignette of up to 15 % of it, noise of standard deviation 3–10 in each channel, a "
+        "JPEG of quality 80.",
+        _photographed,
+    ),
+    "coarse": Form(
+        "MNIST at 8×8, enlarged",
+        "MNIST brought down to 8×8 the way load_digits' were (4×4 blocks counted in a bitmap of 32×32 that "
+        "the digit fills), and enlarged to 160×160: the stand-in for load_digits to tune on.",
+        _coarse,
+    ),
+    "other_hands": Form(
+        "other hands: load_digits, 8×8",
+        "Digits that are not MNIST's: scikit-learn's load_digits, 8×8, enlarged to 160×160 (bicubic), black on white.",
+        _other_hands,
+    ),
+    "glare": Form(
+        "glare on a whiteboard",
+        "400×300: dark ink on a light board, the glare of one or two lamps, added to board and ink alike, on the digit "
+        "or near it.",
+        _glare,
+    ),
+    "boxed": Form(
+        "in a box",
+        "360×360: a box around the digit, drawn or printed, of the same ink or another, a line as thick as the digit's "
+        "strokes or thinner.",
+        _boxed,
+    ),
+    "hard_shadow": Form(
+        "the edge of a hard shadow",
+        "400×300: a shadow that keeps 35–70 % of the light, its edge through the digit or near it.",
+        _hard_shadow,
+    ),
+    "paper_corner": Form(
+        "the paper's corner on a dark table",
+        "400×300: one or two edges of the paper, turned by up to 20°, on a dark table.",
+        _paper_corner,
+    ),
+    "squared": Form(
+        "squared paper",
+        "400×300: squares of an eighth of the digit's height to most of it, lines of 8–40 % of the ink's contrast.",
+        _squared,
+    ),
+    "ruled": Form(
+        "ruled paper",
+        "400×300: lines as on squared paper, 0.4 to 1.3 of the digit's height apart, some with a margin's line.",
+        _ruled,
+    ),
+    "pencil": Form(
+        "pencil",
+        "400×300: grey, grainy strokes of a quarter to not quite half of the full contrast.",
+        _pencil,
+    ),
+    "phone": Form(
+        "phone photo of 2400×1800",
+        "2400×1800: uneven light, noise of standard deviation 4–14, blurred, turned by its Exif entry.",
+        _phone,
+    ),
+    "dark_mode": Form(
+        "dark mode",
+        "300×300: light, coloured ink on a dark screen.",
+        _dark_mode,
+    ),
+    "poor_jpeg": Form(
+        "JPEG, quality 8",
+        "300×300: dark on light, as a JPEG of quality 8.",
+        _poor_jpeg,
+    ),
+}
+
+
+def _enlarge(digit: Image.Image) -> Image.Image:
+    return digit.resize((280, 280), Image.Resampling.BICUBIC)
+
+
+def _stroke(cover: NDArray[np.bool_]) -> float:
+    """Return how wide the strokes are, in pixels: twice their area over their outline's length."""
+    steps = np.diff(cover, axis=0).sum() + np.diff(cover, axis=1).sum()  # 4/π of a curve's length
+    return 2 * float(cover.sum()) / (float(steps) * np.pi / 4)
+
+
+def _bilevel(cover: NDArray[np.bool_]) -> bytes:
+    return as_png(Image.fromarray(np.where(cover, np.uint8(0), np.uint8(255))))
+
+
+def _outline_distance(cover: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return how far each pixel is from the nearest that is not covered."""
+    from scipy.ndimage import distance_transform_edt  # comes with scikit-learn
+
+    return np.asarray(distance_transform_edt(cover))
+
+
+def _pieces(cover: NDArray[np.bool_]) -> int:
+    from scipy.ndimage import label
+
+    return int(label(cover, np.ones((3, 3)))[1])
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """Return the picture as a PNG."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def _as_jpeg(picture: Image.Image, quality: int) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return content.getvalue()
