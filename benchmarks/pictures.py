@@ -1,6 +1,6 @@
-"""How well pictures of digits are read: MNIST rendered into other forms, sent through `serve.images` to the model.
+"""How well pictures of digits are read: MNIST rendered into other forms, read as the service reads them.
 
-Every picture is really encoded (PNG or JPEG) and really decoded. Beside `serve.images` stands a plain resize of the
+Every picture is really encoded (PNG or JPEG) and really decoded. Beside that stands a plain resize of the
 same bytes: Pillow's grey, resized to 28×28, nothing else.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the service
 
 import numpy as np
 import onnxruntime
@@ -41,7 +42,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """What became of some pictures of one form: each as 28×28 by either way, and how long serve.images took."""
+    """What became of some pictures of one form: each as 28×28 by either way, and how long decode took."""
 
     resized: Pixels
     found: Pixels
@@ -65,6 +66,7 @@ def main() -> None:
     """Measure every form and write the table, its picture and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
     parser.add_argument("--images", type=int, help="of each form, a sample, the same at every call (default: all)")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
@@ -73,12 +75,14 @@ def main() -> None:
     results, examples = [], {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for name, (numbers, digits, labels) in sources.items():
+            if options.forms and name not in options.forms:
+                continue
             starts = range(0, len(digits), CHUNK)
             tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
             result = _result(name, labels, pool.starmap(_sample, tasks))
             results.append(result)
             print(
-                f"{result.name:18} resize {result.resize_accuracy:6.2f} %  serve.images {result.accuracy:6.2f} %  "
+                f"{result.name:18} resize {result.resize_accuracy:6.2f} %  the service {result.accuracy:6.2f} %  "
                 f"n {result.images:6,}  refused {result.refused}  {result.median_ms:.2f} ms",
                 flush=True,
             )
@@ -190,10 +194,10 @@ def _table(results: list[Result], command: str, seconds: float) -> str:
         "",
         "The model knows MNIST's form: 28×28, white on black, the ink in 20×20, centred. What people send is not that.",
         "This is how many digits are read right where MNIST's test images are rendered into other forms, encoded, and",
-        "decoded by `serve.images`; beside it, what the same model reads where a picture is merely turned grey and",
-        "resized to 28×28 by Pillow.",
+        "decoded and preprocessed as the service does it; beside it, what the model reads of a picture that is merely",
+        "turned grey and resized to 28×28 by Pillow.",
         "",
-        "| form | plain resize | serve.images | n | median time a picture |",
+        "| form | plain resize | the service | n | median time a picture |",
         "|---|---:|---:|---:|---:|",
         *(
             f"| {FORMS[result.name].title} | {result.resize_accuracy:.2f} % | **{result.accuracy:.2f} %** "
@@ -212,9 +216,8 @@ def _table(results: list[Result], command: str, seconds: float) -> str:
         f"That {IN_FORM:,} images sent as pixels are in MNIST's form already is found in {1000 * seconds:.2f} ms, of "
         "`prepare` alone.",
         "",
-        "The renderings are ours, and kinder than life: no table's edge, ruled line or hand's shadow is in them. The",
-        "constants of `serve.images` were chosen on renderings of MNIST's training images (`--train`), some by",
-        "reasoning alone, with training images brought down to 8×8 standing in for load_digits; MNIST's test images",
+        "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training",
+        "images (`--train`), with training images brought down to 8×8 standing in for load_digits; MNIST's test images",
         "and load_digits chose none.",
         "",
         f"Written by `{command}`.",

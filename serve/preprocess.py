@@ -8,7 +8,9 @@ Bottou, Bengio & Haffner, "Gradient-based learning applied to document recogniti
 The constants were chosen on renderings of MNIST's training images (benchmarks/pictures.py --train).
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,26 +21,28 @@ from scipy import ndimage
 Preprocess = Literal["auto", "none", "mnist"]
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Box = tuple[float, float, float, float]  # top, bottom, left, right, in pixels
 
 SIDE, BOX = 28, 20  # of the result, and of the box that the ink is fitted into
-WORKING_SIDE = 96  # pixels: the ink is looked for in a picture reduced to this
-THUMBNAIL_SIDE = 32  # pixels: enough to tell light ink from dark
+WORKING_SIDE = 80  # pixels: the ink is looked for in a picture reduced to this
+THUMBNAIL_SIDE = 40  # pixels: enough to tell light ink from dark
 LEVELS = 12  # thresholds of the decomposition
 WINDOW = 0.3  # of the shorter side: what is darker and narrower is ink, what is wider is shadow or table
 DARK = 40  # grey levels added to a background before it divides: a dark table's grain is not ink
-ALIKE = 6  # grey levels between corners of one paper
-OUTER = 0.4
-UNSURE = 0.05
+ALIKE = 24  # grey levels between the corners of a paper that is evenly lit
+OUTER = 0.45  # of the border: less of one grey is not the paper around
 FAINT = 0.06  # contrast: less is no ink
 MASK = 0.2  # of the strongest contrast: less is no ink
 SPECK = 0.05  # of the largest component's ink: a smaller one is dirt
-GRAIN = 5  # standard deviations of the noise: what stands out less is no ink
+GRAIN = 6  # standard deviations of the noise: what stands out less is no ink
 SMALLEST = 4  # pixels of the first look: a smaller digit could not be read
 SCATTERED = 0.25  # of all ink: a choice of less is noise
 INNER = 0.3  # of the largest component's ink: with so much inside, what touches the border is no digit
 FRAME = 0.25  # of a component's size: if it encloses another so large, it is a frame
-LONG = 1.2  # of the largest component's size: a longer one is a line
+LIKE = 0.6  # of the largest component's contrast: a fainter one is of another pen, grain or shadow
+TALL, GAP = 0.55, 0.015  # of the tallest: marks of that height, so far apart, are several digits
+LONG = 1.4  # of the largest component's size: a longer one is a line
+NEARBY = 0.1  # of the digit's size: where the ink is that a pixel is compared with
+FADED = 0.3  # of the ink's usual contrast: fainter than that, a pixel is not brought up to full ink
 MARGIN = 0.35  # of the digit's size, around it, in the second look
 BLOB = 0.43  # stroke width over size: a dot has 0.5
 THINNEST, THICKEST = 2.2, 2.8  # strokes of the result, in pixels: a third of MNIST's are thinner, a third thicker
@@ -59,7 +63,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Component:
-    """A connected component of ink: its label, its bounding box in pixels, and its ink (area times contrast)."""
+    """A connected component of ink: its label, its bounding box in pixels, its ink (area × contrast), its contrast."""
 
     label: int
     top: int
@@ -67,6 +71,7 @@ class Component:
     left: int
     right: int
     ink: float
+    contrast: float
 
     @property
     def size(self) -> int:
@@ -136,27 +141,28 @@ def to_mnist(grey: Grey) -> Grey:
 
 
 def _ink(grey: Grey) -> Floats:
-    """Return how much of each pixel around the digit its ink covers, float32 [H, W] of 0–1; all else is 0."""
-    values = grey.astype(np.float32)
-    height, width = values.shape
-    thumbnail = _reduced(values, (0, height, 0, width), THUMBNAIL_SIDE)
+    """Return how much of each pixel around the digit its ink covers, float32 [H, W] of 0–1; all else is 0.
+
+    Looks twice: at the whole picture, for where the digit is, and at the digit with its surroundings.
+    """
+    look = _reduced(grey.astype(np.float32), WORKING_SIDE)
+    thumbnail = _reduced(look, THUMBNAIL_SIDE)
     paper = _paper(thumbnail)
     if _ink_is_light(thumbnail, paper):
-        values, paper = 255 - values, None if paper is None else 255 - paper
-    box = (0.0, float(height), 0.0, float(width))
-    looked = _reduced(values, box, WORKING_SIDE)
-    contrast = _isolated(_flat(looked, paper), (paper,) * 4)
+        grey, look, paper = 255 - grey, 255 - look, None if paper is None else 255 - paper
+    contrast = _isolated(_flat(look, paper), (paper,) * 4)
     labels, chosen = _digit(contrast)
-    if chosen[0].size < SMALLEST or contrast[labels == chosen[0].label].max() <= GRAIN * _grain(looked):
+    if chosen[0].size < SMALLEST or contrast[labels == chosen[0].label].max() <= GRAIN * _grain(look):
         raise ImageError(NO_INK)
-    _check_single(chosen, looked.shape[1])
-    if max(grey.shape) > WORKING_SIDE:
-        box = _around(chosen, box, height / looked.shape[0])
-        looked = _reduced(values, box, WORKING_SIDE)
-        at_edge = (box[0] == 0, box[1] == height, box[2] == 0, box[3] == width)
-        contrast = _isolated(_flat(looked, paper), tuple(paper if edge else None for edge in at_edge))
+    _check_single(chosen, look.shape[1])
+    if look.shape != grey.shape:
+        height, width = grey.shape
+        top, bottom, left, right = _around(chosen, height / look.shape[0])
+        look = _reduced(grey[top:bottom, left:right].astype(np.float32), WORKING_SIDE)
+        at_border = (top == 0, bottom >= height, left == 0, right >= width)
+        contrast = _isolated(_flat(look, paper), tuple(paper if border else None for border in at_border))
         labels, chosen = _digit(contrast)
-    return _cover(contrast, np.isin(labels, [component.label for component in chosen]))
+    return _cover(contrast, np.isin(labels, [component.label for component in chosen]), chosen[0].size)
 
 
 # The background, and whether the ink is lighter than it.
@@ -176,7 +182,7 @@ def _paper(thumbnail: Floats) -> float | None:
     if np.ptp(corners) <= ALIKE:
         return float(np.median(corners))
     border = _perimeter(thumbnail)
-    place = (border - border.min()) / np.ptp(border)
+    place = (border - border.min()) / max(float(np.ptp(border)), 1)
     sure = place[abs(place - 0.5) > 0.15] > 0.5
     light = place > 0.5
     if np.ptp(border) < 60 or (sure != np.roll(sure, 1)).sum() < 4 or OUTER < light.mean() < 1 - OUTER:
@@ -185,21 +191,18 @@ def _paper(thumbnail: Floats) -> float | None:
 
 
 def _ink_is_light(thumbnail: Floats, paper: float | None) -> bool:
-    """Return whether the ink is lighter than the paper: ink is little, so that it is the long tail of the contrast.
+    """Return whether the ink is lighter than the paper, by the skewness of the contrast: ink is little, a long tail.
 
-    By the skewness of the contrast to the local median, and to the paper if that is known.
+    If the paper is not known, dark contrasts count more: most pictures of uneven light are of dark ink.
     """
-    local = _skewness(thumbnail, ndimage.median_filter(thumbnail, 5 if paper is None else 7, mode="nearest"))
-    if paper is not None:
-        return local + _skewness(thumbnail, paper) > 0
-    if abs(local) >= UNSURE:
-        return local > 0
-    light, dark = (_isolated(values, (None,) * 4).sum() for values in (255 - thumbnail, thumbnail))
-    return bool(light > dark)
+    local = ndimage.median_filter(thumbnail, 5, mode="nearest")
+    if paper is None:
+        return _skewness((thumbnail - local) / (thumbnail + 120)) > 0
+    to_local, to_paper = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (local, paper))
+    return _skewness(to_local) + 2 * _skewness(to_paper) > 0
 
 
-def _skewness(values: Floats, background: Floats | float) -> float:
-    contrast = (values - background) / (np.maximum(values, background) + DARK / 2)
+def _skewness(contrast: Floats) -> float:
     return float((contrast**3).sum() / (float((contrast**2).sum()) ** 1.5 + 1e-9))
 
 
@@ -250,11 +253,12 @@ def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     rank = min(max(3, contrast.size // 1_000), contrast.size)
     top = float(np.partition(contrast, -rank, axis=None)[-rank])
     labels, count = ndimage.label(contrast > max(MASK * top, FAINT), TOUCHING)
-    inks = ndimage.sum_labels(contrast, labels, range(1, count + 1)).tolist()
+    inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1)[1:]
+    contrasts = inks / np.bincount(labels.ravel(), minlength=count + 1)[1:]
     boxes = ndimage.find_objects(labels)
     found = [
-        Component(number, y.start, y.stop, x.start, x.stop, ink)
-        for number, ((y, x), ink) in enumerate(zip(boxes, inks, strict=True), start=1)
+        Component(number, y.start, y.stop, x.start, x.stop, *of_it)
+        for number, ((y, x), *of_it) in enumerate(zip(boxes, inks.tolist(), contrasts.tolist(), strict=True), start=1)
     ]
     return labels, sorted(found, key=lambda component: -component.ink)
 
@@ -273,7 +277,9 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     chosen = [
         component
         for component in marks
-        if component.ink >= SPECK * marks[0].ink and component.size <= LONG * marks[0].size
+        if component.ink >= SPECK * marks[0].ink
+        and component.size <= LONG * marks[0].size
+        and component.contrast >= LIKE * marks[0].contrast
     ]
     if sum(component.ink for component in chosen) <= SCATTERED * sum(component.ink for component in marks):
         raise ImageError(NO_INK)
@@ -283,62 +289,55 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
 def _check_single(chosen: list[Component], width: int) -> None:
     """Raise ImageError if the marks are plainly several digits: beside each other, apart, and alike in height."""
     tallest = max(component.bottom - component.top for component in chosen)
-    marks = sorted((c for c in chosen if c.bottom - c.top >= 0.55 * tallest), key=lambda c: c.left)
-    if len(marks) > 1 and all(b.left - a.right >= 0.04 * tallest for a, b in pairwise(marks)):
+    marks = sorted((c for c in chosen if c.bottom - c.top >= TALL * tallest), key=lambda c: c.left)
+    if len(marks) > 1 and all(b.left - a.right >= GAP * tallest for a, b in pairwise(marks)):
         places = " and ".join(f"{100 * c.left // width}–{100 * c.right // width} %" for c in marks)
         raise ImageError(f"expected one digit, found {len(marks)} separate marks, at {places} of the picture's width")
 
 
-def _bounds(chosen: list[Component]) -> tuple[int, int, int, int]:
-    return (
-        min(component.top for component in chosen),
-        max(component.bottom for component in chosen),
-        min(component.left for component in chosen),
-        max(component.right for component in chosen),
-    )
-
-
-def _around(chosen: list[Component], whole: Box, scale: float) -> Box:
-    """Return the box around the digit, with a margin, in pixels of the picture; a pixel of the look has `scale`."""
-    top, bottom, left, right = _bounds(chosen)
+def _around(chosen: list[Component], scale: float) -> tuple[int, int, int, int]:
+    """Return top, bottom, left and right of the digit and a margin; the picture's pixels are `scale` to the look's."""
+    top, bottom = min(component.top for component in chosen), max(component.bottom for component in chosen)
+    left, right = min(component.left for component in chosen), max(component.right for component in chosen)
     margin = MARGIN * max(bottom - top, right - left) + 1
-    return (
-        max(0, np.floor((top - margin) * scale)),
-        min(whole[1], np.ceil((bottom + margin) * scale)),
-        max(0, np.floor((left - margin) * scale)),
-        min(whole[3], np.ceil((right + margin) * scale)),
-    )
+    first = (max(0, math.floor((side - margin) * scale)) for side in (top, left))
+    last = (math.ceil((side + margin) * scale) for side in (bottom, right))
+    return next(first), next(last), next(first), next(last)
 
 
-def _cover(contrast: Floats, mark: NDArray[np.bool_]) -> Floats:
-    """Return how much of each pixel the ink covers, 0–1: its contrast over that of full ink."""
+def _cover(contrast: Floats, mark: NDArray[np.bool_], size: int) -> Floats:
+    """Return how much of each pixel the ink covers, 0–1: its contrast over that of the ink nearby.
+
+    Ink in a lamp's glare or of a light hand has less contrast than the rest. `size` is the digit's, in pixels.
+    """
+    side = max(3, int(NEARBY * size)) | 1
     level = float(np.percentile(contrast[mark], 75))
+    nearby = ndimage.maximum_filter(np.where(mark, contrast, 0), side)
+    nearby = ndimage.uniform_filter(nearby, side).clip(FADED * level, level)
     near = ndimage.maximum_filter(mark, 3)
-    return np.where(near, (contrast / level).clip(0, 1), np.float32(0)).astype(np.float32, copy=False)
+    return np.where(near, (contrast / nearby).clip(0, 1), np.float32(0)).astype(np.float32, copy=False)
 
 
 # MNIST's form.
 
 
-def _reduced(values: Floats, box: Box, side: int) -> Floats:
-    """Return the box of the picture with its longer side at most `side`."""
-    top, bottom, left, right = box
-    factor = max(bottom - top, right - left, side) / side
-    return _resampled(values, box, max(1, round((bottom - top) / factor)), max(1, round((right - left) / factor)))
+def _reduced(values: Floats, side: int) -> Floats:
+    """Return the picture with its longer side at most `side`."""
+    factor = max(*values.shape, side) / side
+    height, width = (max(1, round(length / factor)) for length in values.shape)
+    return _resampled(values, height, width)
 
 
-def _resampled(values: Floats, box: Box, height: int, width: int) -> Floats:
-    """Return the box of the picture at another size: areas averaged where it shrinks, else bilinear."""
-    top, bottom, left, right = box
-    rows, columns = values.shape
-    return np.asarray(_weights(top, bottom, height, rows) @ values @ _weights(left, right, width, columns).T)
+def _resampled(values: Floats, height: int, width: int) -> Floats:
+    """Return the picture at another size: areas averaged where it shrinks, else bilinear."""
+    return np.asarray(_weights(values.shape[0], height) @ values @ _weights(values.shape[1], width).T)
 
 
-def _weights(start: float, stop: float, count: int, size: int) -> Floats:
-    """Return what each of `size` pixels counts in each of `count` between start and stop, float32 [count, size]."""
-    step = (stop - start) / count
-    first = start + step * np.arange(count)[:, None]
-    pixel = np.arange(size)
+@lru_cache(maxsize=256)
+def _weights(size: int, count: int) -> Floats:
+    """Return what each of `size` pixels counts in each of `count` pixels in their place, float32 [count, size]."""
+    step = size / count
+    first, pixel = step * np.arange(count)[:, None], np.arange(size)
     if step >= 1:
         weights = (np.minimum(pixel + 1, first + step) - np.maximum(pixel, first)).clip(0)
     else:
@@ -349,12 +348,12 @@ def _weights(start: float, stop: float, count: int, size: int) -> Floats:
 def _fit(cover: Floats, level: float, side: int, margin: int) -> Floats:
     """Return what is covered by more than `level`, its longer side made `side`, amid a square of `side` + 2 margins."""
     rows, columns = (np.flatnonzero(cover.max(axis=axis) > level) for axis in (1, 0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    scale = side / max(bottom - top, right - left)
-    height, width = max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale))
+    ink = cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = side / max(ink.shape)
+    height, width = (max(1, round(length * scale)) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
     result = np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
-    result[y : y + height, x : x + width] = _resampled(cover, (top, bottom, left, right), height, width)
+    result[y : y + height, x : x + width] = _resampled(ink, height, width)
     return result
 
 
@@ -389,7 +388,7 @@ def _redrawn(mask: NDArray[np.bool_], reach: float) -> Floats:
 
 def _centred(digit: Floats) -> Grey:
     """Return the digit, [20, 20] of 0–1, as grey in 28×28, its centre of mass in the middle as far as it fits."""
-    values = (digit * 255).round().astype(np.uint8)
+    values = (digit * (255 / digit.max())).round().astype(np.uint8)
     places, mass = np.arange(BOX), max(int(values.sum()), 1)
     top, left = (
         min(max(round(SIDE / 2 - float(values.sum(axis=axis) @ places) / mass), 0), SIDE - BOX) for axis in (1, 0)

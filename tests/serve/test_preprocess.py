@@ -1,0 +1,62 @@
+"""Preprocessing: several digits and dots are refused, and a digit amid other things is found."""
+
+import gzip
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from benchmarks.forms import pair
+from serve.images import decode
+from serve.preprocess import ImageError, to_mnist
+
+DATA = Path(__file__).parents[2] / "data/mnist"
+IMAGES = np.frombuffer(gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+DIGITS = [Image.fromarray(pixels) for pixels in IMAGES.reshape(-1, 28, 28)[:400]]
+
+
+def is_refused(content: bytes) -> bool:
+    try:
+        decode(content)
+    except ImageError:
+        return True
+    return False
+
+
+def test_two_digits_beside_each_other_are_refused():
+    random = np.random.default_rng(0)
+    pictures = [pair(first, second, random) for first, second in zip(DIGITS[:200], DIGITS[200:], strict=True)]
+    assert np.mean([is_refused(picture) for picture in pictures]) >= 0.95
+
+
+def test_the_refusal_says_how_many_digits_there_are_and_where():
+    page = Image.new("L", (400, 200), 255)
+    draw = ImageDraw.Draw(page)
+    for left in (50, 200, 350):
+        draw.line([(left, 60), (left + 10, 140)], fill=0, width=8)
+    with pytest.raises(ImageError) as caught:
+        to_mnist(np.asarray(page))
+    found = re.fullmatch(
+        r"expected one digit, found 3 separate marks, at (.*) of the picture's width", str(caught.value)
+    )
+    assert found[1] == "11–16 % and 48–53 % and 86–91 %"
+
+
+@pytest.mark.parametrize("radius", [3, 10, 40, 100])
+def test_a_dot_is_no_digit(radius):
+    page = Image.new("L", (300, 300), 255)
+    ImageDraw.Draw(page).ellipse([150 - radius, 150 - radius, 150 + radius, 150 + radius], fill=0)
+    with pytest.raises(ImageError, match=r"^expected a picture of a digit, found no ink in it$"):
+        to_mnist(np.asarray(page))
+
+
+def test_a_zero_is_no_frame_for_dirt_inside_it():
+    page = Image.new("L", (300, 300), 255)
+    draw = ImageDraw.Draw(page)
+    draw.ellipse([80, 50, 220, 250], outline=0, width=18)
+    draw.ellipse([140, 140, 150, 150], fill=0)
+    found = to_mnist(np.asarray(page))
+    assert found[14, 14] == 0
+    assert found[:, 14].max() == 255
