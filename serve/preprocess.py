@@ -36,7 +36,7 @@ SPECK = 0.05  # of the largest component's ink: a smaller one is dirt
 GRAIN = 6  # standard deviations of the noise: what stands out less is no ink
 SMALLEST = 4  # pixels of the first look: a smaller digit could not be read
 SCATTERED = 0.25  # of all ink: a choice of less is noise
-INNER = 0.3  # of the largest component's ink: with so much inside, what touches the border is no digit
+INNER = 0.1  # of the largest component's ink: with so much inside, what touches the border is no digit
 FRAME = 0.25  # of a component's size: if it encloses another so large, it is a frame
 LIKE = 0.6  # of the largest component's contrast: a fainter one is of another pen, grain or shadow
 TALL, GAP = 0.55, 0.015  # of the tallest: marks of that height, so far apart, are several digits
@@ -273,7 +273,8 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     inner = [c for c in found if c.top > 0 and c.left > 0 and c.bottom < height and c.right < width]
     found = inner if inner and inner[0].ink >= INNER * found[0].ink else found
     large = found[:50]
-    marks = [component for component in found if not any(component.frames(other) for other in large)]
+    frames = [component for component in large if any(component.frames(other) for other in large)]
+    marks = [component for component in found if component not in frames]
     chosen = [
         component
         for component in marks
