@@ -29,7 +29,7 @@ LEVELS = 12  # thresholds of the decomposition
 WINDOW = 0.3  # of the shorter side: what is darker and narrower is ink, what is wider is shadow or table
 DARK = 40  # grey levels added to a background before it divides: a dark table's grain is not ink
 ALIKE = 24  # grey levels between the corners of a paper that is evenly lit
-OUTER = 0.45  # of the border: less of one grey is not the paper around
+OUTER = 0.45  # of the border: if both greys have more, neither is the paper around
 FAINT = 0.06  # contrast: less is no ink
 MASK = 0.2  # of the strongest contrast: less is no ink
 SPECK = 0.05  # of the largest component's ink: a smaller one is dirt
@@ -218,9 +218,9 @@ def _flat(values: Floats, paper: float | None) -> Floats:
 def _grain(values: Floats) -> float:
     """Return the standard deviation of the noise, as contrast, from second differences along rows: few are strokes."""
     bends = abs(np.diff(values, 2, axis=1))
-    return (
-        float(np.percentile(bends, 25)) / (0.3186 * 6**0.5 * 255) if bends.size else 0.0
-    )  # 25 % of a normal: 0.3186 σ
+    if not bends.size:
+        return 0.0
+    return float(np.percentile(bends, 25)) / (0.3186 * 6**0.5 * 255)  # 25 % of a normal distribution is within 0.3186 σ
 
 
 # The ink.
