@@ -93,10 +93,12 @@ def png_of_many_texts() -> bytes:
 
 @cache
 def png_small() -> bytes:
-    """Return a PNG that the worker decodes itself, made to take as long as one can."""
-    comb = b"".join(b"\0" + (b"\xff" if y == 511 else b"\x88") * 64 for y in range(512))
+    """Return a PNG that the worker decodes itself, made to take as long as one can, of a digit, so that more follow."""
+    one = b"".join(
+        b"\0" + (b"\xff" * 30 + b"\0" * 4 + b"\xff" * 30 if 60 < y < 450 else b"\xff" * 64) for y in range(512)
+    )
     texts = png_chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(1_000_000), 9))
-    return png(512, 512, 1, 0, zlib.compress(comb, 9), texts * 15)
+    return png(512, 512, 1, 0, zlib.compress(one, 9), texts * 15)
 
 
 def png_large(width: int, height: int, depth: int, colour: int, samples: int) -> bytes:
