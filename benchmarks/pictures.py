@@ -37,6 +37,18 @@ TUNING = 5_000  # training images that `--train` measures on, the same at every 
 CHUNK = 100  # images a task
 IN_FORM = 1_000  # images that are in MNIST's form already, and timed
 
+METHOD = """## How a picture is read
+
+`serve.images` makes bytes an upright grey picture, `serve.preprocess` brings it into MNIST's form: the paper, if it
+surrounds the ink; whether the ink is light, by the skewness of the contrast; uneven light evened out by a morphological
+closing; ink isolated by threshold decomposition; of its connected components, those that are the digit; all of it once
+more in the digit's surroundings; the strokes' width by a distance transform; the fit.
+
+The library is `scipy.ndimage`. `opencv-python-headless` 5.0 was weighed too: 153 MB unpacked, with FFmpeg and an
+OpenBLAS of its own, which its module is linked with, so that they cannot be left out. The serving image would be more
+than 200 MiB above its base; SciPy, less all but its image processing, adds 55 MB. OpenCV was not timed. SciPy is under
+the BSD licence, OpenCV under Apache's."""
+
 Pixels = NDArray[np.uint8]
 
 
@@ -207,18 +219,7 @@ def _table(results: list[Result], command: str, seconds: float) -> str:
         "",
         "![A row a form: four pictures, each beside the 28×28 that comes out](pictures.png)",
         "",
-        "## How a picture is read",
-        "",
-        "`serve.images` makes bytes an upright grey picture, `serve.preprocess` brings it into MNIST's form: the paper,",
-        "if it surrounds the ink; whether the ink is light, by the skewness of the contrast; uneven light evened out by",
-        "a morphological closing; ink isolated by threshold decomposition; of its connected components, those that are",
-        "the digit; all of it once more in the digit's surroundings; the strokes' width by a distance transform; the fit.",
-        "",
-        "The library is `scipy.ndimage`. `opencv-python-headless` 5.0 is the other that was weighed: 153 MB unpacked, with",
-        "FFmpeg and an OpenBLAS of its own, which its module is linked with, so that they cannot be left out. The serving",
-        "image would have more than 200 MiB above its base; SciPy, less all but its image processing, adds 55 MB. OpenCV",
-        "would be faster (not measured), and has nothing else that is missing here. SciPy is under the BSD licence, OpenCV",
-        "under Apache's.",
+        *METHOD.splitlines(),
         "",
         "## How the pictures were made",
         "",
