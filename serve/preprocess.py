@@ -44,7 +44,6 @@ LONG = 1.4  # of the largest component's size: a longer one is a line
 NEARBY = 0.1  # of the digit's size: where the ink is that a pixel is compared with
 FADED = 0.3  # of the ink's usual contrast: fainter than that, a pixel is not brought up to full ink
 MARGIN = 0.35  # of the digit's size, around it, in the second look
-BLOB = 0.43  # stroke width over size: a dot has 0.5
 THINNEST, THICKEST = 2.2, 2.8  # strokes of the result, in pixels: a third of MNIST's are thinner, a third thicker
 FINE, AROUND = 80, 20  # pixels: the size at which strokes are measured and redrawn, and the room around
 
@@ -135,7 +134,7 @@ def in_form(pixels: Grey) -> list[bool]:
 def to_mnist(grey: Grey) -> Grey:
     """Return the digit in a picture, uint8 [H, W], in MNIST's form, uint8 [28, 28].
 
-    Raises ImageError if the picture has no ink, only a dot, or several digits.
+    Raises ImageError if the picture has no ink or several digits.
     """
     return _centred(_fitted(_ink(grey)))
 
@@ -363,8 +362,6 @@ def _fitted(cover: Floats) -> Floats:
     large = _fit(cover, 0.2, FINE, AROUND)
     mask = large > large.max() / 2
     width = _stroke_width(mask)
-    if width > BLOB * FINE:
-        raise ImageError(NO_INK)
     goal = min(max(width * BOX / FINE, THINNEST), THICKEST)
     # What moves the outline by r makes the digit FINE + 2r long and its strokes width + 2r wide: solved for r.
     reach = (goal * FINE - width * BOX) / (2 * (BOX - goal))

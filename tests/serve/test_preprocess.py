@@ -1,4 +1,4 @@
-"""Preprocessing: several digits and dots are refused, and a digit amid other things is found."""
+"""Preprocessing: several digits are refused, and a digit amid other things is found."""
 
 import gzip
 import re
@@ -42,14 +42,6 @@ def test_the_refusal_says_how_many_digits_there_are_and_where():
         r"expected one digit, found 3 separate marks, at (.*) of the picture's width", str(caught.value)
     )
     assert found[1] == "11–16 % and 48–53 % and 86–91 %"
-
-
-@pytest.mark.parametrize("radius", [3, 10, 40, 100])
-def test_a_dot_is_no_digit(radius):
-    page = Image.new("L", (300, 300), 255)
-    ImageDraw.Draw(page).ellipse([150 - radius, 150 - radius, 150 + radius, 150 + radius], fill=0)
-    with pytest.raises(ImageError, match=r"^expected a picture of a digit, found no ink in it$"):
-        to_mnist(np.asarray(page))
 
 
 def test_a_zero_is_no_frame_for_dirt_inside_it():
