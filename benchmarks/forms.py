@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from scipy import ndimage
 
 TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke
 
@@ -484,15 +485,11 @@ def _bilevel(cover: NDArray[np.bool_]) -> bytes:
 
 def _outline_distance(cover: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return how far each pixel is from the nearest that is not covered."""
-    from scipy.ndimage import distance_transform_edt  # comes with scikit-learn
-
-    return np.asarray(distance_transform_edt(cover))
+    return np.asarray(ndimage.distance_transform_edt(cover))
 
 
 def _pieces(cover: NDArray[np.bool_]) -> int:
-    from scipy.ndimage import label
-
-    return int(label(cover, np.ones((3, 3)))[1])
+    return int(ndimage.label(cover, np.ones((3, 3)))[1])
 
 
 def as_png(picture: Image.Image) -> bytes:

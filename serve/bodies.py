@@ -15,7 +15,7 @@ from serve.event_loop import chunks, yield_to_event_loop
 from serve.images import FORMATS, MAX_BYTES
 from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 
-CHUNK = 100  # images prepared at a time: at most some 100 ms until the event loop goes on
+CHUNK = 100  # images prepared at a time: at most some 200 ms until the event loop goes on
 ROOM = 1_000  # more commas than the images have: for other fields, and so that an image a little too large is named
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)

@@ -1,11 +1,12 @@
 """Preprocessing: bring a grey picture of a digit into MNIST's form, 28×28, white ink on black. Arrays only.
 
-The way of document imaging: background estimation, ink isolated from it, connected components, the choice of those that
-are the digit; once in the whole picture and once more, finer, around the digit. Then stroke normalisation, and MNIST's
-own procedure: the ink fitted into 20×20, its aspect ratio kept, its centre of mass in the middle of 28×28 (LeCun,
-Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition", 1998).
+The steps are those of document imaging: background estimation, isolation of the ink, connected components, and the
+choice of the components that are the digit. They run on the whole picture, and again on the digit's surroundings at a
+higher resolution. Stroke width normalisation follows, and MNIST's own procedure: the ink is fitted into 20×20, its
+aspect ratio is kept, and its centre of mass is put in the middle of 28×28 (LeCun, Bottou, Bengio & Haffner,
+"Gradient-based learning applied to document recognition", 1998).
 
-The constants were chosen on renderings of MNIST's training images (benchmarks/pictures.py --train).
+The constants were chosen on renderings of MNIST's training images.
 """
 
 import math
@@ -22,33 +23,33 @@ Preprocess = Literal["auto", "none", "mnist"]
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-SIDE, BOX = 28, 20  # of the result, and of the box that the ink is fitted into
-WORKING_SIDE = 80  # pixels: the ink is looked for in a picture reduced to this
-THUMBNAIL_SIDE = 40  # pixels: enough to tell light ink from dark
+SIDE, BOX = 28, 20  # pixels: of the result, and of the box that the ink is fitted into
+WORKING_SIDE = 80  # pixels: the longer side of the picture that the ink is searched in
+THUMBNAIL_SIDE = 40  # pixels: of the picture that the background and the polarity are estimated from
 LEVELS = 12  # thresholds of the decomposition
-WINDOW = 0.3  # of the shorter side: what is darker and narrower is ink, what is wider is shadow or table
-DARK = 40  # grey levels added to a background before it divides: a dark table's grain is not ink
-ALIKE = 24  # grey levels between the corners of a paper that is evenly lit
-OUTER = 0.45  # of the border: if both greys have more, neither is the paper around
-FAINT = 0.06  # contrast: less is no ink
-MASK = 0.2  # of the strongest contrast: less is no ink
-SPECK = 0.05  # of the largest component's ink: a smaller one is dirt
-GRAIN = 6  # standard deviations of the noise: what stands out less is no ink
-SMALLEST = 4  # pixels of the first look: a smaller digit could not be read
-SCATTERED = 0.25  # of all ink: a choice of less is noise
-INNER = 0.1  # of the largest component's ink: with so much inside, what touches the border is no digit
-FRAME = 0.25  # of a component's size: if it encloses another so large, it is a frame
-LIKE = 0.6  # of the largest component's contrast: a fainter one is of another pen, grain or shadow
-TALL, GAP = 0.55, 0.015  # of the tallest: marks of that height, so far apart, are several digits
-LONG = 1.4  # of the largest component's size: a longer one is a line
-NEARBY = 0.1  # of the digit's size: where the ink is that a pixel is compared with
-FADED = 0.3  # of the ink's usual contrast: fainter than that, a pixel is not brought up to full ink
-MARGIN = 0.35  # of the digit's size, around it, in the second look
-THINNEST, THICKEST = 2.2, 2.8  # strokes of the result, in pixels: a third of MNIST's are thinner, a third thicker
-FINE, AROUND = 80, 20  # pixels: the size at which strokes are measured and redrawn, and the room around
+WINDOW = 0.3  # of the shorter side: the window of the closing; ink is narrower, a shadow or a table is wider
+DARK = 40  # grey levels added to the background before dividing, so that the texture of a dark table is not ink
+ALIKE = 24  # grey levels: the largest difference between the corners of a uniform background
+OUTER = 0.45  # of the border's pixels: if light and dark both have more, neither is the background
+FAINT = 0.06  # contrast: the least that ink has
+MASK = 0.2  # of the strongest contrast: the least that ink has
+DIRT = 0.05  # of the largest component's ink: a component with less is dirt
+NOISE = 6  # standard deviations of the noise: the least contrast that ink has
+SMALLEST = 4  # pixels of the reduced picture: the size of the smallest digit that can be read
+SCATTERED = 0.25  # of all ink: if the chosen components have less, the picture is noise
+INNER = 0.1  # of the largest component's ink: if a component inside has so much, those at the border are not the digit
+FRAME = 0.25  # of a component's size: if it encloses another component so large, it is a frame
+LIKE = 0.6  # of the largest component's contrast: a fainter component is texture or shadow
+TALL, GAP = 0.55, 0.015  # of the tallest component's height: the height of another digit, and the gap before it
+LONG = 1.4  # of the largest component's size: a longer component is a line
+NEARBY = 0.1  # of the digit's size: the window in which a pixel is compared with the strongest ink
+FADED = 0.3  # of the ink's typical contrast: the least that a pixel is compared with
+MARGIN = 0.35  # of the digit's size: the margin around it in the second pass
+THINNEST, THICKEST = 2.2, 2.8  # pixels: stroke width of the result; a third of MNIST's are thinner, a third thicker
+FINE, AROUND = 80, 20  # pixels: the size at which strokes are measured and redrawn, and the margin there
 
 NO_INK = "expected a picture of a digit, found no ink in it"
-TOUCHING = np.ones((3, 3), np.int8)  # neighbours at corners count
+EIGHT_CONNECTED = np.ones((3, 3), np.int8)
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # of a pixel's upper or left edge, from the middle
 # [784, 3]: a flat image times this is its mass, and its moments about the middle down and to the right.
 _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
@@ -136,35 +137,37 @@ def to_mnist(grey: Grey) -> Grey:
 
     Raises ImageError if the picture has no ink or several digits.
     """
-    return _centred(_fitted(_ink(grey)))
+    return _centred(_fitted(_foreground(grey)))
 
 
-def _ink(grey: Grey) -> Floats:
-    """Return how much of each pixel around the digit its ink covers, float32 [H, W] of 0–1; all else is 0.
+def _foreground(grey: Grey) -> Floats:
+    """Return the digit's ink, float32 [H, W] of 0 (background) to 1 (full ink), of the digit's surroundings alone.
 
-    Looks twice: at the whole picture, for where the digit is, and at the digit with its surroundings.
+    Two passes: the first finds the digit in the whole picture, the second reads it at a higher resolution.
     """
-    look = _reduced(grey.astype(np.float32), WORKING_SIDE)
-    thumbnail = _reduced(look, THUMBNAIL_SIDE)
-    paper = _paper(thumbnail)
-    if _ink_is_light(thumbnail, paper):
-        grey, look, paper = 255 - grey, 255 - look, None if paper is None else 255 - paper
-    contrast = _isolated(_flat(look, paper), (paper,) * 4)
+    reduced = _reduced(grey.astype(np.float32), WORKING_SIDE)
+    thumbnail = _reduced(reduced, THUMBNAIL_SIDE)
+    background = _uniform_background(thumbnail)
+    if _ink_is_light(thumbnail, background):
+        grey, reduced = 255 - grey, 255 - reduced
+        background = None if background is None else 255 - background
+    contrast = _contrast(_evenly_lit(reduced, background), (background,) * 4)
     labels, chosen = _digit(contrast)
-    if chosen[0].size < SMALLEST or contrast[labels == chosen[0].label].max() <= GRAIN * _grain(look):
+    if chosen[0].size < SMALLEST or contrast[labels == chosen[0].label].max() <= NOISE * _noise(reduced):
         raise ImageError(NO_INK)
-    _check_single(chosen, look.shape[1])
-    if look.shape != grey.shape:
+    _check_single(chosen, reduced.shape[1])
+    if reduced.shape != grey.shape:
         height, width = grey.shape
-        top, bottom, left, right = _around(chosen, height / look.shape[0])
-        look = _reduced(grey[top:bottom, left:right].astype(np.float32), WORKING_SIDE)
+        top, bottom, left, right = _surroundings(chosen, height / reduced.shape[0])
+        reduced = _reduced(grey[top:bottom, left:right].astype(np.float32), WORKING_SIDE)
         at_border = (top == 0, bottom >= height, left == 0, right >= width)
-        contrast = _isolated(_flat(look, paper), tuple(paper if border else None for border in at_border))
+        contrast = _contrast(_evenly_lit(reduced, background), tuple(background if at else None for at in at_border))
         labels, chosen = _digit(contrast)
-    return _cover(contrast, np.isin(labels, [component.label for component in chosen]), chosen[0].size)
+    mask = np.isin(labels, [component.label for component in chosen])
+    return _normalised(contrast, mask, chosen[0].size)
 
 
-# The background, and whether the ink is lighter than it.
+# Background and polarity.
 
 
 def _perimeter(values: Floats) -> Floats:
@@ -172,74 +175,82 @@ def _perimeter(values: Floats) -> Floats:
     return np.concatenate([values[0], values[1:, -1], values[-1, -2::-1], values[-2:0:-1, 0]])
 
 
-def _paper(thumbnail: Floats) -> float | None:
-    """Return the grey of the paper if it surrounds the ink: one grey in all corners, or ink that crosses the border.
+def _uniform_background(thumbnail: Floats) -> float | None:
+    """Return the grey level of the background if it is uniform and surrounds the ink, else None.
 
-    Shadows and tables meet the border once; a digit that is cropped to its ink meets it at several places.
+    It is if all corners are alike, or if the border changes between light and dark four times or more: a digit that is
+    cropped to its ink touches the border at several places, a shadow or a table touches it once.
     """
     corners = [thumbnail[y, x].mean() for y in (slice(2), slice(-2, None)) for x in (slice(2), slice(-2, None))]
     if np.ptp(corners) <= ALIKE:
         return float(np.median(corners))
     border = _perimeter(thumbnail)
-    place = (border - border.min()) / max(float(np.ptp(border)), 1)
-    sure = place[abs(place - 0.5) > 0.15] > 0.5
-    light = place > 0.5
-    if np.ptp(border) < 60 or (sure != np.roll(sure, 1)).sum() < 4 or OUTER < light.mean() < 1 - OUTER:
+    level = (border - border.min()) / max(float(np.ptp(border)), 1)
+    clear = level[abs(level - 0.5) > 0.15] > 0.5
+    light = level > 0.5
+    if np.ptp(border) < 60 or (clear != np.roll(clear, 1)).sum() < 4 or OUTER < light.mean() < 1 - OUTER:
         return None
     return float(np.median(border[light == (light.mean() > 0.5)]))
 
 
-def _ink_is_light(thumbnail: Floats, paper: float | None) -> bool:
-    """Return whether the ink is lighter than the paper, by the skewness of the contrast: ink is little, a long tail.
+def _ink_is_light(thumbnail: Floats, background: float | None) -> bool:
+    """Return whether the ink is lighter than the background (polarity), by the skewness of the contrast.
 
-    If the paper is not known, dark contrasts count more: most pictures of uneven light are of dark ink.
+    Ink covers less of the picture than the background, so that its contrast is the long tail of the distribution. If
+    the background is not uniform, dark contrasts count more: most such pictures have dark ink.
     """
-    local = ndimage.median_filter(thumbnail, 5, mode="nearest")
-    if paper is None:
-        return _skewness((thumbnail - local) / (thumbnail + 120)) > 0
-    to_local, to_paper = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (local, paper))
-    return _skewness(to_local) + 2 * _skewness(to_paper) > 0
+    median = ndimage.median_filter(thumbnail, 5, mode="nearest")
+    if background is None:
+        return _skewness((thumbnail - median) / (thumbnail + 120)) > 0
+    local, uniform = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (median, background))
+    return _skewness(local) + 2 * _skewness(uniform) > 0
 
 
 def _skewness(contrast: Floats) -> float:
+    """Return the skewness about zero, times a factor that depends on the number of values alone."""
     return float((contrast**3).sum() / (float((contrast**2).sum()) ** 1.5 + 1e-9))
 
 
-def _flat(values: Floats, paper: float | None) -> Floats:
-    """Return the picture, dark ink on light, with its light evened out, by a morphological closing, if it is uneven."""
-    if paper is not None:
+def _evenly_lit(values: Floats, background: float | None) -> Floats:
+    """Return the picture, dark ink on light, divided by its background: a morphological closing removes the ink.
+
+    A picture of uniform background is returned as it is.
+    """
+    if background is not None:
         return values
     side = max(3, int(WINDOW * min(values.shape))) | 1
-    background = ndimage.grey_closing(values, (side, side), mode="nearest")
-    return np.asarray(values / np.maximum(background, 1) * 255, np.float32)
+    closing = ndimage.grey_closing(values, (side, side), mode="nearest")
+    return np.asarray(values / np.maximum(closing, 1) * 255, np.float32)
 
 
-def _grain(values: Floats) -> float:
-    """Return the standard deviation of the noise, as contrast, from second differences along rows: few are strokes."""
-    bends = abs(np.diff(values, 2, axis=1))
-    if not bends.size:
+def _noise(values: Floats) -> float:
+    """Return the standard deviation of the noise, 0–1, estimated from second differences along rows."""
+    differences = abs(np.diff(values, 2, axis=1))
+    if not differences.size:
         return 0.0
-    return float(np.percentile(bends, 25)) / (0.3186 * 6**0.5 * 255)  # 25 % of a normal distribution is within 0.3186 σ
+    # A quarter of a normal distribution lies within 0.3186 σ; a second difference has √6 times the σ of a pixel.
+    return float(np.percentile(differences, 25)) / (0.3186 * 6**0.5 * 255)
 
 
-# The ink.
+# Ink and its connected components.
 
 
-def _isolated(values: Floats, outside: tuple[float | None, ...]) -> Floats:
-    """Return the contrast, 0–1, of dark regions to the light that surrounds them; 0 for what reaches the border.
+def _contrast(values: Floats, outside: tuple[float | None, ...]) -> Floats:
+    """Return the contrast, 0–1, of dark regions to the light that surrounds them; 0 for regions at the border.
 
-    By threshold decomposition: of the components darker than each of LEVELS thresholds, those that do not touch the
-    border. `outside` is the paper beyond the top, bottom, left and right border; None: unknown.
+    By threshold decomposition: for each of LEVELS thresholds, the connected components that are darker and do not
+    touch the border are added up. `outside` is the background beyond the top, bottom, left and right border, or None
+    if that is unknown.
     """
     padded: Floats = np.pad(values, 1, mode="edge")
     edges: tuple[Any, ...] = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
-    for edge, paper in zip(edges, outside, strict=True):
-        if paper is not None:
-            padded[edge] = paper
+    for edge, background in zip(edges, outside, strict=True):
+        if background is not None:
+            padded[edge] = background
     depth = np.zeros(padded.shape, np.float32)
     steps = np.linspace(padded.min(), padded.max(), LEVELS + 1)
     for low, high in pairwise(steps):
-        labels, count = ndimage.label(padded < (low + high) / 2, TOUCHING)
+        labels, count = ndimage.label(padded < (low + high) / 2, EIGHT_CONNECTED)
         depths = np.full(count + 1, high - low, np.float32)
         depths[0] = 0
         depths[_perimeter(labels)] = 0
@@ -248,10 +259,10 @@ def _isolated(values: Floats, outside: tuple[float | None, ...]) -> Floats:
 
 
 def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
-    """Return the labels of connected ink, [H, W], and the components, the largest first."""
+    """Return the labels of the ink's connected components, [H, W], and the components, the largest first."""
     rank = min(max(3, contrast.size // 1_000), contrast.size)
     top = float(np.partition(contrast, -rank, axis=None)[-rank])
-    labels, count = ndimage.label(contrast > max(MASK * top, FAINT), TOUCHING)
+    labels, count = ndimage.label(contrast > max(MASK * top, FAINT), EIGHT_CONNECTED)
     inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1)[1:]
     contrasts = inks / np.bincount(labels.ravel(), minlength=count + 1)[1:]
     boxes = ndimage.find_objects(labels)
@@ -263,9 +274,9 @@ def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
 
 
 def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
-    """Return the labels of connected ink, [H, W], and the components that are the digit: no frame, no line, no dirt.
+    """Return the labels of the ink's connected components, [H, W], and the components that are the digit.
 
-    Raises ImageError if there are none.
+    Frames, lines, dirt, texture and what touches the border are left out. Raises ImageError if nothing is left.
     """
     labels, found = _components(contrast)
     height, width = labels.shape
@@ -273,49 +284,55 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     found = inner if inner and inner[0].ink >= INNER * found[0].ink else found
     large = found[:50]
     frames = [component for component in large if any(component.frames(other) for other in large)]
-    marks = [component for component in found if component not in frames]
+    candidates = [component for component in found if component not in frames]
     chosen = [
         component
-        for component in marks
-        if component.ink >= SPECK * marks[0].ink
-        and component.size <= LONG * marks[0].size
-        and component.contrast >= LIKE * marks[0].contrast
+        for component in candidates
+        if component.ink >= DIRT * candidates[0].ink
+        and component.size <= LONG * candidates[0].size
+        and component.contrast >= LIKE * candidates[0].contrast
     ]
-    if sum(component.ink for component in chosen) <= SCATTERED * sum(component.ink for component in marks):
+    if sum(component.ink for component in chosen) <= SCATTERED * sum(component.ink for component in candidates):
         raise ImageError(NO_INK)
     return labels, chosen
 
 
 def _check_single(chosen: list[Component], width: int) -> None:
-    """Raise ImageError if the marks are plainly several digits: beside each other, apart, and alike in height."""
+    """Raise ImageError if the components are several digits: beside each other, with gaps, of similar height."""
     tallest = max(component.bottom - component.top for component in chosen)
-    marks = sorted((c for c in chosen if c.bottom - c.top >= TALL * tallest), key=lambda c: c.left)
-    if len(marks) > 1 and all(b.left - a.right >= GAP * tallest for a, b in pairwise(marks)):
-        places = " and ".join(f"{100 * c.left // width}–{100 * c.right // width} %" for c in marks)
-        raise ImageError(f"expected one digit, found {len(marks)} separate marks, at {places} of the picture's width")
+    digits = sorted((c for c in chosen if c.bottom - c.top >= TALL * tallest), key=lambda c: c.left)
+    if len(digits) > 1 and all(b.left - a.right >= GAP * tallest for a, b in pairwise(digits)):
+        places = " and ".join(f"{100 * c.left // width}–{100 * c.right // width} %" for c in digits)
+        raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
 
 
-def _around(chosen: list[Component], scale: float) -> tuple[int, int, int, int]:
-    """Return top, bottom, left and right of the digit and a margin; the picture's pixels are `scale` to the look's."""
+def _surroundings(chosen: list[Component], scale: float) -> tuple[int, int, int, int]:
+    """Return the bounding box of the digit with a margin: top, bottom, left, right, in pixels of the whole picture.
+
+    `scale` is the size of a pixel of the reduced picture in pixels of the whole one.
+    """
     top, bottom = min(component.top for component in chosen), max(component.bottom for component in chosen)
     left, right = min(component.left for component in chosen), max(component.right for component in chosen)
     margin = MARGIN * max(bottom - top, right - left) + 1
-    first = (max(0, math.floor((side - margin) * scale)) for side in (top, left))
-    last = (math.ceil((side + margin) * scale) for side in (bottom, right))
-    return next(first), next(last), next(first), next(last)
+    return (
+        max(0, math.floor((top - margin) * scale)),
+        math.ceil((bottom + margin) * scale),
+        max(0, math.floor((left - margin) * scale)),
+        math.ceil((right + margin) * scale),
+    )
 
 
-def _cover(contrast: Floats, mark: NDArray[np.bool_], size: int) -> Floats:
-    """Return how much of each pixel the ink covers, 0–1: its contrast over that of the ink nearby.
+def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
+    """Return the ink in `mask`, 0–1: its contrast divided by that of the strongest ink nearby.
 
-    Ink in a lamp's glare or of a light hand has less contrast than the rest. `size` is the digit's, in pixels.
+    Ink in glare, or of a light hand, has less contrast than the rest. `size` is the digit's, in pixels.
     """
     side = max(3, int(NEARBY * size)) | 1
-    level = float(np.percentile(contrast[mark], 75))
-    nearby = ndimage.maximum_filter(np.where(mark, contrast, 0), side)
-    nearby = ndimage.uniform_filter(nearby, side).clip(FADED * level, level)
-    near = ndimage.maximum_filter(mark, 3)
-    return np.where(near, (contrast / nearby).clip(0, 1), np.float32(0)).astype(np.float32, copy=False)
+    typical = float(np.percentile(contrast[mask], 75))
+    nearby = ndimage.maximum_filter(np.where(mask, contrast, 0), side)
+    nearby = ndimage.uniform_filter(nearby, side).clip(FADED * typical, typical)
+    dilated = ndimage.maximum_filter(mask, 3)
+    return np.where(dilated, (contrast / nearby).clip(0, 1), np.float32(0)).astype(np.float32, copy=False)
 
 
 # MNIST's form.
@@ -329,13 +346,13 @@ def _reduced(values: Floats, side: int) -> Floats:
 
 
 def _resampled(values: Floats, height: int, width: int) -> Floats:
-    """Return the picture at another size: areas averaged where it shrinks, else bilinear."""
+    """Return the picture at another size: area averages if it shrinks, else bilinear interpolation."""
     return np.asarray(_weights(values.shape[0], height) @ values @ _weights(values.shape[1], width).T)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # at most 10 MiB: 80 × 512 weights each
 def _weights(size: int, count: int) -> Floats:
-    """Return what each of `size` pixels counts in each of `count` pixels in their place, float32 [count, size]."""
+    """Return the weights that resample `size` pixels to `count`, float32 [count, size]; each row sums to 1."""
     step = size / count
     first, pixel = step * np.arange(count)[:, None], np.arange(size)
     if step >= 1:
@@ -345,10 +362,10 @@ def _weights(size: int, count: int) -> Floats:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def _fit(cover: Floats, level: float, side: int, margin: int) -> Floats:
-    """Return what is covered by more than `level`, its longer side made `side`, amid a square of `side` + 2 margins."""
-    rows, columns = (np.flatnonzero(cover.max(axis=axis) > level) for axis in (1, 0))
-    ink = cover[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
+    """Return the bounding box of what exceeds `level`, its longer side scaled to `side`, in a square with margins."""
+    rows, columns = (np.flatnonzero(foreground.max(axis=axis) > level) for axis in (1, 0))
+    ink = foreground[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = side / max(ink.shape)
     height, width = (max(1, round(length * scale)) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
@@ -357,17 +374,17 @@ def _fit(cover: Floats, level: float, side: int, margin: int) -> Floats:
     return result
 
 
-def _fitted(cover: Floats) -> Floats:
+def _fitted(foreground: Floats) -> Floats:
     """Return the ink fitted into 20×20, 0–1, its strokes redrawn if they are far from MNIST's width."""
-    large = _fit(cover, 0.2, FINE, AROUND)
+    large = _fit(foreground, 0.2, FINE, AROUND)
     mask = large > large.max() / 2
     width = _stroke_width(mask)
     goal = min(max(width * BOX / FINE, THINNEST), THICKEST)
-    # What moves the outline by r makes the digit FINE + 2r long and its strokes width + 2r wide: solved for r.
-    reach = (goal * FINE - width * BOX) / (2 * (BOX - goal))
-    if abs(reach) > 0.01:
-        return _fit(_redrawn(mask, reach), 0.5, BOX, 0)
-    return _fit(cover, 0.2, BOX, 0)
+    # Moving the outline by r makes the digit FINE + 2r long and its strokes width + 2r wide: solved for r.
+    offset = (goal * FINE - width * BOX) / (2 * (BOX - goal))
+    if abs(offset) > 0.01:
+        return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
+    return _fit(foreground, 0.2, BOX, 0)
 
 
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
@@ -376,12 +393,12 @@ def _stroke_width(mask: NDArray[np.bool_]) -> float:
     return 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
 
 
-def _redrawn(mask: NDArray[np.bool_], reach: float) -> Floats:
-    """Return the mask with its outline moved outwards by `reach`, inwards if negative, but not so far as to lose it."""
-    distance = ndimage.distance_transform_edt(mask if reach < 0 else ~mask) - 0.5  # to the edge between two pixels
-    if reach > 0:
-        return np.asarray((reach + 0.5 - distance).clip(0, 1), np.float32)
-    return np.asarray((distance - min(-reach, 0.6 * float(distance.max())) + 0.5).clip(0, 1), np.float32)
+def _redrawn(mask: NDArray[np.bool_], offset: float) -> Floats:
+    """Return the mask, its outline moved outwards by `offset`; inwards if negative, but not so far that it is lost."""
+    distance = ndimage.distance_transform_edt(mask if offset < 0 else ~mask) - 0.5  # to the edge between two pixels
+    if offset > 0:
+        return np.asarray((offset + 0.5 - distance).clip(0, 1), np.float32)
+    return np.asarray((distance - min(-offset, 0.6 * float(distance.max())) + 0.5).clip(0, 1), np.float32)
 
 
 def _centred(digit: Floats) -> Grey:

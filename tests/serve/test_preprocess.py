@@ -1,8 +1,6 @@
 """Preprocessing: several digits are refused, and a digit amid other things is found."""
 
-import gzip
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +9,6 @@ from PIL import Image, ImageDraw
 from benchmarks.forms import pair
 from serve.images import decode
 from serve.preprocess import ImageError, to_mnist
-
-DATA = Path(__file__).parents[2] / "data/mnist"
-IMAGES = np.frombuffer(gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-DIGITS = [Image.fromarray(pixels) for pixels in IMAGES.reshape(-1, 28, 28)[:400]]
 
 
 def is_refused(content: bytes) -> bool:
@@ -25,9 +19,10 @@ def is_refused(content: bytes) -> bool:
     return False
 
 
-def test_two_digits_beside_each_other_are_refused():
+def test_two_digits_beside_each_other_are_refused(images):
     random = np.random.default_rng(0)
-    pictures = [pair(first, second, random) for first, second in zip(DIGITS[:200], DIGITS[200:], strict=True)]
+    digits = [Image.fromarray(pixels) for pixels in images[:400]]
+    pictures = [pair(first, second, random) for first, second in zip(digits[:200], digits[200:], strict=True)]
     assert np.mean([is_refused(picture) for picture in pictures]) >= 0.95
 
 
