@@ -26,10 +26,11 @@ Floats = NDArray[np.float32]
 SIDE, BOX = 28, 20  # pixels: of the result, and of the box that the ink is fitted into
 WORKING_SIDE = 80  # pixels: the longer side of the picture that the ink is searched in
 THUMBNAIL_SIDE = 40  # pixels: of the picture that the background and the polarity are estimated from
-LEVELS = 12  # thresholds of the decomposition
+LEVELS = 8  # thresholds of the decomposition
+CLEAN = 16  # grey levels: the largest difference along a border that nothing crosses
 WINDOW = 0.3  # of the shorter side: the window of the closing; ink is narrower, a shadow or a table is wider
 DARK = 40  # grey levels added to the background before dividing, so that the texture of a dark table is not ink
-ALIKE = 24  # grey levels: the largest difference between the corners of a uniform background
+ALIKE = 24  # grey levels: the largest difference within a uniform background
 OUTER = 0.45  # of the border's pixels: if light and dark both have more, neither is the background
 FAINT = 0.06  # contrast: the least that ink has
 MASK = 0.2  # of the strongest contrast: the least that ink has
@@ -77,17 +78,6 @@ class Component:
     def size(self) -> int:
         """The longer side of its box."""
         return max(self.bottom - self.top, self.right - self.left)
-
-    def frames(self, other: "Component") -> bool:
-        """Return whether it encloses `other`, and `other` is too large to be dirt in the hole of a digit."""
-        return (
-            self.top < other.top
-            and self.left < other.left
-            and self.bottom > other.bottom
-            and self.right > other.right
-            and other.size >= FRAME * self.size
-            and other.ink >= 0.1 * self.ink
-        )
 
 
 def prepare(pixels: Grey, preprocess: Preprocess = "auto") -> Grey:
@@ -199,7 +189,9 @@ def _ink_is_light(thumbnail: Floats, background: float | None) -> bool:
     Ink covers less of the picture than the background, so that its contrast is the long tail of the distribution. If
     the background is not uniform, dark contrasts count more: most such pictures have dark ink.
     """
-    median = ndimage.median_filter(thumbnail, 5, mode="nearest")
+    if background is not None and background > 127 and thumbnail.max() <= background + CLEAN:
+        return False  # also if the strokes are so thick that what they enclose looks like ink
+    median = ndimage.median_filter(thumbnail, 7, mode="nearest")
     if background is None:
         return _skewness((thumbnail - median) / (thumbnail + 120)) > 0
     local, uniform = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (median, background))
@@ -238,23 +230,27 @@ def _noise(values: Floats) -> float:
 def _contrast(values: Floats, outside: tuple[float | None, ...]) -> Floats:
     """Return the contrast, 0–1, of dark regions to the light that surrounds them; 0 for regions at the border.
 
-    By threshold decomposition: for each of LEVELS thresholds, the connected components that are darker and do not
-    touch the border are added up. `outside` is the background beyond the top, bottom, left and right border, or None
-    if that is unknown.
+    If the border is not all of one grey, by threshold decomposition: for each of LEVELS thresholds, the connected
+    components that are darker and do not touch the border are added up. `outside` is the background beyond the top,
+    bottom, left and right border, or None if that is unknown.
     """
     padded: Floats = np.pad(values, 1, mode="edge")
     edges: tuple[Any, ...] = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
     for edge, background in zip(edges, outside, strict=True):
         if background is not None:
             padded[edge] = background
-    depth = np.zeros(padded.shape, np.float32)
-    steps = np.linspace(padded.min(), padded.max(), LEVELS + 1)
-    for low, high in pairwise(steps):
-        labels, count = ndimage.label(padded < (low + high) / 2, EIGHT_CONNECTED)
-        depths = np.full(count + 1, high - low, np.float32)
-        depths[0] = 0
-        depths[_perimeter(labels)] = 0
-        depth += depths[labels]
+    border = _perimeter(padded)
+    if np.ptp(border) <= CLEAN:
+        depth = (np.median(border) - padded).clip(0)
+    else:
+        depth = np.zeros(padded.shape, np.float32)
+        steps = np.linspace(padded.min(), padded.max(), LEVELS + 1)
+        for low, high in pairwise(steps):
+            labels, count = ndimage.label(padded < (low + high) / 2, EIGHT_CONNECTED)
+            depths = np.full(count + 1, high - low, np.float32)
+            depths[0] = 0
+            depths[_perimeter(labels)] = 0
+            depth += depths[labels]
     return np.asarray((depth / (padded + depth + DARK))[1:-1, 1:-1], np.float32)
 
 
@@ -273,6 +269,15 @@ def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     return labels, sorted(found, key=lambda component: -component.ink)
 
 
+def _frames(frame: Component, other: Component, labels: NDArray[np.int32]) -> bool:
+    """Return whether `frame` is on all four sides of `other`, and `other` is too large to be dirt in a digit's hole."""
+    if other.size < FRAME * frame.size or other.ink < 0.1 * frame.ink:
+        return False
+    y, x = (other.top + other.bottom) // 2, (other.left + other.right) // 2
+    sides = labels[y, : other.left], labels[y, other.right :], labels[: other.top, x], labels[other.bottom :, x]
+    return all(frame.label in side for side in sides)
+
+
 def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     """Return the labels of the ink's connected components, [H, W], and the components that are the digit.
 
@@ -283,7 +288,7 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     inner = [c for c in found if c.top > 0 and c.left > 0 and c.bottom < height and c.right < width]
     found = inner if inner and inner[0].ink >= INNER * found[0].ink else found
     large = found[:50]
-    frames = [component for component in large if any(component.frames(other) for other in large)]
+    frames = [component for component in large if any(_frames(component, other, labels) for other in large)]
     candidates = [component for component in found if component not in frames]
     chosen = [
         component
