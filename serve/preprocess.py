@@ -42,7 +42,6 @@ INNER = 0.1  # of the largest component's ink: if a component inside has so much
 FRAME = 0.25  # of a component's size: if it encloses another component so large, it is a frame
 LIKE = 0.6  # of the largest component's contrast: a fainter component is texture or shadow
 TALL, GAP = 0.55, 0.015  # of the tallest component's height: the height of another digit, and the gap before it
-LONG = 1.4  # of the largest component's size: a longer component is a line
 NEARBY = 0.1  # of the digit's size: the window in which a pixel is compared with the strongest ink
 FADED = 0.3  # of the ink's typical contrast: the least that a pixel is compared with
 MARGIN = 0.35  # of the digit's size: the margin around it in the second pass
@@ -281,7 +280,7 @@ def _frames(frame: Component, other: Component, labels: NDArray[np.int32]) -> bo
 def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     """Return the labels of the ink's connected components, [H, W], and the components that are the digit.
 
-    Frames, lines, dirt, texture and what touches the border are left out. Raises ImageError if nothing is left.
+    Frames, dirt, texture and what touches the border are left out. Raises ImageError if nothing is left.
     """
     labels, found = _components(contrast)
     height, width = labels.shape
@@ -293,9 +292,7 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     chosen = [
         component
         for component in candidates
-        if component.ink >= DIRT * candidates[0].ink
-        and component.size <= LONG * candidates[0].size
-        and component.contrast >= LIKE * candidates[0].contrast
+        if component.ink >= DIRT * candidates[0].ink and component.contrast >= LIKE * candidates[0].contrast
     ]
     if sum(component.ink for component in chosen) <= SCATTERED * sum(component.ink for component in candidates):
         raise ImageError(NO_INK)
