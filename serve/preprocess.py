@@ -46,6 +46,7 @@ NEARBY = 0.1  # of the digit's size: the window in which a pixel is compared wit
 FADED = 0.3  # of the ink's typical contrast: the least that a pixel is compared with
 MARGIN = 0.35  # of the digit's size: the margin around it in the second pass
 THINNEST, THICKEST = 2.2, 2.8  # pixels: stroke width of the result; a third of MNIST's are thinner, a third thicker
+DOT = 0.43  # of the ink's size: the least stroke width of a dot; a disc has 0.5
 FINE, AROUND = 80, 20  # pixels: the size at which strokes are measured and redrawn, and the margin there
 
 NO_INK = "expected a picture of a digit, found no ink in it"
@@ -229,9 +230,9 @@ def _noise(values: Floats) -> float:
 def _contrast(values: Floats, outside: tuple[float | None, ...]) -> Floats:
     """Return the contrast, 0–1, of dark regions to the light that surrounds them; 0 for regions at the border.
 
-    If the border is not all of one grey, by threshold decomposition: for each of LEVELS thresholds, the connected
-    components that are darker and do not touch the border are added up. `outside` is the background beyond the top,
-    bottom, left and right border, or None if that is unknown.
+    By threshold decomposition: for each of LEVELS thresholds, the connected components that are darker and do not touch
+    the border are added up. If the border is of one grey, that is the difference from it, in steps. `outside` is the
+    background beyond the top, bottom, left and right border, or None if that is unknown.
     """
     padded: Floats = np.pad(values, 1, mode="edge")
     edges: tuple[Any, ...] = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
@@ -239,14 +240,14 @@ def _contrast(values: Floats, outside: tuple[float | None, ...]) -> Floats:
         if background is not None:
             padded[edge] = background
     border = _perimeter(padded)
+    thresholds, step = np.linspace(padded.min(), padded.max(), LEVELS, endpoint=False, retstep=True)
     if np.ptp(border) <= CLEAN:
-        depth = (np.median(border) - padded).clip(0)
+        depth = ((np.median(border) - padded) / max(step, 1e-3)).clip(0).round() * step
     else:
         depth = np.zeros(padded.shape, np.float32)
-        steps = np.linspace(padded.min(), padded.max(), LEVELS + 1)
-        for low, high in pairwise(steps):
-            labels, count = ndimage.label(padded < (low + high) / 2, EIGHT_CONNECTED)
-            depths = np.full(count + 1, high - low, np.float32)
+        for threshold in thresholds + step / 2:
+            labels, count = ndimage.label(padded < threshold, EIGHT_CONNECTED)
+            depths = np.full(count + 1, step, np.float32)
             depths[0] = 0
             depths[_perimeter(labels)] = 0
             depth += depths[labels]
@@ -381,6 +382,8 @@ def _fitted(foreground: Floats) -> Floats:
     large = _fit(foreground, 0.2, FINE, AROUND)
     mask = large > large.max() / 2
     width = _stroke_width(mask)
+    if width > DOT * FINE:
+        raise ImageError("expected a picture of a digit, found a dot")
     goal = min(max(width * BOX / FINE, THINNEST), THICKEST)
     # Moving the outline by r makes the digit FINE + 2r long and its strokes width + 2r wide: solved for r.
     offset = (goal * FINE - width * BOX) / (2 * (BOX - goal))

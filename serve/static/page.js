@@ -29,11 +29,18 @@ let key = "";
 
 const isEmpty = () => !sheet.picture && sheet.strokes.length === 0;
 
+// A dot is not asked about: it may become a stroke, and the service would refuse it.
+function isDot() {
+  const points = sheet.strokes?.flat() ?? [];
+  const lengths = ["x", "y"].map((axis) => points.map((point) => point[axis]));
+  return points.length > 0 && lengths.every((along) => Math.max(...along) - Math.min(...along) < NIB * canvas.width);
+}
+
 function turnTo(next) {
   pen = null;
   sheet = next;
   request?.abort(); // it asks about the sheet of before
-  if (sheet.picture || isEmpty()) showNothing(isEmpty() ? "The paper is empty." : "");
+  if (sheet.picture || isEmpty() || isDot()) showNothing(isEmpty() ? "The paper is empty." : "");
   say("");
   paint();
   ask();
@@ -183,9 +190,10 @@ async function ask() {
   changed = true;
   if (asking) return;
   asking = true;
+  bars.ariaBusy = "true";
   while (changed) {
     changed = false;
-    if (isEmpty()) continue;
+    if (isEmpty() || isDot()) continue;
     request = new AbortController();
     const { signal } = request;
     const slow = setTimeout(() => say("Reading …"), 500);
@@ -200,6 +208,7 @@ async function ask() {
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
   }
   asking = false;
+  bars.ariaBusy = "false";
 }
 
 async function predict(signal) {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
@@ -272,6 +272,15 @@ def test_nothing_drawn_is_said(name, preprocess):
     for seed in range(10):
         with pytest.raises(ImageError, match=rf"^{NO_INK}$"):
             decode(NOTHING[name](np.random.default_rng(seed)), preprocess)
+
+
+@pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
+@pytest.mark.parametrize("size", [10, 40, 150])
+def test_dot_is_refused(shape, size):
+    page = Image.new("L", (280, 280), 255)
+    getattr(ImageDraw.Draw(page), shape)((100, 90, 100 + size, 90 + size), fill=0)
+    with pytest.raises(ImageError, match=r"^expected a picture of a digit, found a dot$"):
+        decode(encode(page))
 
 
 def test_decoding_is_deterministic():

@@ -172,7 +172,8 @@ def pixels(canvas: Locator) -> list[int]:
 
 
 def expect_digit(page: Page, digit: int) -> None:
-    """Wait until this is shown, and said: that is, until the page is at rest."""
+    """Wait until the page has no more to ask, and this is shown and spoken."""
+    expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#digit")).to_have_text(str(digit))
     expect(page.locator("#spoken")).to_have_text(re.compile(rf"^{digit}, (> )?\d+\.\d %$"))
 
@@ -333,6 +334,16 @@ def test_too_large_a_drawing_is_refused_in_words(visit, start, expected):
     page = visit(start(WEB_CONCURRENCY=1, MAX_BODY_BYTES=1_000).url)
     draw(page, *STROKES[2])
     expect(status(page)).to_contain_text("Expected a body of at most 1000 bytes")
+
+
+def test_dot_is_not_asked_about(page):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    draw(page, [(0.5, 0.5), (0.51, 0.5)])
+    page.wait_for_timeout(300)  # milliseconds: a stroke is asked about at once
+    assert ink(page) > 0
+    expect_nothing(page)
+    assert asked == []
 
 
 def test_one_request_at_a_time_and_the_last_for_the_final_drawing(visit):
