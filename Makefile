@@ -18,7 +18,7 @@ PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train serve pictures hostile bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures ablation hostile bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -52,6 +52,9 @@ serve: $(SERVE) ## answer POST /predict on port 8000 (MODEL_DIR=artifacts/releas
 
 pictures: $(VENV) ## measure pictures of other forms and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)
+
+ablation: $(VENV) ## measure the same pictures less each stage of the preprocessing and write docs/ablation.md
+	$(RUN) -m benchmarks.ablation $(ARGS)
 
 hostile: $(VENV) ## measure what hostile requests do to others and write docs/hostile.md
 	$(RUN) -m benchmarks.hostile
