@@ -74,7 +74,7 @@ def _check_answers(address: str) -> None:
     if not port.isdecimal() or os.environ.get("RAY_USE_TLS") == "1":
         return  # Ray itself says what is wrong with it
     try:
-        with socket.create_connection((host, int(port)), timeout=TIMEOUT) as connection:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT) as connection:
             connection.sendall(HTTP2_PREFACE)
             answer = connection.recv(9)
     except (OSError, OverflowError) as error:

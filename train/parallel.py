@@ -153,7 +153,7 @@ def _received(child: Any) -> Message:
 
 def _work(content: bytes, threads: int, connection: Connection, parent: int) -> None:
     """Do the pickled task in a child process."""
-    if sys.platform == "linux":  # elsewhere a child outlives a parent that is killed by SIGKILL
+    if sys.platform == "linux":  # elsewhere a child ends when it next prints, into a pipe that nobody reads
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was gone before
             os._exit(1)

@@ -63,7 +63,11 @@ def train_all(
     if len(pending) < len(trainings):
         print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before", flush=True)
     errors: list[DivergenceError | None] = [None] * len(trainings)
-    remote = bool(cluster_address())
+    if not pending:
+        return errors
+    device_name, remote = trainings[0].device_name, bool(cluster_address())
+    # As if none were done yet: on another number of threads, one that goes on would end with other bits.
+    count = 1 if remote else at_once(len(trainings), device_name, per_gpu)
 
     def task(training: Training) -> Task:
         return partial(_train_remotely, training, _files(training.folder)) if remote else partial(_train, training)
@@ -73,12 +77,11 @@ def train_all(
         if files:
             _write_files(trainings[pending[number]].folder, files)
 
-    device_name = trainings[0].device_name
     run_all(
         [task(trainings[i]) for i in pending],
-        partial(load, data_directory),
-        # As if none were done yet: on another number of threads, one that goes on would end with other bits.
-        at_once=1 if remote else at_once(len(trainings), device_name, per_gpu),
+        # Another process reads the images sooner than it is sent them.
+        partial(load, data_directory) if count > 1 else lambda: data,
+        at_once=count,
         gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
         on_result=keep,
     )

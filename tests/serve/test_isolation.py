@@ -1,4 +1,4 @@
-"""Nothing under serve/ needs torch, or any room but its own."""
+"""Nothing under serve/ needs torch, or of another room more than the modules of model/ that need no torch."""
 
 import subprocess
 import sys

@@ -140,6 +140,28 @@ def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch)
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
+def test_a_seed_that_was_interrupted_goes_on_and_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
+    def fit_two_epochs(*arguments, **options):
+        def interrupt(epoch):
+            if epoch.epoch == 2:
+                raise OSError("interrupted")
+
+        return fit(*arguments, **options | {"on_epoch": interrupt})
+
+    monkeypatch.setattr("train.training.at_once", lambda *_: 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("train.training.fit", fit_two_epochs)
+        assert main(options(tiny, tmp_path / "interrupted", seeds=1)) == 1
+    assert not done(tmp_path / "interrupted")
+    weights = []
+    for out in (tmp_path / "interrupted", tmp_path / "straight"):
+        assert main(options(tiny, out, seeds=1)) == 0
+        (checkpoint,) = done(out)
+        weights.append(checkpoint.with_name(f"epoch-{EPOCHS:02d}.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_no_seed_that_finishes_is_one_clear_line(tiny, tmp_path, capfd, monkeypatch):
     def fit(*_, seed, **__):
         raise DivergenceError("the loss became nan", epoch=seed)
