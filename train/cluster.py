@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,9 @@ def messages(
             ).result()
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
+    signal.signal(
+        signal.SIGTERM, signal.getsignal(signal.SIGTERM)
+    )  # Ray's C++ has put its own before it: a stack trace
     try:
         share = gpu_share if ray.cluster_resources().get("GPU", 0) > 0 else 0
         # A node that dies takes its tasks with it: Ray runs them again on another.
