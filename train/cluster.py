@@ -43,9 +43,8 @@ def messages(
             ).result()
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
-    signal.signal(
-        signal.SIGTERM, signal.getsignal(signal.SIGTERM)
-    )  # Ray's C++ has put its own before it: a stack trace
+    # Again, since Ray's C++ has put one before it that prints a stack trace.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         share = gpu_share if ray.cluster_resources().get("GPU", 0) > 0 else 0
         # A node that dies takes its tasks with it: Ray runs them again on another.

@@ -303,7 +303,6 @@ def test_signal_during_the_imports_ends_the_run(number, tiny, tmp_path):
         env={**os.environ, "SIGNAL": str(int(number))},
         capture_output=True,
         text=True,
-        timeout=120,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert ended.returncode == 128 + number
@@ -320,9 +319,12 @@ def test_output_whose_reader_is_gone_does_not_end_the_training(tiny, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(120) == 0
+    try:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 0
+    finally:
+        process.kill()
     assert epochs(tmp_path) == [EPOCHS, EPOCHS]
     assert (tmp_path / "report.md").exists()
 
