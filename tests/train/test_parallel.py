@@ -35,7 +35,7 @@ def run(tasks, **options):
 def meet(own, other, _):
     """Leave a file and wait for the other's: neither can do so alone."""
     own.touch()
-    wait(other.exists, 60, lambda: f"{other} is not there")
+    wait(other.exists, 240, lambda: f"{other} is not there")
 
 
 def add(number, shared):
@@ -93,8 +93,8 @@ def test_they_share_the_threads(capfd):
 def test_the_first_error_in_their_order_is_raised_and_ends_the_rest():
     started = time.monotonic()
     with pytest.raises(DivergenceError, match=r"^became nan$"):
-        run([partial(fail, "became nan"), partial(count, "next", 100), partial(fail, "later")])
-    assert time.monotonic() - started < 60
+        run([partial(fail, "became nan"), partial(count, "next", 1_000), partial(fail, "later")])
+    assert time.monotonic() - started < 280
 
 
 def test_an_error_of_the_system_is_raised_as_it_is():
@@ -141,7 +141,7 @@ def test_children_that_still_import_end_with_a_parent_that_is_killed(tmp_path):
         start_new_session=True,
     )
     try:
-        wait(lambda: len(list(tmp_path.glob("importing-*"))) == 2, 60, lambda: "the children do not import")
+        wait(lambda: len(list(tmp_path.glob("importing-*"))) == 2, 240, lambda: "the children do not import")
         parent.kill()
         parent.wait()
         wait(lambda: not alive(parent.pid), 60, lambda: "a child goes on")
