@@ -7,7 +7,7 @@ docs/benchmarks-train.json.
 
 Of (a) and (b) a part of an epoch is timed and scaled: STEPS steps of training, and the test set whole; ours is timed
 whole, its evaluation of the validation split, which the others do not have, included. "All three" is an epoch of each
-model: one after the other, but ours on a CPU side by side, as `python -m train` has it.
+model: one after the other, but ours on a CPU in parallel, as `python -m train` has it.
 """
 
 import argparse
@@ -36,11 +36,12 @@ from torchvision import transforms
 from benchmarks.rounds import summary
 from model.classifier import MEAN, STD, normalise, scale
 from train import device as devices
-from train.data import Split, load
+from train.data import Data, Split, load
 from train.files import write_json
 from train.loop import evaluate, fit
+from train.parallel import run_all
 from train.progression import PROGRESSION, Step
-from train.side_by_side import side_by_side
+from train.training import at_once
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "all three"
@@ -112,13 +113,13 @@ def ours(step: Step) -> float:
 def ours_together() -> float:
     """Return the seconds of an epoch of each model, all at once, from the first's beginning to the last's end."""
     with redirect_stdout(io.StringIO()) as said:
-        side_by_side([partial(_print_span, step) for step in PROGRESSION.values()])
+        tasks = [partial(_print_span, step) for step in PROGRESSION.values()]
+        run_all(tasks, load, at_once=at_once(len(tasks), DEVICE.type))
     spans = [json.loads(line) for line in said.getvalue().splitlines()]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
-def _print_span(step: Step) -> None:
-    data = load()
+def _print_span(step: Step, data: Data) -> None:
     start = time.monotonic()
     fit(replace(step, recipe=replace(step.recipe, epochs=1)), data, seed=1, device=DEVICE)
     print(json.dumps([start, time.monotonic()]))

@@ -1,1 +1,1 @@
-"""What the networks are. Imports torch only."""
+"""What the networks are. Imports torch only; cores.py not even that."""

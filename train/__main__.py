@@ -1,21 +1,24 @@
 """The command line: python -m train [consistency | verify | release]."""
 
 import argparse
+import io
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from train import paths
 from train.errors import TrainError
 
-
-class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C is."""
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return the exit code: 0 done, 1 an error that is printed, 2 wrong usage, 128 + signal."""
+    """Run the command and return the exit code: 0 done, 1 an error that is printed, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     named = arguments and arguments[0] in COMMANDS
     parser, command = COMMANDS[arguments[0]] if named else (_run_parser, _run)
@@ -32,9 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt as interrupt:
-        print("\ninterrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(interrupt, _TerminatedError) else signal.SIGINT)
     return 0
 
 
@@ -101,7 +101,8 @@ examples:
   python -m train consistency --model Model_3 --seeds 10
   python -m train verify artifacts/release
 
-Interrupted, the same command goes on from the last whole epoch.""",
+Interrupted, the same command goes on from the last whole epoch. With RAY_ADDRESS set, the models are trained on that
+Ray cluster.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -109,8 +110,7 @@ Interrupted, the same command goes on from the last whole epoch.""",
         "--models",
         nargs="+",
         metavar="MODEL",
-        default=["Model_1", "Model_2", "Model_3"],
-        help="train these of Model_1, Model_2, Model_3 (default: all); the export and the report are of these alone",
+        help="train these of the progression's models (default: all); the export and the report are of these alone",
     )
     parser.add_argument("--seed", type=_seed, default=1, help="of weights, order and augmentation (default: 1)")
     _training_options(parser)
@@ -120,9 +120,9 @@ Interrupted, the same command goes on from the last whole epoch.""",
 def _consistency_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train consistency",
-        description="Train one model with seeds 1 to N, side by side as Ray tasks, and write OUT/consistency/: the "
-        "table (consistency.md), its plot and every epoch's figures as JSON. Seeds that are done are not run again. "
-        "With RAY_ADDRESS set, the tasks run on that cluster.",
+        description="Train one model with seeds 1 to N, in parallel, and write OUT/consistency/: the table "
+        "(consistency.md), its plot and every epoch's figures as JSON. Seeds that are done are not run again. With "
+        "RAY_ADDRESS set, they are trained on that Ray cluster.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", default="Model_3", help="(default: Model_3)")
@@ -184,21 +184,62 @@ def _data_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {number}")
+    number = _whole(text)
+    if number is None or number < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, found {text}")
     return number
 
 
 def _seed(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"expected 0 to {2**32 - 1}, found {number}")
+    number = _whole(text)
+    if number is None or not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, found {text}")
     return number
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _TerminatedError
+def _whole(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _set_up_process() -> None:
+    """End at once, and in one line, at Ctrl-C or SIGTERM; let no output that cannot be written end the training."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have SIGINT
+            signal.signal(number, _interrupt)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: the next file that is opened would take its number
+            stream = open(os.devnull, "w")  # noqa: SIM115
+        stream.flush()
+        output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(output, encoding=stream.encoding, errors="backslashreplace", line_buffering=True),
+        )
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    """End the process here: an exception can be swallowed, as it is where torch imports numpy.
+
+    Nothing is lost, since every file is written whole; child processes end with this one.
+    """
+    with suppress(OSError):
+        os.write(2, b"\ninterrupted: what was finished is kept, and the same command goes on from there\n")
+    os._exit(128 + number)
+
+
+class _Output(io.FileIO):
+    """A standard stream that drops what it cannot write, as when its reader has gone (`| head`)."""
+
+    def write(self, content: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(content)
+        except OSError:
+            return memoryview(content).nbytes
 
 
 COMMANDS = {
@@ -208,5 +249,5 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    _set_up_process()
     sys.exit(main())

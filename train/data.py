@@ -103,7 +103,7 @@ def _unpacked(directory: Path) -> tuple[Path, dict[str, str]]:
     expected = _expected_hashes(directory)
     packed = {name: _packed(directory, name, expected.get(name)) for name in FILES}
     key = sha256("".join(sha256(path.read_bytes()) for path in packed.values()).encode() + repr(expected).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist-progression"
+    cache = _cache()
     root = cache / key[:16]
     if (hashes := _cached_hashes(root)) is not None:
         return root, hashes
@@ -127,6 +127,15 @@ def _unpacked(directory: Path) -> tuple[Path, dict[str, str]]:
                 "set XDG_CACHE_HOME to a folder that can be written"
             ) from error
     return root, hashes
+
+
+def _cache() -> Path:
+    """Return the folder of the unpacked files; a temporary one for a user without a home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        base = Path(tempfile.gettempdir())
+    return base / "mnist-progression"
 
 
 def _cached_hashes(root: Path) -> dict[str, str] | None:

@@ -14,7 +14,11 @@ class SettingsError(TrainError):
 
 
 class DivergenceError(TrainError):
-    """The training loss became NaN or infinite."""
+    """The training loss became NaN or infinite, in `epoch`."""
+
+    def __init__(self, message: str, epoch: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
 
 
 class VerificationError(TrainError):

@@ -7,6 +7,7 @@ seed and the epoch's number alone: a training resumed at an epoch goes on exactl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,45 @@ MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 tqdm.set_lock(threading.RLock())
 
 
+@dataclass(frozen=True)
+class State:
+    """What a training is between two epochs."""
+
+    network: nn.Module
+    optimizer: SGD
+    scheduler: LRScheduler
+    history: list[Epoch]
+
+
+def restore(
+    step: Step, data: Data, *, seed: int, device: torch.device, checkpoints: CheckpointFolder | None = None
+) -> State:
+    """Return the state of the last of `checkpoints`; the initial one where there is none.
+
+    Raises SettingsError where `data` is too small for `step`'s recipe, or the checkpoints are of another training;
+    TrainError where they are damaged.
+    """
+    recipe = step.recipe
+    batches = len(data.train) // recipe.batch * recipe.epochs
+    if batches < MINIMUM_BATCHES:
+        raise SettingsError(
+            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch} training images in all, "
+            f"found {batches}: {len(data.train)} images, {recipe.epochs} epochs"
+        )
+    _seed(seed, epoch=0)
+    network = step.network().to(memory_format=torch.channels_last).to(device)
+    optimizer = SGD(
+        network.parameters(),
+        lr=recipe.rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    scheduler = _scheduler(optimizer, recipe, batches)
+    history = checkpoints.load(network, optimizer, scheduler) if checkpoints else []
+    return State(network, optimizer, scheduler, history)
+
+
 def fit(
     step: Step,
     data: Data,
@@ -47,24 +87,9 @@ def fit(
     becomes NaN or infinite.
     """
     recipe = step.recipe
-    batches = len(data.train) // recipe.batch
-    if batches * recipe.epochs < MINIMUM_BATCHES:
-        raise SettingsError(
-            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch} training images in all, "
-            f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
-        )
     data = data.to(device)
-    _seed(seed, epoch=0)
-    network = step.network().to(memory_format=torch.channels_last).to(device)
-    optimizer = SGD(
-        network.parameters(),
-        lr=recipe.rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-    scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
-    history = checkpoints.load(network, optimizer, scheduler) if checkpoints else []
+    state = restore(step, data, seed=seed, device=device, checkpoints=checkpoints)
+    network, optimizer, scheduler, history = state.network, state.optimizer, state.scheduler, state.history
     forward: nn.Module = network
     if device.type == "cuda" and len(history) < recipe.epochs:
         forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch], recipe))
@@ -81,7 +106,8 @@ def fit(
         except _NotFiniteError as error:
             raise DivergenceError(
                 f"{step.name}, seed {seed}: the loss became {error.loss} in epoch {number}, {error.place}"
-                + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else "")
+                + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else ""),
+                epoch=number,
             ) from error
         epoch = Epoch(
             epoch=number,

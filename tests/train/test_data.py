@@ -129,3 +129,15 @@ def test_cache_that_cannot_be_written_names_the_way_out(tmp_path, subset, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DataError, match="set XDG_CACHE_HOME"):
         load(subset)
+
+
+def test_a_user_without_a_home_has_the_cache_in_a_temporary_folder(tmp_path, subset, monkeypatch):
+    def unknown(_):
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert len(load(subset).test) == 300
+    assert (tmp_path / "mnist-progression").is_dir()

@@ -1,0 +1,187 @@
+"""Run independent tasks in parallel: in processes of this machine or, where RAY_ADDRESS names one, on a Ray cluster.
+
+What they print appears as if one had run after the other. A process and a pipe a task, and not concurrent.futures: its
+pool passes no output on, ends no task that runs (before Python 3.14), and does not tell which one was killed.
+"""
+
+import ctypes
+import io
+import os
+import pickle
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from train.errors import TrainError
+
+# Nothing of torch is imported here: it takes seconds, and a child is to end with its parent from its first line on.
+
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task returned."""
+
+    value: Any
+
+
+Message = tuple[str, str] | Outcome | Exception  # (stream, text) any number of times, then one of the others
+Send = Callable[[Message], object]
+
+
+def cluster_address() -> str | None:
+    """Return the address of the Ray cluster to run on, or None."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def run_all(
+    tasks: Sequence[Callable[[Shared], Result]],
+    load: Callable[[], Shared],
+    *,
+    at_once: int,
+    gpu_share: float = 0,
+    on_result: Callable[[int, Result], None] = lambda _number, _result: None,
+) -> None:
+    """Call every task with what `load` returns, so many `at_once`, each on an even share of torch's threads.
+
+    With `at_once` 1 they run in this process; else tasks and `load` have to be picklable, and `load` is called in each
+    process. `on_result` is called here with a task's number and result as soon as it ends. The tasks end when this
+    process does, however that ends. On a cluster a task has one thread and `gpu_share` of a GPU.
+
+    Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError where a process is
+    gone without an outcome.
+    """
+    if address := cluster_address():
+        from train import cluster
+
+        messages = cluster.messages(address, tasks, load, gpu_share)
+    elif at_once > 1:
+        import torch
+
+        messages = _messages(deque(enumerate(tasks)), load, at_once, max(1, torch.get_num_threads() // at_once))
+    else:
+        shared = load()
+        for number, task in enumerate(tasks):
+            on_result(number, task(shared))
+        return
+    transcript = _Transcript(len(tasks))
+    with closing(messages):
+        for number, message in messages:
+            if isinstance(message, Outcome):
+                on_result(number, message.value)
+            transcript.add(number, message)
+
+
+class _Transcript:
+    """Prints what tasks say, and raises their errors, as if one had run after the other."""
+
+    def __init__(self, tasks: int) -> None:
+        self._waiting: list[deque[Message]] = [deque() for _ in range(tasks)]
+        self._turn = 0
+
+    def add(self, number: int, message: Message) -> None:
+        """Print, or keep until it is its turn, what task `number` says."""
+        self._waiting[number].append(message)
+        while self._turn < len(self._waiting) and self._waiting[self._turn]:
+            message = self._waiting[self._turn].popleft()
+            if isinstance(message, tuple):
+                stream, text = message
+                print(text, end="", file=getattr(sys, stream), flush=True)
+            elif isinstance(message, Exception):
+                raise message
+            else:
+                self._turn += 1
+
+
+def _messages(
+    waiting: deque[tuple[int, Callable[[Any], Any]]], load: Callable[[], Any], at_once: int, threads: int
+) -> Generator[tuple[int, Message], None, None]:
+    """Yield every message of the `waiting` tasks, with the task's number, as it arrives."""
+    running: dict[Any, int] = {}  # by the connection: which task
+    with ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                number, task = waiting.popleft()
+                running[_start(task, load, threads, stack)] = number
+            for child in wait(list(running)):
+                message, number = _received(child), running[child]
+                if not isinstance(message, tuple):
+                    del running[child]
+                yield number, message
+
+
+def _start(task: Callable[[Any], Any], load: Callable[[], Any], threads: int, stack: ExitStack) -> Connection:
+    """Start `task` in a process, which `stack` ends, and return the connection on which it speaks."""
+    context = get_context("spawn")  # a fork would have torch's locks but not its threads
+    receiver, sender = context.Pipe(duplex=False)
+    content = pickle.dumps((task, load))  # unpickled, and what it needs imported, once the child is set up
+    process = context.Process(target=_work, args=(content, threads, sender, os.getpid()), daemon=True)
+    resource_tracker.ensure_running()  # else started by the next line, and it would unblock the signal
+    # Deaf to a terminal's Ctrl-C: this process hears it and ends the others.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    stack.callback(_end, process)
+    sender.close()  # the child has its own: when that is gone, there is no more to receive
+    return receiver
+
+
+def _end(process: BaseProcess) -> None:
+    process.terminate()
+    process.join()
+
+
+def _received(child: Any) -> Message:
+    try:
+        message: Message = child.recv()
+    except (EOFError, OSError):
+        return TrainError("a training's process ended without an outcome: was it killed, for its memory?")
+    return message
+
+
+def _work(content: bytes, threads: int, connection: Connection, parent: int) -> None:
+    """Do the pickled task in a child process."""
+    if sys.platform == "linux":  # elsewhere a child ends when it next prints, into a pipe that nobody reads
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before
+            os._exit(1)
+    task, load = pickle.loads(content)
+    perform(lambda: task(load()), threads, connection.send)
+
+
+def perform(task: Callable[[], Any], threads: int, send: Send) -> None:
+    """Do `task` on so many torch threads, `send` what it prints and, at last, its outcome."""
+    import torch
+
+    torch.set_num_threads(threads)
+    with redirect_stdout(_Sender(send, "stdout")), redirect_stderr(_Sender(send, "stderr")):
+        try:
+            outcome: Message = Outcome(task())
+        except (TrainError, OSError) as error:
+            outcome = error
+    send(outcome)
+
+
+class _Sender(io.TextIOBase):
+    """A stream whose text is sent."""
+
+    encoding = "utf-8"
+
+    def __init__(self, send: Send, name: str) -> None:
+        self._send, self._name = send, name
+
+    def write(self, text: str) -> int:
+        self._send((self._name, text))
+        return len(text)

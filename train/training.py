@@ -1,0 +1,171 @@
+"""Train experiments, each with a seed, in parallel; go on from their checkpoints; print how they do.
+
+The one way in which `python -m train` trains its models and `python -m train consistency` its seeds.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from train import device as devices
+from train.checkpoint import CheckpointFolder, Epoch, settings
+from train.data import Data, load
+from train.errors import DivergenceError, SettingsError
+from train.files import write_together
+from train.layer_table import table
+from train.loop import fit, restore
+from train.parallel import cluster_address, run_all
+from train.progression import Step
+
+Task = Callable[[Data], tuple[DivergenceError | None, dict[str, bytes]]]  # the files of a checkpoint made elsewhere
+
+
+@dataclass(frozen=True)
+class Training:
+    """An experiment to train with a seed, and the folder of its checkpoints."""
+
+    step: Step
+    seed: int
+    folder: Path
+    device_name: str  # as devices.pick takes it
+    bar: float | None = None  # seconds between two drawings of a progress bar; None: print a line at the end alone
+
+    def checkpoints(self, data: Data) -> CheckpointFolder:
+        """Return the checkpoints of this training on `data`."""
+        return CheckpointFolder(self.folder, settings(self.step, data, self.seed))
+
+    def restore(self, data: Data) -> tuple[nn.Module, list[Epoch]]:
+        """Return the network and the history of the last checkpoint; without one, an untrained network and none.
+
+        Raises SettingsError where the folder is of another training, TrainError where it is damaged.
+        """
+        checkpoints = self.checkpoints(data)
+        state = restore(self.step, data, seed=self.seed, device=torch.device("cpu"), checkpoints=checkpoints)
+        return state.network.eval(), state.history
+
+
+def train_all(
+    trainings: list[Training], data_directory: Path, data: Data, *, noun: str, per_gpu: int = 1
+) -> list[DivergenceError | None]:
+    """Train all `trainings` to their ends and return the error of each that diverged.
+
+    Their results are their checkpoints: one that is finished is not trained again, one that was interrupted goes on
+    after its last epoch. `data` is what `data_directory` holds, `noun` what the trainings are called; a GPU takes
+    `per_gpu` at once. Raises SettingsError or TrainError where one cannot go on, before any is trained, or fails
+    otherwise than by diverging.
+    """
+    pending = [i for i, one in enumerate(trainings) if len(one.restore(data)[1]) < one.step.recipe.epochs]
+    if len(pending) < len(trainings):
+        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before", flush=True)
+    errors: list[DivergenceError | None] = [None] * len(trainings)
+    if not pending:
+        return errors
+    device_name, remote = trainings[0].device_name, bool(cluster_address())
+    # As if none were done yet: on another number of threads, one that goes on would end with other bits.
+    count = 1 if remote else at_once(len(trainings), device_name, per_gpu)
+
+    def task(training: Training) -> Task:
+        return partial(_train_remotely, training, _files(training.folder)) if remote else partial(_train, training)
+
+    def keep(number: int, result: tuple[DivergenceError | None, dict[str, bytes]]) -> None:
+        errors[pending[number]], files = result
+        if files:
+            _write_files(trainings[pending[number]].folder, files)
+
+    run_all(
+        [task(trainings[i]) for i in pending],
+        # Another process reads the images sooner than it is sent them.
+        partial(load, data_directory) if count > 1 else lambda: data,
+        at_once=count,
+        gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
+        on_result=keep,
+    )
+    return errors
+
+
+def at_once(trainings: int, device_name: str, per_gpu: int = 1) -> int:
+    """Return how many of so many `trainings` run at the same time on this machine, each on one thread or more.
+
+    A thread a training does more than all threads for one after the other: the layers are too small to share.
+    """
+    if devices.pick(device_name).type == "cuda":
+        trainings = min(trainings, per_gpu)
+    return max(1, min(trainings, torch.get_num_threads(), devices.memory() // devices.MEMORY))
+
+
+def _train(training: Training, data: Data) -> tuple[DivergenceError | None, dict[str, bytes]]:
+    """Train to the end, and return the error where it diverges, which it prints as well."""
+    step, verbose = training.step, training.bar is not None
+    if verbose:
+        _introduce(step)
+    try:
+        _, history = fit(
+            step,
+            data,
+            seed=training.seed,
+            device=devices.pick(training.device_name),
+            checkpoints=training.checkpoints(data),
+            on_epoch=partial(_print_epoch, data) if verbose else lambda _: None,
+            bar=training.bar,
+        )
+    except DivergenceError as error:
+        _say(str(error))
+        return error, {}
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {reason}") from error
+    result = f"{100 * history[-1].test_accuracy:.2f}% at epoch {len(history)}"
+    _say(f"--- Finished training for {step.name}: {result} ---" if verbose else f"seed {training.seed}: test {result}")
+    return None, {}
+
+
+def _train_remotely(
+    training: Training, files: dict[str, bytes], data: Data
+) -> tuple[DivergenceError | None, dict[str, bytes]]:
+    """As _train, on another machine: go on from the checkpoint's `files`, and return the new ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = replace(training, folder=Path(folder) / training.folder.name)
+        _write_files(training.folder, files)
+        error, _ = _train(training, data)
+        return error, _files(training.folder)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Return the files of the checkpoint in `folder`, the one that vouches for the others last."""
+    return {path.name: path.read_bytes() for name in ("epoch-*", "checkpoint.json") for path in folder.glob(name)}
+
+
+def _write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a checkpoint's `files` and delete what is left of an earlier one."""
+    if files:
+        write_together(folder, files)
+    for path in folder.glob("epoch-*"):
+        if path.name not in files:
+            path.unlink()
+
+
+def _introduce(step: Step) -> None:
+    _say(f"\n--- Starting training for {step.name} ---\nTarget:")
+    for target in step.target:
+        _say(f"  - {target}")
+    _say(f"Expected: {step.expectation}\nRecipe: {step.recipe}")
+    _say(table(step.network()))
+
+
+def _print_epoch(data: Data, epoch: Epoch) -> None:
+    for name, split, loss, accuracy in (
+        ("Validation set", data.validation, epoch.validation_loss, epoch.validation_accuracy),
+        ("Test set", data.test, epoch.test_loss, epoch.test_accuracy),
+    ):
+        correct = round(accuracy * len(split))
+        _say(f"{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{len(split)} ({100 * accuracy:.2f}%)")
+    _say("")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
