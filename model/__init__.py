@@ -1,1 +1,1 @@
-"""What the networks are. Imports torch only."""
+"""What the networks are, and what a release of one is. This file and contract.py import no torch."""
