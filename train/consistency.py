@@ -29,6 +29,7 @@ from train.errors import SettingsError, TrainError
 from train.files import locked, read_json, to_json, write_json, write_together
 from train.loop import fit
 from train.progression import TARGET_ACCURACY, Step, steps, with_epochs
+from train.provenance import source_revision, versions
 
 SHARED_MEMORY = 256 * 2**20  # bytes, for what Ray's tasks share: the data set is 55 million
 GPU_SHARE = 0.1  # of a GPU, a trial: these networks leave most of one idle
@@ -71,7 +72,8 @@ def _all_trials(step: Step, data: Data, seeds: int, device_name: str, folder: Pa
         print(f"{len(done)} of {seeds} seeds were done before", flush=True)
     pending = [seed for seed in paths if seed not in done]
     for seed, result in _run_trials(step, data, pending, device_name) if pending else ():
-        write_json(paths[seed], {"settings": settings(step, data, seed), **result})
+        revision = {"source_revision": source_revision()}  # of this machine: a cluster's have no checkout
+        write_json(paths[seed], {"settings": settings(step, data, seed), **revision, **result})
         last = result["history"][-1]
         print(f"seed {seed}: test {100 * last['test_accuracy']:.2f}% at epoch {last['epoch']}", flush=True)
     return [read_json(path) for path in paths.values()]
@@ -176,7 +178,8 @@ def _trial(step: Step, data: Data, seed: int, device_name: str) -> dict[str, Any
     torch.set_num_threads(1)  # the task's share: seeds side by side use the cores better than threads do
     device = devices.pick(device_name)
     _, history = fit(step, data, seed=seed, device=device)
-    return {"device": devices.describe(device), "history": [asdict(epoch) for epoch in history]}
+    history_values = [asdict(epoch) for epoch in history]
+    return {"versions": versions(), "device": devices.describe(device), "history": history_values}
 
 
 def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data, command: str) -> str:

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from model.contract import Manifest
 from model.networks import parameter_count
 from train import device as devices
 from train import report
@@ -22,11 +22,13 @@ from train.progression import PARAMETER_BUDGET, Step, steps, with_epochs
 from train.side_by_side import at_once, side_by_side
 
 
-def run(models: list[str], *, epochs: int | None, seed: int, device_name: str, data_directory: Path, out: Path) -> None:
+def run(
+    models: list[str] | None, *, epochs: int | None, seed: int, device_name: str, data_directory: Path, out: Path
+) -> None:
     """Train `models`, export the best within the parameter budget to `out`/release, and write `out`/report.md.
 
-    Every model's checkpoints are in `out`/NAME: the same call after an interruption goes on from them. Raises
-    TrainError, as one of its kinds, for all that a user can mend.
+    None means all of the progression. Every model's checkpoints are in `out`/NAME: the same call after an interruption
+    goes on from them. Raises TrainError, as one of its kinds, for all that a user can mend.
     """
     chosen = [with_epochs(step, epochs) for step in steps(models)]
     device = devices.pick(device_name)
@@ -71,30 +73,29 @@ def _train(step: Step, data: Data, seed: int, device: torch.device, out: Path, b
             step, data, seed=seed, device=device, checkpoints=checkpoints, on_epoch=_results(data), bar=bar
         )
     except torch.OutOfMemoryError as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {reason}") from error
+        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {error}") from error
     _say(f"--- Finished training for {step.name}: {100 * history[-1].test_accuracy:.2f}% at epoch {len(history)} ---")
 
 
 def _trained(step: Step, data: Data, seed: int, out: Path) -> Trained:
     """Return what is in the checkpoints of a training that is finished."""
     checkpoints = CheckpointFolder(out / step.name, settings(step, data, seed))
-    network, history = fit(step, data, seed=seed, device=torch.device("cpu"), checkpoints=checkpoints)
-    return Trained(step, network, seed, history, checkpoints.provenance())
+    network = step.network()
+    history, provenance = checkpoints.load_trained(network)
+    return Trained(step, network, seed, history, provenance)
 
 
-def _export(trained: list[Trained], data: Data, folder: Path) -> dict[str, Any] | None:
+def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None:
     best = best_within_budget(trained)
     if best is None:
         _say(f"\nNothing exported: no model trained here has at most {PARAMETER_BUDGET:,} parameters")
         return None
     manifest = export(best, data, folder)
-    parity = manifest["parity"]
     _say(
         f"\nExported {best.step.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
-        f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest['onnx']['file']}\n"
-        f"Verified on {parity['images']} test images: every label as PyTorch's, probabilities within "
-        f"{parity['max_abs_probability_difference']:.1e}; {manifest['test_correct']} right"
+        f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
+        f"Verified on {manifest.parity.images} test images: every label as PyTorch's, probabilities within "
+        f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} right"
     )
     return manifest
 
