@@ -1,6 +1,7 @@
 """The pictures of the report and of the consistency table, each returned as the bytes of a PNG."""
 
 import io
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from train.checkpoint import Epoch
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
-COLOURS = ("#d95f02", "#7570b3", "#1f5fa8")
+COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # a model each, then again
 plt.rcParams.update(
     {
         "figure.dpi": 110,
@@ -65,7 +66,7 @@ def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
     """Plot the test accuracy of every model by epoch in one picture."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     lows = []
-    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+    for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         test = 100 * np.array([epoch.test_accuracy for epoch in history])
         axes.plot([epoch.epoch for epoch in history], test, color=colour, marker=".", linewidth=1.8)
         axes.annotate(
