@@ -118,7 +118,7 @@ def _unpack(path: Path, expected: str | None) -> bytes:
 
 
 def _parse(path: Path, content: bytes) -> Tensor:
-    """Return the tensor in an unpacked IDX file: 0, 0, 8 for uint8, how many axes, each one's length in 4 bytes, values."""
+    """Return the tensor in an unpacked IDX file: 0, 0, 8 (uint8), the number of axes, each one's length, the values."""
     axes = content[3] if content.startswith(b"\0\0\x08") and len(content) > 3 else 0
     start = 4 + 4 * axes
     shape = [int.from_bytes(content[i : i + 4]) for i in range(4, start, 4)]
