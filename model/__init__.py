@@ -1,1 +1,1 @@
-"""What the networks are. Imports torch only; cores.py not even that."""
+"""What the networks are, and what a release of one is. This file, contract.py and cores.py import no torch."""

@@ -73,9 +73,6 @@ class Model_3(nn.Sequential):
         )
 
 
-NETWORKS: dict[str, type[nn.Sequential]] = {"Model_1": Model_1, "Model_2": Model_2, "Model_3": Model_3}
-
-
 def parameter_count(network: nn.Module) -> int:
     """Return how many trainable numbers `network` has."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -12,17 +12,18 @@ import model
 import train
 from train.errors import SettingsError, TrainError
 from train.parallel import Message, perform
+from train.provenance import source_revision
 
 TIMEOUT = 10  # seconds, of a cluster that does not answer; Ray itself would go on trying for a minute and more
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # with empty settings
 
 
 def messages(
-    address: str, tasks: Sequence[Callable[[Any], Any]], load: Callable[[], Any], gpu_share: float
+    address: str, tasks: Sequence[Callable[[Any], Any]], data: Any, gpu_share: float
 ) -> Generator[tuple[int, Message], None, None]:
     """Yield every message of the `tasks`, with the task's number, when that task ends.
 
-    Each is called with what `load` returns, on one CPU and `gpu_share` of a GPU where the cluster has one. Raises
+    Each is called with `data`, on one CPU and `gpu_share` of a GPU where the cluster has one. Raises
     SettingsError where there is no Ray or no cluster at `address`, TrainError where the cluster fails.
     """
     try:
@@ -37,7 +38,10 @@ def messages(
             thread.submit(
                 ray.init,
                 address=address,
-                runtime_env={"py_modules": [model, train]},
+                runtime_env={
+                    "py_modules": [model, train],
+                    "env_vars": {"SOURCE_REVISION": source_revision()},  # they have no checkout
+                },
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             ).result()
@@ -49,7 +53,7 @@ def messages(
         share = gpu_share if ray.cluster_resources().get("GPU", 0) > 0 else 0
         # A node that dies takes its tasks with it: Ray runs them again on another.
         remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=3)(_perform)
-        shared = ray.put(load())
+        shared = ray.put(data)
         running = {remote.remote(task, shared): number for number, task in enumerate(tasks)}
         while running:
             (done,), _ = ray.wait(list(running))

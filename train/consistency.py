@@ -7,11 +7,12 @@ from typing import Any
 
 from model.networks import parameter_count
 from train import paths, plots
+from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
 from train.files import locked, to_json, write_together
 from train.progression import TARGET_ACCURACY, Step, steps, with_epochs
-from train.training import Training, train_all
+from train.training import Trained, Training, train_all
 
 PER_GPU = 10  # seeds at once: these networks leave most of a GPU idle
 
@@ -31,9 +32,13 @@ def consistency(
     ]
     with locked(folder):
         data = load(data_directory)
-        errors = train_all(trainings, data_directory, data, noun="seeds", per_gpu=PER_GPU)
-        diverged = {one.seed: error.epoch for one, error in zip(trainings, errors, strict=True) if error}
-        trials = [_trial(one, data) for one in trainings if one.seed not in diverged]
+        results = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
+        diverged = {
+            one.seed: result.epoch
+            for one, result in zip(trainings, results, strict=True)
+            if isinstance(result, DivergenceError)
+        }
+        trials = [_trial(result, data) for result in results if isinstance(result, Trained)]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, step) | {"diverged": diverged}
@@ -53,14 +58,12 @@ def consistency(
         raise DivergenceError(_completion(len(trials), diverged))
 
 
-def _trial(training: Training, data: Data) -> dict[str, Any]:
-    """Return what `training`'s checkpoints say of it, as JSON values."""
-    _, history = training.restore(data)
-    checkpoints = training.checkpoints(data)
+def _trial(trained: Trained, data: Data) -> dict[str, Any]:
+    """Return what the checkpoint of a finished training says, as JSON values."""
     return {
-        "settings": checkpoints.settings,
-        "provenance": checkpoints.provenance(),
-        "history": [asdict(epoch) for epoch in history],
+        "settings": settings(trained.step, data, trained.seed),
+        "provenance": trained.provenance,
+        "history": [asdict(epoch) for epoch in trained.history],
     }
 
 

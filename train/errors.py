@@ -4,6 +4,9 @@
 class TrainError(Exception):
     """What went wrong, as one line that names the thing, the expected and the found."""
 
+    def __str__(self) -> str:
+        return " ".join(line.strip() for line in super().__str__().splitlines())
+
 
 class DataError(TrainError):
     """A data set is missing, truncated, altered or not of MNIST's form."""

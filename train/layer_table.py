@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torchinfo
 from torch import nn
 
-INPUT_SHAPE = (1, 1, 28, 28)
+from model.contract import SIDE
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def table(network: nn.Module) -> str:
 def _summary(network: nn.Module) -> torchinfo.ModelStatistics:
     return torchinfo.summary(
         network,
-        input_size=INPUT_SHAPE,
+        input_size=(1, 1, SIDE, SIDE),
         col_names=("output_size", "kernel_size", "num_params"),
         device="cpu",
         mode="eval",

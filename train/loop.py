@@ -7,7 +7,6 @@ seed and the epoch's number alone: a training resumed at an epoch goes on exactl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,45 +30,6 @@ MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 tqdm.set_lock(threading.RLock())
 
 
-@dataclass(frozen=True)
-class State:
-    """What a training is between two epochs."""
-
-    network: nn.Module
-    optimizer: SGD
-    scheduler: LRScheduler
-    history: list[Epoch]
-
-
-def restore(
-    step: Step, data: Data, *, seed: int, device: torch.device, checkpoints: CheckpointFolder | None = None
-) -> State:
-    """Return the state of the last of `checkpoints`; the initial one where there is none.
-
-    Raises SettingsError where `data` is too small for `step`'s recipe, or the checkpoints are of another training;
-    TrainError where they are damaged.
-    """
-    recipe = step.recipe
-    batches = len(data.train) // recipe.batch * recipe.epochs
-    if batches < MINIMUM_BATCHES:
-        raise SettingsError(
-            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch} training images in all, "
-            f"found {batches}: {len(data.train)} images, {recipe.epochs} epochs"
-        )
-    _seed(seed, epoch=0)
-    network = step.network().to(memory_format=torch.channels_last).to(device)
-    optimizer = SGD(
-        network.parameters(),
-        lr=recipe.rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-    scheduler = _scheduler(optimizer, recipe, batches)
-    history = checkpoints.load(network, optimizer, scheduler) if checkpoints else []
-    return State(network, optimizer, scheduler, history)
-
-
 def fit(
     step: Step,
     data: Data,
@@ -87,12 +47,27 @@ def fit(
     becomes NaN or infinite.
     """
     recipe = step.recipe
+    batches = len(data.train) // recipe.batch_size
+    if batches * recipe.epochs < MINIMUM_BATCHES:
+        raise SettingsError(
+            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
+            f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
+        )
     data = data.to(device)
-    state = restore(step, data, seed=seed, device=device, checkpoints=checkpoints)
-    network, optimizer, scheduler, history = state.network, state.optimizer, state.scheduler, state.history
+    _seed(seed, epoch=0)
+    network = step.network().to(memory_format=torch.channels_last).to(device)
+    optimizer = SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
+    history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
     if device.type == "cuda" and len(history) < recipe.epochs:
-        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch], recipe))
+        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if bar is not None:
@@ -155,12 +130,19 @@ def _scheduler(optimizer: SGD, recipe: Recipe, total: int) -> LRScheduler:
         return ConstantLR(optimizer, factor=1.0)
     # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from a 25th of the peak up to it in the first
     # fifth, then down to a 250,000th.
-    return OneCycleLR(optimizer, recipe.rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
+    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
 
 
 def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
     scaled = scale(images)
     return normalise(recipe.augmentation(scaled) if recipe.augmentation else scaled)
+
+
+def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Return the mean loss on the images of `split` at the indices `batch`, augmented, and how many are right."""
+    labels = split.labels[batch]
+    logits = network(_prepare(split.images[batch], recipe))
+    return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()
 
 
 def _train_epoch(
@@ -170,25 +152,23 @@ def _train_epoch(
     network.train()
     # A last batch that is not full is left out, another one every epoch: batch normalisation is noisy on a few images.
     order = torch.randperm(len(split), device=split.labels.device)
-    batches = order[: len(split) // recipe.batch * recipe.batch].view(-1, recipe.batch)
+    batches = order[: len(split) // recipe.batch_size * recipe.batch_size].view(-1, recipe.batch_size)
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
     every = len(batches) if order.is_cuda else LOOK_EVERY
     with tqdm(total=len(batches), disable=bar is None, mininterval=bar or 0, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
-            labels = split.labels[batch]
-            logits = network(_prepare(split.images[batch], recipe))
-            loss = F.cross_entropy(logits, labels)
+            loss, right = batch_loss(network, split, batch, recipe)
             optimizer.zero_grad()  # to None, before anything reads them: a CUDA graph has written over the last ones
             loss.backward()
             optimizer.step()
             scheduler.step()
             losses[number] = loss.detach()
-            correct += (logits.detach().argmax(dim=1) == labels).sum()
+            correct += right
             done = number + 1
             if done % every == 0 or done == len(batches):
                 _check_finite(losses[:done])
-                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch)
+                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch_size)
                 progress.set_description_str(
                     f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}", refresh=False
                 )

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -46,17 +47,17 @@ def cluster_address() -> str | None:
 
 def run_all(
     tasks: Sequence[Callable[[Shared], Result]],
-    load: Callable[[], Shared],
+    shared: Shared,
     *,
     at_once: int,
     gpu_share: float = 0,
     on_result: Callable[[int, Result], None] = lambda _number, _result: None,
 ) -> None:
-    """Call every task with what `load` returns, so many `at_once`, each on an even share of torch's threads.
+    """Call every task with `shared`, so many `at_once`, each on an even share of torch's threads.
 
-    With `at_once` 1 they run in this process; else tasks and `load` have to be picklable, and `load` is called in each
-    process. `on_result` is called here with a task's number and result as soon as it ends. The tasks end when this
-    process does, however that ends. On a cluster a task has one thread and `gpu_share` of a GPU.
+    With `at_once` 1 they run in this process; else both have to be picklable. `on_result` is called here with a task's
+    number and result as soon as it ends. The tasks end when this process does, however that ends. On a cluster a task
+    has one thread and `gpu_share` of a GPU.
 
     Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError where a process is
     gone without an outcome.
@@ -64,13 +65,12 @@ def run_all(
     if address := cluster_address():
         from train import cluster
 
-        messages = cluster.messages(address, tasks, load, gpu_share)
+        messages = cluster.messages(address, tasks, shared, gpu_share)
     elif at_once > 1:
         import torch
 
-        messages = _messages(deque(enumerate(tasks)), load, at_once, max(1, torch.get_num_threads() // at_once))
+        messages = _messages(deque(enumerate(tasks)), shared, at_once, max(1, torch.get_num_threads() // at_once))
     else:
-        shared = load()
         for number, task in enumerate(tasks):
             on_result(number, task(shared))
         return
@@ -104,7 +104,7 @@ class _Transcript:
 
 
 def _messages(
-    waiting: deque[tuple[int, Callable[[Any], Any]]], load: Callable[[], Any], at_once: int, threads: int
+    waiting: deque[tuple[int, Callable[[Any], Any]]], shared: Any, at_once: int, threads: int
 ) -> Generator[tuple[int, Message], None, None]:
     """Yield every message of the `waiting` tasks, with the task's number, as it arrives."""
     running: dict[Any, int] = {}  # by the connection: which task
@@ -112,7 +112,7 @@ def _messages(
         while waiting or running:
             while waiting and len(running) < at_once:
                 number, task = waiting.popleft()
-                running[_start(task, load, threads, stack)] = number
+                running[_start(partial(task, shared), threads, stack)] = number
             for child in wait(list(running)):
                 message, number = _received(child), running[child]
                 if not isinstance(message, tuple):
@@ -120,11 +120,11 @@ def _messages(
                 yield number, message
 
 
-def _start(task: Callable[[Any], Any], load: Callable[[], Any], threads: int, stack: ExitStack) -> Connection:
+def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connection:
     """Start `task` in a process, which `stack` ends, and return the connection on which it speaks."""
     context = get_context("spawn")  # a fork would have torch's locks but not its threads
     receiver, sender = context.Pipe(duplex=False)
-    content = pickle.dumps((task, load))  # unpickled, and what it needs imported, once the child is set up
+    content = pickle.dumps(task)  # unpickled, and what it needs imported, once the child is set up
     process = context.Process(target=_work, args=(content, threads, sender, os.getpid()), daemon=True)
     resource_tracker.ensure_running()  # else started by the next line, and it would unblock the signal
     # Deaf to a terminal's Ctrl-C: this process hears it and ends the others.
@@ -157,8 +157,7 @@ def _work(content: bytes, threads: int, connection: Connection, parent: int) -> 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was gone before
             os._exit(1)
-    task, load = pickle.loads(content)
-    perform(lambda: task(load()), threads, connection.send)
+    perform(pickle.loads(content), threads, connection.send)
 
 
 def perform(task: Callable[[], Any], threads: int, send: Send) -> None:

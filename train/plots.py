@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from train.checkpoint import Epoch
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
-COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#e7298a")
+COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # a model each, then again
 plt.rcParams.update(
     {
         "figure.dpi": 110,

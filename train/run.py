@@ -2,18 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
+from model.contract import Manifest
 from model.networks import parameter_count
 from train import device as devices
 from train import report
 from train.data import Data, load
-from train.errors import VerificationError
-from train.export import Trained, export
+from train.errors import DivergenceError, VerificationError
+from train.export import export
 from train.files import locked
 from train.parallel import cluster_address
 from train.progression import PARAMETER_BUDGET, PROGRESSION, steps, with_epochs
-from train.training import Training, at_once, train_all
+from train.training import Trained, Training, at_once, train_all
 
 
 def run(
@@ -36,10 +36,11 @@ def run(
             f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
             f"{len(data.test)} test images"
         )
-        for error in train_all(trainings, data_directory, data, noun="models"):
-            if error:
-                raise error
-        trained = [_trained(training, data) for training in trainings]
+        trained = []
+        for result in train_all(trainings, data, noun="models"):
+            if isinstance(result, DivergenceError):
+                raise result
+            trained.append(result)
         try:
             manifest = _export(trained, data, out / "release")
         except VerificationError:
@@ -58,23 +59,17 @@ def _where(device_name: str, trainings: int) -> str:
     return "; ".join([devices.describe(device), *notes])
 
 
-def _trained(training: Training, data: Data) -> Trained:
-    network, history = training.restore(data)
-    return Trained(training.step, network, training.seed, history, training.checkpoints(data).provenance())
-
-
-def _export(trained: list[Trained], data: Data, folder: Path) -> dict[str, Any] | None:
+def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None:
     best = best_within_budget(trained)
     if best is None:
         _say(f"\nNothing exported: no model trained here has at most {PARAMETER_BUDGET:,} parameters")
         return None
     manifest = export(best, data, folder)
-    parity = manifest["parity"]
     _say(
         f"\nExported {best.step.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
-        f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest['onnx']['file']}\n"
-        f"Verified on {parity['images']} test images: every label as PyTorch's, probabilities within "
-        f"{parity['max_abs_probability_difference']:.1e}; {manifest['test_correct']} right"
+        f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
+        f"Verified on {manifest.parity.images} test images: every label as PyTorch's, probabilities within "
+        f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} right"
     )
     return manifest
 

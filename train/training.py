@@ -4,25 +4,36 @@ The one way in which `python -m train` trains its models and `python -m train co
 """
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from train import device as devices
 from train.checkpoint import CheckpointFolder, Epoch, settings
-from train.data import Data, load
+from train.data import Data
 from train.errors import DivergenceError, SettingsError
 from train.files import write_together
 from train.layer_table import table
-from train.loop import fit, restore
+from train.loop import fit
 from train.parallel import cluster_address, run_all
 from train.progression import Step
 
-Task = Callable[[Data], tuple[DivergenceError | None, dict[str, bytes]]]  # the files of a checkpoint made elsewhere
+Result = tuple[DivergenceError | None, dict[str, bytes]]  # with the files of a checkpoint that was made elsewhere
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An experiment's network as its training left it; untrained, with no history, where that has not begun."""
+
+    step: Step
+    network: nn.Module
+    seed: int
+    history: list[Epoch]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,53 +50,42 @@ class Training:
         """Return the checkpoints of this training on `data`."""
         return CheckpointFolder(self.folder, settings(self.step, data, self.seed))
 
-    def restore(self, data: Data) -> tuple[nn.Module, list[Epoch]]:
-        """Return the network and the history of the last checkpoint; without one, an untrained network and none.
-
-        Raises SettingsError where the folder is of another training, TrainError where it is damaged.
-        """
-        checkpoints = self.checkpoints(data)
-        state = restore(self.step, data, seed=self.seed, device=torch.device("cpu"), checkpoints=checkpoints)
-        return state.network.eval(), state.history
+    def restore(self, data: Data) -> Trained:
+        """Return what the last checkpoint holds, on the CPU. Raises what CheckpointFolder.load does."""
+        network = self.step.network().eval()
+        return Trained(self.step, network, self.seed, *self.checkpoints(data).load(network))
 
 
-def train_all(
-    trainings: list[Training], data_directory: Path, data: Data, *, noun: str, per_gpu: int = 1
-) -> list[DivergenceError | None]:
-    """Train all `trainings` to their ends and return the error of each that diverged.
+def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int = 1) -> list[Trained | DivergenceError]:
+    """Train all `trainings` to their ends, and return how each ended.
 
-    Their results are their checkpoints: one that is finished is not trained again, one that was interrupted goes on
-    after its last epoch. `data` is what `data_directory` holds, `noun` what the trainings are called; a GPU takes
-    `per_gpu` at once. Raises SettingsError or TrainError where one cannot go on, before any is trained, or fails
-    otherwise than by diverging.
+    One that is finished is not trained again, one that was interrupted goes on after its last epoch. `noun` is what the
+    trainings are called; a GPU takes `per_gpu` at once. Raises SettingsError or TrainError where one cannot go on,
+    before any is trained, or fails otherwise than by diverging.
     """
-    pending = [i for i, one in enumerate(trainings) if len(one.restore(data)[1]) < one.step.recipe.epochs]
+    pending = [one for one in trainings if len(one.restore(data).history) < one.step.recipe.epochs]
     if len(pending) < len(trainings):
         print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before", flush=True)
-    errors: list[DivergenceError | None] = [None] * len(trainings)
-    if not pending:
-        return errors
     device_name, remote = trainings[0].device_name, bool(cluster_address())
-    # As if none were done yet: on another number of threads, one that goes on would end with other bits.
-    count = 1 if remote else at_once(len(trainings), device_name, per_gpu)
+    errors: dict[Training, DivergenceError] = {}
 
-    def task(training: Training) -> Task:
-        return partial(_train_remotely, training, _files(training.folder)) if remote else partial(_train, training)
-
-    def keep(number: int, result: tuple[DivergenceError | None, dict[str, bytes]]) -> None:
-        errors[pending[number]], files = result
+    def keep(number: int, result: Result) -> None:
+        error, files = result
+        if error:
+            errors[pending[number]] = error
         if files:
-            _write_files(trainings[pending[number]].folder, files)
+            _write_files(pending[number].folder, files)
 
-    run_all(
-        [task(trainings[i]) for i in pending],
-        # Another process reads the images sooner than it is sent them.
-        partial(load, data_directory) if count > 1 else lambda: data,
-        at_once=count,
-        gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
-        on_result=keep,
-    )
-    return errors
+    if pending:
+        run_all(
+            [partial(_train_remotely, one, _files(one.folder)) if remote else partial(_train, one) for one in pending],
+            data,
+            # As if none were done yet: on another number of threads, one that goes on would end with other bits.
+            at_once=1 if remote else at_once(len(trainings), device_name, per_gpu),
+            gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
+            on_result=keep,
+        )
+    return [errors.get(one) or one.restore(data) for one in trainings]
 
 
 def at_once(trainings: int, device_name: str, per_gpu: int = 1) -> int:
@@ -98,7 +98,7 @@ def at_once(trainings: int, device_name: str, per_gpu: int = 1) -> int:
     return max(1, min(trainings, torch.get_num_threads(), devices.memory() // devices.MEMORY))
 
 
-def _train(training: Training, data: Data) -> tuple[DivergenceError | None, dict[str, bytes]]:
+def _train(training: Training, data: Data) -> Result:
     """Train to the end, and return the error where it diverges, which it prints as well."""
     step, verbose = training.step, training.bar is not None
     if verbose:
@@ -124,9 +124,7 @@ def _train(training: Training, data: Data) -> tuple[DivergenceError | None, dict
     return None, {}
 
 
-def _train_remotely(
-    training: Training, files: dict[str, bytes], data: Data
-) -> tuple[DivergenceError | None, dict[str, bytes]]:
+def _train_remotely(training: Training, files: dict[str, bytes], data: Data) -> Result:
     """As _train, on another machine: go on from the checkpoint's `files`, and return the new ones."""
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import requests
 
-from model.networks import NETWORKS
+from model.networks import Model_3
 from train.paths import RELEASE
 from train.verify import load_weights, predict
 
@@ -32,7 +32,7 @@ def ask(container, images):
 
 def test_what_the_train_image_trained_is_served_with_pytorch_s_labels(mounted, serve, mnist):
     container = serve("--volume", f"{mounted / 'release'}:/model:ro", "--env", "MODEL_DIR=/model", *HARDENED)
-    network = NETWORKS["Model_3"]()
+    network = Model_3()
     load_weights(network, (mounted / "release" / "model.safetensors").read_bytes(), mounted)
     images = mnist.test.images[:1_000]
     assert ask(container, images.numpy()) == predict(network, images)[1].tolist()

@@ -23,7 +23,14 @@ def test_no_module_of_serve_imports_torch_or_train():
     imported = {name.partition(".")[0] for name in modules}
     assert {"serve", "onnxruntime", "flask"} <= imported
     assert not imported & {"torch", "torchvision", "train", "onnx", "ray", "matplotlib", "tests"}
-    assert {name for name in modules if name.startswith("model.")} == {"model.cores"}  # what Dockerfile.serve copies
+    shared = {"model.contract", "model.cores"}  # what Dockerfile.serve copies
+    assert {name for name in modules if name.startswith("model.")} == shared
+
+
+def test_what_train_and_serve_share_needs_the_standard_library_alone():
+    code = "import sys; import model.contract, model.cores; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"model", "__main__"} | sys.stdlib_module_names
 
 
 def test_gunicorn_s_master_leaves_to_the_workers_what_they_use():

@@ -126,44 +126,85 @@ def cut_json(folder):
     return "checkpoint.json: expected JSON"
 
 
-def unsettle(folder):
+def edit(folder, change):
     path = folder / "checkpoint.json"
     checkpoint = json.loads(path.read_text())
-    checkpoint["settings"] = None
+    change(checkpoint)
     path.write_text(json.dumps(checkpoint))
+
+
+def unsettle(folder):
+    edit(folder, lambda checkpoint: checkpoint.update(settings=None))
     return "holds a training with model None"
 
 
 def drop_history(folder):
-    path = folder / "checkpoint.json"
-    checkpoint = json.loads(path.read_text())
-    del checkpoint["history"]
-    path.write_text(json.dumps(checkpoint))
-    return "checkpoint.json: expected a checkpoint"
+    edit(folder, lambda checkpoint: checkpoint.pop("history"))
+    return "checkpoint.json: expected SHA-256"
 
 
-@pytest.mark.parametrize("damage", [damage_weights, delete_weights, cut_json, unsettle, drop_history])
+def cut_history(folder):
+    edit(folder, lambda checkpoint: checkpoint["history"].clear())
+    return "checkpoint.json: expected SHA-256"
+
+
+def improve_history(folder):
+    edit(folder, lambda checkpoint: checkpoint["history"][0].update(validation_accuracy=1.0))
+    return "checkpoint.json: expected SHA-256"
+
+
+def drop_hash(folder):
+    edit(folder, lambda checkpoint: checkpoint.pop("sha256"))
+    return "checkpoint.json: expected SHA-256 None"
+
+
+DAMAGES = [damage_weights, delete_weights, cut_json, unsettle, drop_history, cut_history, improve_history, drop_hash]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoint_is_refused_by_name(damage, checkpoints, data):
     step = with_epochs(PROGRESSION["Model_2"], 1)
     folder = replace(checkpoints, settings=settings(step, data, 1))
     fit(step, data, seed=1, device=CPU, checkpoints=folder)
     message = damage(folder.path)
-    with pytest.raises(TrainError, match=message):
+    with pytest.raises(TrainError, match=message) as refused:
         fit(step, data, seed=1, device=CPU, checkpoints=folder)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(TrainError, match=message):
+        folder.load(Model_2())
 
 
-def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(checkpoints, data):
-    step = with_epochs(PROGRESSION["Model_2"], 3)
+def test_finished_training_is_loaded_as_it_ended(checkpoints, data):
+    trained, history = fit(with_epochs(PROGRESSION["Model_2"], 3), data, seed=1, device=CPU, checkpoints=checkpoints)
+    network = Model_2()
+    found, provenance = checkpoints.load(network)
+    assert same(weights(network), weights(trained))
+    assert found == history
+    assert provenance["versions"]["torch"]
+
+
+def stopped_after_one_epoch(checkpoints, data):
+    """Leave the checkpoint of the first of three epochs."""
 
     def interrupt(_):
         raise InterruptionError
 
+    step = with_epochs(PROGRESSION["Model_2"], 3)
     with pytest.raises(InterruptionError):
         fit(step, data, seed=1, device=CPU, checkpoints=checkpoints, on_epoch=interrupt)
-    path = checkpoints.path / "checkpoint.json"
-    checkpoint = json.loads(path.read_text())
-    checkpoint["optimizer"][0]["lr"] = 1e30  # a rate that no training survives
-    path.write_text(json.dumps(checkpoint))
+    return step
+
+
+def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(checkpoints, data, monkeypatch):
+    step = stopped_after_one_epoch(checkpoints, data)
+    load_checkpoint = CheckpointFolder.load
+
+    def load_with_a_rate_that_no_training_survives(folder, network, optimizer, scheduler):
+        history = load_checkpoint(folder, network, optimizer, scheduler)
+        optimizer.param_groups[0]["lr"] = 1e30
+        return history
+
+    monkeypatch.setattr(CheckpointFolder, "load", load_with_a_rate_that_no_training_survives)
     before = {path: path.read_bytes() for path in checkpoints.path.iterdir()}
     with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
         fit(step, data, seed=1, device=CPU, checkpoints=checkpoints)

@@ -24,12 +24,8 @@ def no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def nothing():
-    return None
-
-
 def run(tasks, **options):
-    run_all(tasks, nothing, at_once=2, **options)
+    run_all(tasks, None, at_once=2, **options)
 
 
 def meet(own, other, _):
@@ -40,10 +36,6 @@ def meet(own, other, _):
 
 def add(number, shared):
     return number + shared
-
-
-def ten():
-    return 10
 
 
 def count(name, pause, _):
@@ -114,9 +106,9 @@ def test_a_bug_keeps_its_traceback(capfd):
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_results_of_what_was_loaded_arrive_with_their_numbers(at_once):
+def test_results_of_what_they_share_arrive_with_their_numbers(at_once):
     results = {}
-    run_all([partial(add, 1), partial(add, 2), partial(add, 3)], ten, at_once=at_once, on_result=results.__setitem__)
+    run_all([partial(add, 1), partial(add, 2), partial(add, 3)], 10, at_once=at_once, on_result=results.__setitem__)
     assert results == {0: 11, 1: 12, 2: 13}
 
 
@@ -127,13 +119,12 @@ if multiprocessing.parent_process():
     pathlib.Path(f"importing-{os.getpid()}").touch()
     time.sleep(1_000)
 def task(_): pass
-def load(): pass
 """
 
 
 def test_children_that_still_import_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    code = "import slow; from train.parallel import run_all; run_all([slow.task] * 2, slow.load, at_once=2)"
+    code = "import slow; from train.parallel import run_all; run_all([slow.task] * 2, None, at_once=2)"
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
