@@ -11,13 +11,12 @@ import pickle
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from train.errors import TrainError
@@ -46,18 +45,13 @@ def cluster_address() -> str | None:
 
 
 def run_all(
-    tasks: Sequence[Callable[[Shared], Result]],
-    shared: Shared,
-    *,
-    at_once: int,
-    gpu_share: float = 0,
-    on_result: Callable[[int, Result], None] = lambda _number, _result: None,
-) -> None:
-    """Call every task with `shared`, so many `at_once`, each on an even share of torch's threads.
+    tasks: Sequence[Callable[[Shared], Result]], shared: Shared, *, at_once: int, gpu_share: float = 0
+) -> Iterator[tuple[int, Result]]:
+    """Call every task with `shared`, so many `at_once`, and yield each one's number and result as soon as it ends.
 
-    With `at_once` 1 they run in this process; else both have to be picklable. `on_result` is called here with a task's
-    number and result as soon as it ends. The tasks end when this process does, however that ends. On a cluster a task
-    has one thread and `gpu_share` of a GPU.
+    With `at_once` 1 they run in this process; else both have to be picklable, and each has an even share of torch's
+    threads. The tasks end when this process does, however that ends. On a cluster a task has one thread and `gpu_share`
+    of a GPU.
 
     Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError where a process is
     gone without an outcome.
@@ -71,50 +65,44 @@ def run_all(
 
         messages = _messages(deque(enumerate(tasks)), shared, at_once, max(1, torch.get_num_threads() // at_once))
     else:
-        for number, task in enumerate(tasks):
-            on_result(number, task(shared))
+        yield from ((number, task(shared)) for number, task in enumerate(tasks))
         return
-    transcript = _Transcript(len(tasks))
+    unsaid: list[deque[Message]] = [deque() for _ in tasks]
+    turn = 0  # of the task whose messages are printed, or raised, as they come
     with closing(messages):
         for number, message in messages:
             if isinstance(message, Outcome):
-                on_result(number, message.value)
-            transcript.add(number, message)
-
-
-class _Transcript:
-    """Prints what tasks say, and raises their errors, as if one had run after the other."""
-
-    def __init__(self, tasks: int) -> None:
-        self._waiting: list[deque[Message]] = [deque() for _ in range(tasks)]
-        self._turn = 0
-
-    def add(self, number: int, message: Message) -> None:
-        """Print, or keep until it is its turn, what task `number` says."""
-        self._waiting[number].append(message)
-        while self._turn < len(self._waiting) and self._waiting[self._turn]:
-            message = self._waiting[self._turn].popleft()
-            if isinstance(message, tuple):
-                stream, text = message
-                print(text, end="", file=getattr(sys, stream), flush=True)
-            elif isinstance(message, Exception):
-                raise message
-            else:
-                self._turn += 1
+                yield number, message.value
+            unsaid[number].append(message)
+            while turn < len(tasks) and unsaid[turn]:
+                match unsaid[turn].popleft():
+                    case (stream, text):
+                        print(text, end="", file=getattr(sys, stream), flush=True)
+                    case Exception() as error:
+                        raise error
+                    case _:
+                        turn += 1
 
 
 def _messages(
     waiting: deque[tuple[int, Callable[[Any], Any]]], shared: Any, at_once: int, threads: int
 ) -> Generator[tuple[int, Message], None, None]:
     """Yield every message of the `waiting` tasks, with the task's number, as it arrives."""
-    running: dict[Any, int] = {}  # by the connection: which task
+    running: dict[Any, int] = {}  # by the connection: the number of its task
     with ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < at_once:
                 number, task = waiting.popleft()
                 running[_start(partial(task, shared), threads, stack)] = number
+            child: Any
             for child in wait(list(running)):
-                message, number = _received(child), running[child]
+                number = running[child]
+                try:
+                    message: Message = child.recv()
+                except (EOFError, OSError):
+                    message = TrainError(
+                        "a training's process ended without an outcome: was it killed, for its memory?"
+                    )
                 if not isinstance(message, tuple):
                     del running[child]
                 yield number, message
@@ -133,22 +121,10 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    stack.callback(_end, process)
+    stack.callback(process.join)
+    stack.callback(process.terminate)  # before it is joined
     sender.close()  # the child has its own: when that is gone, there is no more to receive
     return receiver
-
-
-def _end(process: BaseProcess) -> None:
-    process.terminate()
-    process.join()
-
-
-def _received(child: Any) -> Message:
-    try:
-        message: Message = child.recv()
-    except (EOFError, OSError):
-        return TrainError("a training's process ended without an outcome: was it killed, for its memory?")
-    return message
 
 
 def _work(content: bytes, threads: int, connection: Connection, parent: int) -> None:

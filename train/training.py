@@ -67,24 +67,19 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
     if len(pending) < len(trainings):
         print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before", flush=True)
     device_name, remote = trainings[0].device_name, bool(cluster_address())
-    errors: dict[Training, DivergenceError] = {}
-
-    def keep(number: int, result: Result) -> None:
-        error, files = result
+    results = run_all(
+        [partial(_train_remotely, one, _files(one.folder)) if remote else partial(_train, one) for one in pending],
+        data,
+        # As if none were done yet: on another number of threads, one that goes on would end with other bits.
+        at_once=1 if remote else at_once(len(trainings), device_name, per_gpu),
+        gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
+    )
+    errors = {}
+    for number, (error, files) in results if pending else ():
         if error:
             errors[pending[number]] = error
         if files:
             _write_files(pending[number].folder, files)
-
-    if pending:
-        run_all(
-            [partial(_train_remotely, one, _files(one.folder)) if remote else partial(_train, one) for one in pending],
-            data,
-            # As if none were done yet: on another number of threads, one that goes on would end with other bits.
-            at_once=1 if remote else at_once(len(trainings), device_name, per_gpu),
-            gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
-            on_result=keep,
-        )
     return [errors.get(one) or one.restore(data) for one in trainings]
 
 

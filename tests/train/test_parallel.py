@@ -24,8 +24,8 @@ def no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def run(tasks, **options):
-    run_all(tasks, None, at_once=2, **options)
+def run(tasks):
+    return dict(run_all(tasks, None, at_once=2))
 
 
 def meet(own, other, _):
@@ -107,8 +107,7 @@ def test_a_bug_keeps_its_traceback(capfd):
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_results_of_what_they_share_arrive_with_their_numbers(at_once):
-    results = {}
-    run_all([partial(add, 1), partial(add, 2), partial(add, 3)], 10, at_once=at_once, on_result=results.__setitem__)
+    results = dict(run_all([partial(add, 1), partial(add, 2), partial(add, 3)], 10, at_once=at_once))
     assert results == {0: 11, 1: 12, 2: 13}
 
 
@@ -124,7 +123,7 @@ def task(_): pass
 
 def test_children_that_still_import_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    code = "import slow; from train.parallel import run_all; run_all([slow.task] * 2, None, at_once=2)"
+    code = "import slow; from train.parallel import run_all; list(run_all([slow.task] * 2, None, at_once=2))"
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
