@@ -70,11 +70,7 @@ def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
         test = 100 * np.array([epoch.test_accuracy for epoch in history])
         axes.plot([epoch.epoch for epoch in history], test, color=colour, marker=".", linewidth=1.8)
         axes.annotate(
-            f" {name} {test[-1]:.2f}",
-            (history[-1].epoch, test[-1]),
-            color=colour,
-            va="center",
-            fontweight="bold",
+            f" {name} {test[-1]:.2f}", (history[-1].epoch, test[-1]), color=colour, va="center", fontweight="bold"
         )
         lows.append(test[1 if len(test) > 2 else 0 :].min())
     _target_line(axes, target)
@@ -94,22 +90,12 @@ def confusion(matrix: NDArray[np.int64]) -> bytes:
     for true in range(10):
         for predicted in range(10):
             if count := matrix[true, predicted]:
-                axes.text(
-                    predicted,
-                    true,
-                    str(count),
-                    ha="center",
-                    va="center",
-                    color=MUTED if true == predicted else "black",
-                    fontweight="normal" if true == predicted else "bold",
+                style: dict[str, Any] = (
+                    {"color": MUTED} if true == predicted else {"color": "black", "fontweight": "bold"}
                 )
-    axes.set(
-        xticks=range(10),
-        yticks=range(10),
-        xlabel="predicted",
-        ylabel="true",
-        title="Confusion matrix, test set",
-    )
+                axes.text(predicted, true, str(count), ha="center", va="center", **style)
+    axes.set(xticks=range(10), yticks=range(10))
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test set")
     axes.grid(visible=False)
     return _png(figure)
 
@@ -154,12 +140,7 @@ def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes
     _epoch_axis(by_epoch, max(map(len, accuracies)))
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
     low = min(accuracy[len(accuracy) // 3 :].min() for accuracy in accuracies)
-    by_epoch.set(
-        title=f"{name}: test accuracy, {len(trials)} seeds",
-        xlabel="epoch",
-        ylabel="%",
-        ylim=(low - 0.1, None),
-    )
+    by_epoch.set(title=f"{name}: test accuracy, {len(trials)} seeds", ylabel="%", ylim=(low - 0.1, None))
     last.set(title="at the last epoch", xlabel="seed")
     last.legend(loc="lower right")
     return _png(figure)
