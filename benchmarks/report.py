@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.train import ALL, VARIANTS
 from train.errors import TrainError
-from train.files import read_json, write_text
+from train.files import read_json, write_bytes
 from train.progression import PROGRESSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def main() -> None:
     lines += [*_training(training), *_serving(serving), *_sizing(serving)]
     if before:
         lines += _noise(now, before)
-    write_text(options.out / "benchmarks.md", "\n".join(lines) + "\n")
+    write_bytes(options.out / "benchmarks.md", "\n".join([*lines, ""]).encode())
     print("\n".join(lines))
 
 

@@ -49,18 +49,6 @@ def settings(step: Step, data: Data, seed: int) -> dict[str, Any]:
     }
 
 
-def check_settings(path: Path, record: Any, expected: dict[str, Any]) -> None:
-    """Raise SettingsError, naming `path` and what differs, where the training that `record` tells of is another one."""
-    found = record.get("settings") if isinstance(record, dict) else None
-    for name, value in expected.items():
-        other = found.get(name) if isinstance(found, dict) else None
-        if other != value:
-            raise SettingsError(
-                f"{path} holds a training with {name} {other}, this one has {name} {value}: "
-                "choose another --out, or delete it"
-            )
-
-
 @dataclass(frozen=True)
 class CheckpointFolder:
     """The checkpoints of one training. `settings` are what decides its result, as JSON values."""
@@ -116,7 +104,14 @@ class CheckpointFolder:
         """Return the checkpoint and its tensors, as they were written."""
         path = self.path / "checkpoint.json"
         checkpoint = read_json(path)
-        check_settings(self.path, checkpoint, self.settings)
+        found = checkpoint.get("settings") if isinstance(checkpoint, dict) else None
+        for name, value in self.settings.items():
+            other = found.get(name) if isinstance(found, dict) else None
+            if other != value:
+                raise SettingsError(
+                    f"{self.path} holds a training with {name} {other}, this one has {name} {value}: "
+                    "choose another --out, or delete it"
+                )
         self._check_hash(path, checkpoint.pop("sha256", None), _digest(checkpoint))
         weights = self.path / checkpoint["weights"]["file"]
         content = read_bytes(weights)

@@ -75,29 +75,22 @@ def fit(
         _seed(seed, number)
         started = time.perf_counter()
         try:
-            train_loss, train_accuracy = _train_epoch(forward, optimizer, scheduler, recipe, data.train, bar)
-            validation_loss, validation_accuracy = evaluate(network, data.validation)
-            test_loss, test_accuracy = evaluate(network, data.test)
-        except _NotFiniteError as error:
+            figures = (
+                *_train_epoch(forward, optimizer, scheduler, recipe, data.train, bar),
+                *evaluate(network, data.validation),
+                *evaluate(network, data.test),
+            )
+        except FloatingPointError as error:
+            loss, place = error.args
             raise DivergenceError(
-                f"{step.name}, seed {seed}: the loss became {error.loss} in epoch {number}, {error.place}"
+                f"{step.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
                 + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else ""),
                 epoch=number,
             ) from error
-        epoch = Epoch(
-            epoch=number,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
-            seconds=round(time.perf_counter() - started, 2),
-        )
-        history.append(epoch)
+        history.append(Epoch(number, *figures, round(time.perf_counter() - started, 2)))
         if checkpoints:
             checkpoints.save(network, optimizer, scheduler, history)
-        on_epoch(epoch)
+        on_epoch(history[-1])
     return network.eval(), history
 
 
@@ -111,14 +104,8 @@ def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(dim=1) == labels).sum()
     if not loss.isfinite():
-        raise _NotFiniteError(loss.item(), "when evaluated")
+        raise FloatingPointError(loss.item(), "when evaluated")
     return loss.item() / len(split), correct.item() / len(split)
-
-
-class _NotFiniteError(Exception):
-    def __init__(self, loss: float, place: str) -> None:
-        super().__init__()
-        self.loss, self.place = loss, place
 
 
 def _seed(seed: int, epoch: int) -> None:
@@ -180,4 +167,4 @@ def _check_finite(losses: Tensor) -> None:
     finite = losses.isfinite().tolist()
     if not all(finite):
         first = finite.index(False)
-        raise _NotFiniteError(losses[first].item(), f"batch {first}")
+        raise FloatingPointError(losses[first].item(), f"batch {first}")

@@ -19,14 +19,9 @@ def provenance(network: nn.Module) -> dict[str, Any]:
     """Return what made `network` what it is, beside its settings, as JSON values."""
     return {
         "source_revision": source_revision(),
-        "versions": versions(),
+        "versions": {"python": python_version()} | {library: version(library) for library in LIBRARIES},
         "device": devices.describe(next(network.parameters()).device),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the training's libraries."""
-    return {"python": python_version()} | {library: version(library) for library in LIBRARIES}
 
 
 @cache  # the source that runs is the one that was there at the start

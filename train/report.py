@@ -8,7 +8,7 @@ from model.contract import Manifest
 from model.networks import parameter_count
 from train import plots
 from train.data import Data
-from train.files import write_bytes, write_text
+from train.files import write_bytes
 from train.layer_table import layers
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
 from train.training import Trained
@@ -42,7 +42,7 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | No
     for model in trained:
         parts += _section(model, data, pictures)
     parts += _mistakes(shown, data, pictures)
-    write_text(out / "report.md", "\n".join(parts))
+    write_bytes(out / "report.md", "\n".join(parts).encode())
     return out / "report.md"
 
 
