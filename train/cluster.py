@@ -63,7 +63,7 @@ def messages(
     except ray.exceptions.RayTaskError:
         raise  # a bug, with its traceback
     except ray.exceptions.RayError as error:
-        raise TrainError(f"Ray: {' '.join(str(error).split())}") from error
+        raise TrainError(f"Ray: {error}") from error
     finally:
         ray.shutdown()
 

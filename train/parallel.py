@@ -12,7 +12,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, resource_tracker
@@ -39,11 +39,6 @@ Message = tuple[str, str] | Outcome | Exception  # (stream, text) any number of 
 Send = Callable[[Message], object]
 
 
-def cluster_address() -> str | None:
-    """Return the address of the Ray cluster to run on, or None."""
-    return os.environ.get("RAY_ADDRESS") or None
-
-
 def run_all(
     tasks: Sequence[Callable[[Shared], Result]], shared: Shared, *, at_once: int, gpu_share: float = 0
 ) -> Iterator[tuple[int, Result]]:
@@ -56,7 +51,7 @@ def run_all(
     Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError where a process is
     gone without an outcome.
     """
-    if address := cluster_address():
+    if address := os.environ.get("RAY_ADDRESS"):
         from train import cluster
 
         messages = cluster.messages(address, tasks, shared, gpu_share)
@@ -111,9 +106,8 @@ def _messages(
 def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connection:
     """Start `task` in a process, which `stack` ends, and return the connection on which it speaks."""
     context = get_context("spawn")  # a fork would have torch's locks but not its threads
-    receiver, sender = context.Pipe(duplex=False)
-    content = pickle.dumps(task)  # unpickled, and what it needs imported, once the child is set up
-    process = context.Process(target=_work, args=(content, threads, sender, os.getpid()), daemon=True)
+    connection, childs = context.Pipe()
+    process = context.Process(target=_work, args=(threads, childs, os.getpid()), daemon=True)
     resource_tracker.ensure_running()  # else started by the next line, and it would unblock the signal
     # Deaf to a terminal's Ctrl-C: this process hears it and ends the others.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -123,17 +117,20 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     stack.callback(process.join)
     stack.callback(process.terminate)  # before it is joined
-    sender.close()  # the child has its own: when that is gone, there is no more to receive
-    return receiver
+    childs.close()  # the child has its own: when that is gone, there is no more to receive
+    with suppress(OSError):  # it is gone
+        connection.send_bytes(pickle.dumps(task))
+    return connection
 
 
-def _work(content: bytes, threads: int, connection: Connection, parent: int) -> None:
-    """Do the pickled task in a child process."""
+def _work(threads: int, connection: Connection, parent: int) -> None:
+    """Do the pickled task that `connection` brings, in a child process."""
     if sys.platform == "linux":  # elsewhere a child ends when it next prints, into a pipe that nobody reads
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was gone before
             os._exit(1)
-    perform(pickle.loads(content), threads, connection.send)
+    # Received, and what it needs imported, once this process ends with its parent.
+    perform(pickle.loads(connection.recv_bytes()), threads, connection.send)
 
 
 def perform(task: Callable[[], Any], threads: int, send: Send) -> None:

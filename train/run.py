@@ -1,5 +1,6 @@
 """The run: train the progression's models, export the best one, write the report."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from train.data import Data, load
 from train.errors import DivergenceError, VerificationError
 from train.export import export
 from train.files import locked
-from train.parallel import cluster_address
 from train.progression import PARAMETER_BUDGET, PROGRESSION, steps, with_epochs
 from train.training import Trained, Training, at_once, train_all
 
@@ -31,8 +31,8 @@ def run(
     devices.check_memory()
     with locked(out):
         data = load(data_directory)
-        _say(f"Device: {where}")
-        _say(
+        print(f"Device: {where}")
+        print(
             f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
             f"{len(data.test)} test images"
         )
@@ -46,12 +46,12 @@ def run(
         except VerificationError:
             report.write(out, trained, data, None)  # hours of training are worth their curves all the same
             raise
-        _say(f"Report: {report.write(out, trained, data, manifest)}")
+        print(f"Report: {report.write(out, trained, data, manifest)}")
 
 
 def _where(device_name: str, trainings: int) -> str:
     """Return in words where so many `trainings` run."""
-    if address := cluster_address():
+    if address := os.environ.get("RAY_ADDRESS"):
         return f"the Ray cluster at {address}"
     device = devices.pick(device_name)
     notes = ["no GPU is used"] * (device.type == "cpu")
@@ -62,10 +62,10 @@ def _where(device_name: str, trainings: int) -> str:
 def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None:
     best = best_within_budget(trained)
     if best is None:
-        _say(f"\nNothing exported: no model trained here has at most {PARAMETER_BUDGET:,} parameters")
+        print(f"\nNothing exported: no model trained here has at most {PARAMETER_BUDGET:,} parameters")
         return None
     manifest = export(best, data, folder)
-    _say(
+    print(
         f"\nExported {best.step.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
         f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
         f"Verified on {manifest.parity.images} test images: every label as PyTorch's, probabilities within "
@@ -77,12 +77,5 @@ def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None
 def best_within_budget(trained: list[Trained]) -> Trained | None:
     """Return the model to export: the best at its last epoch by validation accuracy, then validation loss."""
     small = [model for model in trained if parameter_count(model.network) <= PARAMETER_BUDGET]
-    return max(small, key=_validation, default=None)
-
-
-def _validation(model: Trained) -> tuple[float, float]:
-    return model.history[-1].validation_accuracy, -model.history[-1].validation_loss
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    ranks = [(model.history[-1].validation_accuracy, -model.history[-1].validation_loss) for model in small]
+    return small[ranks.index(max(ranks))] if small else None

@@ -3,6 +3,7 @@
 The one way in which `python -m train` trains its models and `python -m train consistency` its seeds.
 """
 
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from train.errors import DivergenceError, SettingsError
 from train.files import write_together
 from train.layer_table import table
 from train.loop import fit
-from train.parallel import cluster_address, run_all
+from train.parallel import run_all
 from train.progression import Step
 
 Result = tuple[DivergenceError | None, dict[str, bytes]]  # with the files of a checkpoint that was made elsewhere
@@ -65,8 +66,8 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.step.recipe.epochs]
     if len(pending) < len(trainings):
-        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before", flush=True)
-    device_name, remote = trainings[0].device_name, bool(cluster_address())
+        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before")
+    device_name, remote = trainings[0].device_name, bool(os.environ.get("RAY_ADDRESS"))
     results = run_all(
         [partial(_train_remotely, one, _files(one.folder)) if remote else partial(_train, one) for one in pending],
         data,
@@ -78,8 +79,7 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
     for number, (error, files) in results if pending else ():
         if error:
             errors[pending[number]] = error
-        if files:
-            _write_files(pending[number].folder, files)
+        _write_files(pending[number].folder, files)
     return [errors.get(one) or one.restore(data) for one in trainings]
 
 
@@ -109,13 +109,12 @@ def _train(training: Training, data: Data) -> Result:
             bar=training.bar,
         )
     except DivergenceError as error:
-        _say(str(error))
+        print(error)
         return error, {}
     except torch.OutOfMemoryError as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {reason}") from error
+        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {error}") from error
     result = f"{100 * history[-1].test_accuracy:.2f}% at epoch {len(history)}"
-    _say(f"--- Finished training for {step.name}: {result} ---" if verbose else f"seed {training.seed}: test {result}")
+    print(f"--- Finished training for {step.name}: {result} ---" if verbose else f"seed {training.seed}: test {result}")
     return None, {}
 
 
@@ -134,20 +133,16 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a checkpoint's `files` and delete what is left of an earlier one."""
+    """Write a checkpoint's `files`, if there are any, and delete what is left of an earlier one."""
     if files:
         write_together(folder, files)
-    for path in folder.glob("epoch-*"):
-        if path.name not in files:
+        for path in {*folder.glob("epoch-*")} - {folder / name for name in files}:
             path.unlink()
 
 
 def _introduce(step: Step) -> None:
-    _say(f"\n--- Starting training for {step.name} ---\nTarget:")
-    for target in step.target:
-        _say(f"  - {target}")
-    _say(f"Expected: {step.expectation}\nRecipe: {step.recipe}")
-    _say(table(step.network()))
+    print(f"\n--- Starting training for {step.name} ---\nTarget:", *step.target, sep="\n  - ")
+    print(f"Expected: {step.expectation}\nRecipe: {step.recipe}\n{table(step.network())}")
 
 
 def _print_epoch(data: Data, epoch: Epoch) -> None:
@@ -156,9 +151,5 @@ def _print_epoch(data: Data, epoch: Epoch) -> None:
         ("Test set", data.test, epoch.test_loss, epoch.test_accuracy),
     ):
         correct = round(accuracy * len(split))
-        _say(f"{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{len(split)} ({100 * accuracy:.2f}%)")
-    _say("")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+        print(f"{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{len(split)} ({100 * accuracy:.2f}%)")
+    print()
