@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from tests.processes import alive
 from train import verify
 from train.__main__ import main
 from train.files import locked
-from train.progression import PROGRESSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -341,13 +339,3 @@ def test_closed_standard_streams_and_an_encoding_without_the_characters_do_not_e
     assert ended.returncode == 0
     assert r"every image rotated by up to \xb18\xb0" in ended.stdout  # ±8°
     assert "Report: " in ended.stdout
-
-
-@pytest.mark.slow
-def test_a_fourth_model_is_one_entry_of_the_progression(tiny, tmp_path, capfd, monkeypatch):
-    monkeypatch.setitem(PROGRESSION, "Model_4", replace(PROGRESSION["Model_2"], name="Model_4"))
-    assert main(["--epochs", "4", "--data", str(tiny), "--out", str(tmp_path)]) == 0
-    output = capfd.readouterr().out
-    started = [output.index(f"Starting training for Model_{number} ") for number in (1, 2, 3, 4)]
-    assert started == sorted(started)
-    assert "Model_4" in (tmp_path / "report.md").read_text()

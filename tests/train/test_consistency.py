@@ -58,7 +58,6 @@ def test_runs_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path, 
     figures = json.loads((folder / "consistency.json").read_text())
     assert [trial["settings"]["seed"] for trial in figures["trials"]] == [1, 2]
     assert [len(trial["history"]) for trial in figures["trials"]] == [EPOCHS, EPOCHS]
-    assert all(trial["source_revision"] and trial["versions"]["torch"] for trial in figures["trials"])
     assert (folder / "consistency.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "consistency.md").read_text()
     for trial in figures["trials"]:

@@ -80,7 +80,7 @@ def measure(tmp_path, monkeypatch, manifest):
     def measure(revision=manifest.source_revision, **changes):
         settings = manifest.settings | {"seed": 5} | changes
         history = [{"test_accuracy": 0.9944, "validation_accuracy": 0.99}]
-        trials = [{"settings": settings, "source_revision": revision, "history": history}]
+        trials = [{"settings": settings, "provenance": {"source_revision": revision}, "history": history}]
         step = with_epochs(PROGRESSION[manifest.model], manifest.epochs)
         write_json(tmp_path / "consistency.json", summarise(trials, step) | {"trials": trials})
         monkeypatch.setattr(paths, "CONSISTENCY", tmp_path / "consistency.json")
