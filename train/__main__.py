@@ -9,14 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train import paths
 from train.errors import TrainError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
 
 # What a command needs is imported when it runs: torch takes seconds, and --help should not.
 
@@ -198,7 +194,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 class _Output(io.FileIO):
     """A standard stream that drops what it cannot write, as when its reader has gone (`| head`)."""
 
-    def write(self, content: "ReadableBuffer", /) -> int:
+    def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except OSError:

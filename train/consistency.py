@@ -32,13 +32,10 @@ def consistency(
     ]
     with locked(folder):
         data = load(data_directory)
-        results = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
-        diverged = {
-            one.seed: result.epoch
-            for one, result in zip(trainings, results, strict=True)
-            if isinstance(result, DivergenceError)
-        }
-        trials = [_trial(result, data) for result in results if isinstance(result, Trained)]
+        ends = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
+        errors = {one.seed: end for one, end in zip(trainings, ends, strict=True) if isinstance(end, DivergenceError)}
+        diverged = {seed: error.epoch for seed, error in errors.items()}
+        trials = [_trial(end, data) for end in ends if isinstance(end, Trained)]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, step) | {"diverged": diverged}
@@ -53,7 +50,7 @@ def consistency(
                 "consistency.json": to_json(figures | {"trials": trials}),
             },
         )
-        print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}", flush=True)
+        print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
     if diverged:
         raise DivergenceError(_completion(len(trials), diverged))
 

@@ -17,12 +17,7 @@ from train import paths
 from train.errors import DataError
 from train.files import read_bytes, sha256
 
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SUMS = "SHA256SUMS"
 VALIDATION_SHARE = 12  # one training image in twelve: 5,000 of MNIST's 60,000
 VALIDATION_SEED = 20_120  # of its own, so that every run and every seed holds out the same images

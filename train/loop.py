@@ -71,7 +71,7 @@ def fit(
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if bar is not None:
-            print(f"EPOCH: {number}/{recipe.epochs}", flush=True)
+            print(f"EPOCH: {number}/{recipe.epochs}")
         _seed(seed, number)
         started = time.perf_counter()
         try:

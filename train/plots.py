@@ -18,19 +18,12 @@ from train.checkpoint import Epoch
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
 COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # a model each, then again
-plt.rcParams.update(
-    {
-        "figure.dpi": 110,
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e6e6",
-        "axes.axisbelow": True,
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-    }
-)
+plt.rc("figure", dpi=110)
+plt.rc("font", size=10)
+plt.rc("axes", grid=True, axisbelow=True, titlelocation="left")
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color="#e6e6e6")
+plt.rc("legend", frameon=False)
 
 
 def curves(name: str, history: list[Epoch], target: float) -> bytes:

@@ -53,9 +53,8 @@ def _comparison(trained: list[Trained]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for model in trained:
-        step, last, reference = model.step, model.history[-1], model.step.reference
-        theirs = (reference.best_test_accuracy, reference.best_train_accuracy) if reference else ()
-        test, train = [f" ({accuracy:.2f})" for accuracy in theirs] or ["", ""]
+        step, last = model.step, model.history[-1]
+        train, test = [f" ({accuracy:.2f})" for accuracy in step.reference or ()] or ["", ""]
         lines.append(
             f"| {step.name} | {parameter_count(model.network):,} | {len(model.history)} "
             f"| {_percent(last.validation_accuracy)} | **{_percent(last.test_accuracy)}** "
