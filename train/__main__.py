@@ -96,17 +96,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser(name).parse_args(arguments[1:] if name else arguments)
     try:
         COMMANDS[name][0](**vars(options))
+    except ModuleNotFoundError as missing:
+        problem = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, "
+        problem += "then run .venv/bin/python -m train"
     except (TrainError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(
-            f"error: expected the module {error.name}, found none; `make setup` installs it into .venv, "
-            "then run .venv/bin/python -m train",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        problem = str(error)
+    else:
+        return 0
+    print(f"error: {problem}", file=sys.stderr)
+    return 1
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

@@ -101,40 +101,37 @@ def _completion(finished: int, diverged: dict[int, int]) -> str:
 
 
 def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data, command: str) -> str:
-    name, provenances = figures["model"], [trial["provenance"] for trial in trials]
+    provenances = [trial["provenance"] for trial in trials]
     devices, revisions = (sorted({one[key] for one in provenances}) for key in ("device", "source_revision"))
-    lines = [
-        f"# {name} over {figures['seeds']} seeds",
-        "",
-        sentence(figures),
-        "",
-        "![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)",
-        "",
-        "| seed | validation | test | test loss | seconds |",
-        "|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for trial in trials:
-        last = trial["history"][-1]
-        seconds = sum(epoch["seconds"] for epoch in trial["history"])
-        lines.append(
+        last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
+        rows.append(
             f"| {trial['settings']['seed']} | {_percent(last['validation_accuracy'])} "
             f"| {_percent(last['test_accuracy'])} | {last['test_loss']:.4f} | {seconds:.0f} |"
         )
-    lines += [f"| {seed} | diverged in epoch {epoch} | | | |" for seed, epoch in figures["diverged"].items()]
-    lines += [
-        "",
-        f"All at epoch {figures['epochs']}, the last: no epoch and no seed is selected. Trained on "
-        f"{len(data.train):,} images of {data.name}; the {len(data.validation):,} validation images are held out, and "
-        f"the {len(data.test):,} test images decide nothing.",
-        "",
-        f"Each seed on: {'; '.join(devices)}; source revision {', '.join(revisions)}. Made by",
-        "",
-        f"    {command}",
-        "",
-        "Every epoch's figures are in [consistency.json](consistency.json).",
-        "",
-    ]
-    return "\n".join(lines)
+    rows += [f"| {seed} | diverged in epoch {epoch} | | | |" for seed, epoch in figures["diverged"].items()]
+    table = "\n".join(rows)
+    return f"""# {figures["model"]} over {figures["seeds"]} seeds
+
+{sentence(figures)}
+
+![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)
+
+| seed | validation | test | test loss | seconds |
+|---:|---:|---:|---:|---:|
+{table}
+
+All at epoch {figures["epochs"]}, the last: no epoch and no seed is selected. Trained on {len(data.train):,} images of
+{data.name}; the {len(data.validation):,} validation images are held out, and the {len(data.test):,} test images decide
+nothing.
+
+Each seed on: {"; ".join(devices)}; source revision {", ".join(revisions)}. Made by
+
+    {command}
+
+Every epoch's figures are in [consistency.json](consistency.json).
+"""
 
 
 def _percent(share: float) -> str:

@@ -66,7 +66,7 @@ def fit(
     scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
-    if device.type == "cuda" and len(history) < recipe.epochs:
+    if device.type == "cuda":
         forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
@@ -154,17 +154,13 @@ def _train_epoch(
             correct += right
             done = number + 1
             if done % every == 0 or done == len(batches):
-                _check_finite(losses[:done])
+                finite = losses[:done].isfinite().tolist()
+                if not all(finite):
+                    first = finite.index(False)
+                    raise FloatingPointError(losses[first].item(), f"batch {first}")
                 mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch_size)
                 progress.set_description_str(
                     f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}", refresh=False
                 )
                 progress.update(done - progress.n)
     return mean, accuracy
-
-
-def _check_finite(losses: Tensor) -> None:
-    finite = losses.isfinite().tolist()
-    if not all(finite):
-        first = finite.index(False)
-        raise FloatingPointError(losses[first].item(), f"batch {first}")
