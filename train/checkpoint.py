@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from train.data import Data
 from train.errors import SettingsError, TrainError
 from train.files import read_bytes, read_json, sha256, write_bytes, write_json
-from train.progression import Step
+from train.progression import Experiment
 from train.provenance import provenance
 
 
@@ -36,12 +36,12 @@ class Epoch:
     seconds: float
 
 
-def settings(step: Step, data: Data, seed: int) -> dict[str, Any]:
+def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
     """Return what decides a training's result, as JSON values: two trainings that agree in it are the same one."""
-    recipe = asdict(step.recipe)
+    recipe = asdict(experiment.recipe)
     return {
-        "model": step.name,
-        "network": sha256(repr(step.network()).encode()),  # its layers
+        "model": experiment.name,
+        "network": sha256(repr(experiment.network()).encode()),  # its layers
         "seed": seed,
         "epochs": recipe.pop("epochs"),
         "recipe": recipe,

@@ -11,7 +11,7 @@ from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
 from train.files import locked, to_json, write_together
-from train.progression import TARGET_ACCURACY, Step, steps, with_epochs
+from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
 PER_GPU = 10  # seeds at once: these networks leave most of a GPU idle
@@ -25,10 +25,11 @@ def consistency(
     They are consistency.md, .png and .json in `out`/consistency; each seed's checkpoints are in trials/ beside them.
     Raises DivergenceError, with what was trained to the end written all the same, where a seed diverged.
     """
-    (step,) = (with_epochs(step, epochs) for step in steps([name]))
+    (experiment,) = experiments([name], epochs)
     folder = out / "consistency"
     trainings = [
-        Training(step, seed, folder / "trials" / f"{name}-seed-{seed:03d}", device_name) for seed in range(1, seeds + 1)
+        Training(experiment, seed, folder / "trials" / f"{name}-seed-{seed:03d}", device_name)
+        for seed in range(1, seeds + 1)
     ]
     with locked(folder):
         data = load(data_directory)
@@ -38,7 +39,7 @@ def consistency(
         trials = [_trial(end, data) for end in ends if isinstance(end, Trained)]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
-        figures = summarise(trials, step) | {"diverged": diverged}
+        figures = summarise(trials, experiment) | {"diverged": diverged}
         command = f"python -m train consistency --model {name} --seeds {seeds}"
         command += f" --epochs {epochs}" if epochs else ""
         command += f" --data {data_directory}" if data_directory != paths.DATA else ""
@@ -58,19 +59,19 @@ def consistency(
 def _trial(trained: Trained, data: Data) -> dict[str, Any]:
     """Return what the checkpoint of a finished training says, as JSON values."""
     return {
-        "settings": settings(trained.step, data, trained.seed),
+        "settings": settings(trained.experiment, data, trained.seed),
         "provenance": trained.provenance,
         "history": [asdict(epoch) for epoch in trained.history],
     }
 
 
-def summarise(trials: list[dict[str, Any]], step: Step) -> dict[str, Any]:
+def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
     """Return the statistics of `trials`' test accuracies at their last epoch, as shares of 1."""
     accuracies = [trial["history"][-1]["test_accuracy"] for trial in trials]
     return {
-        "model": step.name,
-        "parameters": parameter_count(step.network()),
-        "epochs": step.recipe.epochs,
+        "model": experiment.name,
+        "parameters": parameter_count(experiment.network()),
+        "epochs": experiment.recipe.epochs,
         "seeds": len(accuracies),
         "mean": mean(accuracies),
         "standard_deviation": stdev(accuracies) if len(accuracies) > 1 else 0.0,

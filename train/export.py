@@ -34,15 +34,15 @@ def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
     weights = safetensors.torch.save(
         {name: tensor.cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
     )
-    network = trained.step.network()  # from the bytes to be written, so that they are what is verified
+    network = trained.experiment.network()  # from the bytes to be written, so that they are what is verified
     verify.load_weights(network, weights, folder / contract.WEIGHTS)
     training = {
-        "model": trained.step.name,
+        "model": trained.experiment.name,
         "parameters": parameter_count(network),
         "epochs": len(trained.history),
         "seed": trained.seed,
-        "recipe": str(trained.step.recipe),
-        "settings": settings(trained.step, data, trained.seed),
+        "recipe": str(trained.experiment.recipe),
+        "settings": settings(trained.experiment, data, trained.seed),
         **trained.provenance,
     }
     graph = to_onnx(network, contract.metadata(training))

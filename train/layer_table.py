@@ -24,8 +24,8 @@ def layers(network: nn.Module) -> list[Layer]:
     field, stride = 1, 1  # of the map so far, in input pixels
     leaves = [info for info in _summary(network).summary_list if info.is_leaf_layer]
     for number, info in enumerate(leaves, start=1):
-        kernel, step = _window(info.module, info.input_size[-1])
-        field, stride = field + (kernel - 1) * stride, stride * step
+        kernel, window_stride = _window(info.module, info.input_size[-1])
+        field, stride = field + (kernel - 1) * stride, stride * window_stride
         shape = tuple(info.output_size[1:])
         rows.append(Layer(f"{info.class_name}-{number}", shape, info.num_params, field))
     return rows

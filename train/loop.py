@@ -20,7 +20,7 @@ from train import device as devices
 from train.checkpoint import CheckpointFolder, Epoch
 from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
-from train.progression import Recipe, Step
+from train.progression import Experiment, Recipe
 
 LOOK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a look, and is looked at once an epoch
 EVALUATION_BATCH = 500  # at a thousand, malloc maps Model_1's largest layer anew each time: half as fast
@@ -31,7 +31,7 @@ tqdm.set_lock(threading.RLock())
 
 
 def fit(
-    step: Step,
+    experiment: Experiment,
     data: Data,
     *,
     seed: int,
@@ -40,13 +40,13 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     bar: float | None = None,
 ) -> tuple[nn.Module, list[Epoch]]:
-    """Train `step`'s network on `data` by its recipe and return it with the figures of each epoch.
+    """Train `experiment`'s network on `data` by its recipe and return it with the figures of each epoch.
 
     Goes on from the last of `checkpoints` and writes one after every epoch; `on_epoch` is called with each epoch's
     figures; `bar` shows a progress bar an epoch, drawn anew every so many seconds. Raises DivergenceError when the loss
     becomes NaN or infinite.
     """
-    recipe = step.recipe
+    recipe = experiment.recipe
     batches = len(data.train) // recipe.batch_size
     if batches * recipe.epochs < MINIMUM_BATCHES:
         raise SettingsError(
@@ -55,7 +55,7 @@ def fit(
         )
     data = data.to(device)
     _seed(seed, epoch=0)
-    network = step.network().to(memory_format=torch.channels_last).to(device)
+    network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer = SGD(
         network.parameters(),
         lr=recipe.learning_rate,
@@ -83,7 +83,7 @@ def fit(
         except FloatingPointError as error:
             loss, place = error.args
             raise DivergenceError(
-                f"{step.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
+                f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
                 + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else ""),
                 epoch=number,
             ) from error

@@ -40,8 +40,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of the progression. `reference` is what the reference document reports for it."""
+class Experiment:
+    """One entry of the progression. `reference` is what the reference document reports for it."""
 
     name: str
     network: type[nn.Module]
@@ -53,10 +53,10 @@ class Step:
 
 REFERENCE_RECIPE = Recipe(learning_rate=0.01)
 
-PROGRESSION: dict[str, Step] = {
-    step.name: step
-    for step in (
-        Step(
+PROGRESSION: dict[str, Experiment] = {
+    entry.name: entry
+    for entry in (
+        Experiment(
             name="Model_1",
             network=Model_1,
             target=(
@@ -67,7 +67,7 @@ PROGRESSION: dict[str, Step] = {
             recipe=REFERENCE_RECIPE,
             reference=(99.80, 99.20),
         ),
-        Step(
+        Experiment(
             name="Model_2",
             network=Model_2,
             target=(
@@ -78,7 +78,7 @@ PROGRESSION: dict[str, Step] = {
             recipe=REFERENCE_RECIPE,
             reference=(99.09, 99.36),
         ),
-        Step(
+        Experiment(
             name="Model_3",
             network=Model_3,
             target=(
@@ -99,14 +99,17 @@ PROGRESSION: dict[str, Step] = {
 }
 
 
-def with_epochs(step: Step, epochs: int | None) -> Step:
-    """Return `step` with its recipe spanning `epochs`; as it is for None."""
-    return step if epochs is None else replace(step, recipe=replace(step.recipe, epochs=epochs))
+def with_epochs(experiment: Experiment, epochs: int | None) -> Experiment:
+    """Return `experiment` with its recipe spanning `epochs`; as it is for None."""
+    return experiment if epochs is None else replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
 
 
-def steps(names: Iterable[str] | None = None) -> list[Step]:
-    """Return the named steps, or all, in the progression's order. Raises SettingsError for a name that is not in it."""
+def experiments(names: Iterable[str] | None = None, epochs: int | None = None) -> list[Experiment]:
+    """Return the named experiments, or all, in the progression's order, with their recipes spanning `epochs`.
+
+    Raises SettingsError for an unknown name.
+    """
     names = set(PROGRESSION if names is None else names)
     if unknown := sorted(names - PROGRESSION.keys()):
         raise SettingsError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
-    return [step for step in PROGRESSION.values() if step.name in names]
+    return [with_epochs(one, epochs) for one in PROGRESSION.values() if one.name in names]

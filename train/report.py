@@ -23,7 +23,7 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | No
     `manifest` is that of the export; without one, the mistakes shown are the last model's.
     """
     pictures = out / "report"
-    shown = next((model for model in trained if manifest and model.step.name == manifest.model), trained[-1])
+    shown = next((model for model in trained if manifest and model.experiment.name == manifest.model), trained[-1])
     parts = [
         f"# The progression on {data.name}\n",
         f"The goal: {_percent(TARGET_ACCURACY)} test accuracy at the last epoch, in at most {EPOCH_BUDGET} epochs, "
@@ -35,7 +35,7 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | No
         _export(manifest),
         _picture(
             pictures / "progression.png",
-            plots.side_by_side({model.step.name: model.history for model in trained}, TARGET_ACCURACY),
+            plots.side_by_side({model.experiment.name: model.history for model in trained}, TARGET_ACCURACY),
             "Test accuracy of each model by epoch",
         ),
     ]
@@ -53,10 +53,10 @@ def _comparison(trained: list[Trained]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for model in trained:
-        step, last = model.step, model.history[-1]
-        train, test = [f" ({accuracy:.2f})" for accuracy in step.reference or ()] or ["", ""]
+        experiment, last = model.experiment, model.history[-1]
+        train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
         lines.append(
-            f"| {step.name} | {parameter_count(model.network):,} | {len(model.history)} "
+            f"| {experiment.name} | {parameter_count(model.network):,} | {len(model.history)} "
             f"| {_percent(last.validation_accuracy)} | **{_percent(last.test_accuracy)}** "
             f"| {_percent(max(epoch.test_accuracy for epoch in model.history))}{test} "
             f"| {_percent(max(epoch.train_accuracy for epoch in model.history))}{train} |"
@@ -81,27 +81,27 @@ def _export(manifest: Manifest | None) -> str:
 
 
 def _section(model: Trained, data: Data, pictures: Path) -> list[str]:
-    step = model.step
+    experiment = model.experiment
     rows = [
         f"| {layer.name} | {'×'.join(map(str, layer.output_shape))} | {layer.parameters or ''} "
         f"| {layer.receptive_field} |"
-        for layer in layers(step.network())
+        for layer in layers(experiment.network())
     ]
     return [
-        f"## {step.name}\n",
+        f"## {experiment.name}\n",
         "**Target**\n",
-        *(f"- {target}" for target in step.target),
-        f"\n**Recipe**: {step.recipe}.\n",
-        f"**Expected**: {step.expectation}.\n",
+        *(f"- {target}" for target in experiment.target),
+        f"\n**Recipe**: {experiment.recipe}.\n",
+        f"**Expected**: {experiment.expectation}.\n",
         "**Reached**\n",
         *(f"- {finding}" for finding in findings(model, len(data.test))),
         "",
         _picture(
-            pictures / f"{step.name}.png",
-            plots.curves(step.name, model.history, TARGET_ACCURACY),
-            f"Loss, accuracy and gap of {step.name} by epoch",
+            pictures / f"{experiment.name}.png",
+            plots.curves(experiment.name, model.history, TARGET_ACCURACY),
+            f"Loss, accuracy and gap of {experiment.name} by epoch",
         ),
-        f"<details><summary>Layers of {step.name}, {parameter_count(model.network):,} parameters</summary>\n",
+        f"<details><summary>Layers of {experiment.name}, {parameter_count(model.network):,} parameters</summary>\n",
         "| layer | output | parameters | receptive field |",
         "|---|---|---:|---:|",
         *rows,
@@ -147,7 +147,7 @@ def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     shown = wrong[:SHOWN_MISTAKES]
     return [
-        f"## What {model.step.name} gets wrong\n",
+        f"## What {model.experiment.name} gets wrong\n",
         f"{len(wrong)} of {len(test):,} test images"
         + (f", the surest {len(shown)} shown" if len(shown) < len(wrong) else "")
         + "; under each title, the probability it gave the true digit and the one it read.\n",

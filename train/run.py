@@ -12,7 +12,7 @@ from train.data import Data, load
 from train.errors import DivergenceError, VerificationError
 from train.export import export
 from train.files import locked
-from train.progression import PARAMETER_BUDGET, PROGRESSION, steps, with_epochs
+from train.progression import PARAMETER_BUDGET, experiments
 from train.training import Trained, Training, at_once, train_all
 
 
@@ -24,9 +24,8 @@ def run(
     None means all of the progression. Every model's checkpoints are in `out`/NAME: the same call after an interruption
     goes on from them. Raises TrainError, as one of its kinds, for all that a user can mend.
     """
-    chosen = [with_epochs(step, epochs) for step in steps(models or PROGRESSION)]
     bar = 0.5 if sys.stderr.isatty() else 60.0  # seconds: a log wants fewer lines than a terminal
-    trainings = [Training(step, seed, out / step.name, device_name, bar) for step in chosen]
+    trainings = [Training(one, seed, out / one.name, device_name, bar) for one in experiments(models, epochs)]
     where = _where(device_name, len(trainings))
     devices.check_memory()
     with locked(out):
@@ -66,7 +65,7 @@ def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None
         return None
     manifest = export(best, data, folder)
     print(
-        f"\nExported {best.step.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
+        f"\nExported {best.experiment.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
         f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
         f"Verified on {manifest.parity.images} test images: every label as PyTorch's, probabilities within "
         f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} right"

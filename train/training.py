@@ -21,7 +21,7 @@ from train.files import write_together
 from train.layer_table import table
 from train.loop import fit
 from train.parallel import run_all
-from train.progression import Step
+from train.progression import Experiment
 
 Result = tuple[DivergenceError | None, dict[str, bytes]]  # with the files of a checkpoint that was made elsewhere
 
@@ -30,7 +30,7 @@ Result = tuple[DivergenceError | None, dict[str, bytes]]  # with the files of a 
 class Trained:
     """An experiment's network as its training left it; untrained, with no history, where that has not begun."""
 
-    step: Step
+    experiment: Experiment
     network: nn.Module
     seed: int
     history: list[Epoch]
@@ -41,7 +41,7 @@ class Trained:
 class Training:
     """An experiment to train with a seed, and the folder of its checkpoints."""
 
-    step: Step
+    experiment: Experiment
     seed: int
     folder: Path
     device_name: str  # as devices.pick takes it
@@ -49,12 +49,12 @@ class Training:
 
     def checkpoints(self, data: Data) -> CheckpointFolder:
         """Return the checkpoints of this training on `data`."""
-        return CheckpointFolder(self.folder, settings(self.step, data, self.seed))
+        return CheckpointFolder(self.folder, settings(self.experiment, data, self.seed))
 
     def restore(self, data: Data) -> Trained:
         """Return what the last checkpoint holds, on the CPU. Raises what CheckpointFolder.load does."""
-        network = self.step.network().eval()
-        return Trained(self.step, network, self.seed, *self.checkpoints(data).load(network))
+        network = self.experiment.network().eval()
+        return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
 def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int = 1) -> list[Trained | DivergenceError]:
@@ -64,7 +64,7 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
     trainings are called; a GPU takes `per_gpu` at once. Raises SettingsError or TrainError where one cannot go on,
     before any is trained, or fails otherwise than by diverging.
     """
-    pending = [one for one in trainings if len(one.restore(data).history) < one.step.recipe.epochs]
+    pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
         print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before")
     device_name, remote = trainings[0].device_name, bool(os.environ.get("RAY_ADDRESS"))
@@ -95,12 +95,12 @@ def at_once(trainings: int, device_name: str, per_gpu: int = 1) -> int:
 
 def _train(training: Training, data: Data) -> Result:
     """Train to the end, and return the error where it diverges, which it prints as well."""
-    step, verbose = training.step, training.bar is not None
+    experiment, verbose = training.experiment, training.bar is not None
     if verbose:
-        _introduce(step)
+        _introduce(experiment)
     try:
         _, history = fit(
-            step,
+            experiment,
             data,
             seed=training.seed,
             device=devices.pick(training.device_name),
@@ -114,7 +114,8 @@ def _train(training: Training, data: Data) -> Result:
     except torch.OutOfMemoryError as error:
         raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {error}") from error
     result = f"{100 * history[-1].test_accuracy:.2f}% at epoch {len(history)}"
-    print(f"--- Finished training for {step.name}: {result} ---" if verbose else f"seed {training.seed}: test {result}")
+    ended = f"--- Finished training for {experiment.name}: {result} ---"
+    print(ended if verbose else f"seed {training.seed}: test {result}")
     return None, {}
 
 
@@ -140,9 +141,9 @@ def _write_files(folder: Path, files: dict[str, bytes]) -> None:
             path.unlink()
 
 
-def _introduce(step: Step) -> None:
-    print(f"\n--- Starting training for {step.name} ---\nTarget:", *step.target, sep="\n  - ")
-    print(f"Expected: {step.expectation}\nRecipe: {step.recipe}\n{table(step.network())}")
+def _introduce(experiment: Experiment) -> None:
+    print(f"\n--- Starting training for {experiment.name} ---\nTarget:", *experiment.target, sep="\n  - ")
+    print(f"Expected: {experiment.expectation}\nRecipe: {experiment.recipe}\n{table(experiment.network())}")
 
 
 def _print_epoch(data: Data, epoch: Epoch) -> None:

@@ -111,10 +111,10 @@ def test_terminated_run_says_so_and_keeps_what_is_done(tiny, tmp_path):
     assert done(tmp_path)
 
 
-def diverge_in_epoch_4(step, data, *, seed, **options):
+def diverge_in_epoch_4(experiment, data, *, seed, **options):
     if seed == 2:
         raise DivergenceError("Model_3, seed 2: the loss became nan in epoch 4, batch 0", epoch=4)
-    return fit(step, data, seed=seed, **options)
+    return fit(experiment, data, seed=seed, **options)
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from train import plots
 from train.__main__ import main
 from train.checkpoint import Epoch
 from train.errors import SettingsError
-from train.progression import PROGRESSION, Recipe, steps
+from train.progression import PROGRESSION, Recipe, experiments
 
 
 def test_the_three_models_come_in_order():
     assert list(PROGRESSION) == ["Model_1", "Model_2", "Model_3"]
-    assert [step.network for step in steps()] == [Model_1, Model_2, Model_3]
+    assert [experiment.network for experiment in experiments()] == [Model_1, Model_2, Model_3]
 
 
 @pytest.mark.parametrize("name", PROGRESSION)
@@ -28,8 +28,8 @@ def test_first_two_train_by_the_references_recipe(name):
     assert PROGRESSION[name].recipe == Recipe(learning_rate=0.01, momentum=0.9, batch_size=64, epochs=15)
 
 
-def test_named_steps_come_in_the_progressions_order():
-    assert [step.name for step in steps(["Model_3", "Model_1"])] == ["Model_1", "Model_3"]
+def test_named_experiments_come_in_the_progressions_order():
+    assert [experiment.name for experiment in experiments(["Model_3", "Model_1"])] == ["Model_1", "Model_3"]
 
 
 class Small(nn.Sequential):
@@ -39,9 +39,9 @@ class Small(nn.Sequential):
 
 @pytest.mark.slow
 def test_a_fourth_model_is_one_entry(subset, tmp_path, monkeypatch):
-    step = replace(PROGRESSION["Model_3"], name="Model_4", network=Small)
-    monkeypatch.setitem(PROGRESSION, "Model_4", step)
-    assert steps()[-1] is step  # trained by default
+    experiment = replace(PROGRESSION["Model_3"], name="Model_4", network=Small)
+    monkeypatch.setitem(PROGRESSION, "Model_4", experiment)
+    assert experiments()[-1] is experiment  # trained by default
     options = ["--data", str(subset), "--out", str(tmp_path)]
     assert main(["--models", "Model_4", "--epochs", "2", *options]) == 0
     assert "## Model_4" in (tmp_path / "report.md").read_text()
@@ -56,4 +56,4 @@ def test_every_model_has_a_colour_in_the_plot():
 
 def test_unknown_name_is_refused():
     with pytest.raises(SettingsError, match="expected a model of Model_1, Model_2, Model_3; found Model_4"):
-        steps(["Model_4"])
+        experiments(["Model_4"])

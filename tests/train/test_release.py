@@ -81,8 +81,8 @@ def measure(tmp_path, monkeypatch, manifest):
         settings = manifest.settings | {"seed": 5} | changes
         history = [{"test_accuracy": 0.9944, "validation_accuracy": 0.99}]
         trials = [{"settings": settings, "provenance": {"source_revision": revision}, "history": history}]
-        step = with_epochs(PROGRESSION[manifest.model], manifest.epochs)
-        write_json(tmp_path / "consistency.json", summarise(trials, step) | {"trials": trials})
+        experiment = with_epochs(PROGRESSION[manifest.model], manifest.epochs)
+        write_json(tmp_path / "consistency.json", summarise(trials, experiment) | {"trials": trials})
         monkeypatch.setattr(paths, "CONSISTENCY", tmp_path / "consistency.json")
 
     return measure
