@@ -36,7 +36,15 @@ def consistency(
         ends = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
         errors = {one.seed: end for one, end in zip(trainings, ends, strict=True) if isinstance(end, DivergenceError)}
         diverged = {seed: error.epoch for seed, error in errors.items()}
-        trials = [_trial(end, data) for end in ends if isinstance(end, Trained)]
+        trials = [
+            {
+                "settings": settings(experiment, data, end.seed),
+                "provenance": end.provenance,
+                "history": [asdict(epoch) for epoch in end.history],
+            }
+            for end in ends
+            if isinstance(end, Trained)
+        ]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, experiment) | {"diverged": diverged}
@@ -54,15 +62,6 @@ def consistency(
         print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
     if diverged:
         raise DivergenceError(_completion(len(trials), diverged))
-
-
-def _trial(trained: Trained, data: Data) -> dict[str, Any]:
-    """Return what the checkpoint of a finished training says, as JSON values."""
-    return {
-        "settings": settings(trained.experiment, data, trained.seed),
-        "provenance": trained.provenance,
-        "history": [asdict(epoch) for epoch in trained.history],
-    }
 
 
 def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:

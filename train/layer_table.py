@@ -22,7 +22,7 @@ def layers(network: nn.Module) -> list[Layer]:
     """Return the layers of `network`, in order, as they act on one 28×28 image."""
     rows: list[Layer] = []
     field, stride = 1, 1  # of the map so far, in input pixels
-    leaves = [info for info in _summary(network).summary_list if info.is_leaf_layer]
+    leaves = [info for info in summary(network).summary_list if info.is_leaf_layer]
     for number, info in enumerate(leaves, start=1):
         kernel, window_stride = _window(info.module, info.input_size[-1])
         field, stride = field + (kernel - 1) * stride, stride * window_stride
@@ -31,12 +31,8 @@ def layers(network: nn.Module) -> list[Layer]:
     return rows
 
 
-def table(network: nn.Module) -> str:
-    """Return torchinfo's table of `network` for one image."""
-    return str(_summary(network))
-
-
-def _summary(network: nn.Module) -> torchinfo.ModelStatistics:
+def summary(network: nn.Module) -> torchinfo.ModelStatistics:
+    """Return torchinfo's summary of `network` for one image; printed, it is a table."""
     return torchinfo.summary(
         network,
         input_size=(1, 1, SIDE, SIDE),

@@ -22,7 +22,7 @@ from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
 from train.progression import Experiment, Recipe
 
-LOOK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a look, and is looked at once an epoch
+CHECK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a check, and is checked once an epoch
 EVALUATION_BATCH = 500  # at a thousand, malloc maps Model_1's largest layer anew each time: half as fast
 MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
@@ -142,7 +142,7 @@ def _train_epoch(
     batches = order[: len(split) // recipe.batch_size * recipe.batch_size].view(-1, recipe.batch_size)
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
-    every = len(batches) if order.is_cuda else LOOK_EVERY
+    every = len(batches) if order.is_cuda else CHECK_EVERY
     with tqdm(total=len(batches), disable=bar is None, mininterval=bar or 0, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
             loss, right = batch_loss(network, split, batch, recipe)

@@ -13,7 +13,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -28,14 +27,8 @@ Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a task returned."""
-
-    value: Any
-
-
-Message = tuple[str, str] | Outcome | Exception  # (stream, text) any number of times, then one of the others
+# ("stdout" or "stderr", text) any number of times, then ("result", what the task returned) or its error
+Message = tuple[str, Any] | Exception
 Send = Callable[[Message], object]
 
 
@@ -66,17 +59,18 @@ def run_all(
     turn = 0  # of the task whose messages are printed, or raised, as they come
     with closing(messages):
         for number, message in messages:
-            if isinstance(message, Outcome):
-                yield number, message.value
+            match message:
+                case ("result", value):
+                    yield number, value
             unsaid[number].append(message)
             while turn < len(tasks) and unsaid[turn]:
                 match unsaid[turn].popleft():
-                    case (stream, text):
-                        print(text, end="", file=getattr(sys, stream), flush=True)
                     case Exception() as error:
                         raise error
-                    case _:
+                    case ("result", _):
                         turn += 1
+                    case (stream, text):
+                        print(text, end="", file=getattr(sys, stream), flush=True)
 
 
 def _messages(
@@ -98,7 +92,7 @@ def _messages(
                     message = TrainError(
                         "a training's process ended without an outcome: was it killed, for its memory?"
                     )
-                if not isinstance(message, tuple):
+                if isinstance(message, Exception) or message[0] == "result":
                     del running[child]
                 yield number, message
 
@@ -140,7 +134,7 @@ def perform(task: Callable[[], Any], threads: int, send: Send) -> None:
     torch.set_num_threads(threads)
     with redirect_stdout(_Sender(send, "stdout")), redirect_stderr(_Sender(send, "stderr")):
         try:
-            outcome: Message = Outcome(task())
+            outcome: Message = ("result", task())
         except (TrainError, OSError) as error:
             outcome = error
     send(outcome)

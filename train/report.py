@@ -113,11 +113,9 @@ def findings(model: Trained, test_images: int) -> list[str]:
     """Return what a training's figures say, a sentence each: goal, over-fitting, stability, time."""
     history, last, parameters = model.history, model.history[-1], parameter_count(model.network)
     short = TARGET_ACCURACY - last.test_accuracy
-    misses = [f"{100 * short:.2f} points short of its accuracy"] if short > 0 else []
-    misses += (
-        [f"{parameters:,} parameters, more than its {PARAMETER_BUDGET:,}"] if parameters > PARAMETER_BUDGET else []
-    )
-    misses += [f"{len(history)} epochs, more than its {EPOCH_BUDGET}"] if len(history) > EPOCH_BUDGET else []
+    misses = [f"{100 * short:.2f} points short of its accuracy"] * (short > 0)
+    misses += [f"{parameters:,} parameters, more than its {PARAMETER_BUDGET:,}"] * (parameters > PARAMETER_BUDGET)
+    misses += [f"{len(history)} epochs, more than its {EPOCH_BUDGET}"] * (len(history) > EPOCH_BUDGET)
     gap = last.train_accuracy - last.test_accuracy
     chance = 2 * (last.test_accuracy * (1 - last.test_accuracy) / test_images) ** 0.5  # two standard errors
     if abs(gap) <= chance:

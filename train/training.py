@@ -18,7 +18,7 @@ from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data
 from train.errors import DivergenceError, SettingsError
 from train.files import write_together
-from train.layer_table import table
+from train.layer_table import summary
 from train.loop import fit
 from train.parallel import run_all
 from train.progression import Experiment
@@ -97,7 +97,8 @@ def _train(training: Training, data: Data) -> Result:
     """Train to the end, and return the error where it diverges, which it prints as well."""
     experiment, verbose = training.experiment, training.bar is not None
     if verbose:
-        _introduce(experiment)
+        print(f"\n--- Starting training for {experiment.name} ---\nTarget:", *experiment.target, sep="\n  - ")
+        print(f"Expected: {experiment.expectation}\nRecipe: {experiment.recipe}\n{summary(experiment.network())}")
     try:
         _, history = fit(
             experiment,
@@ -139,11 +140,6 @@ def _write_files(folder: Path, files: dict[str, bytes]) -> None:
         write_together(folder, files)
         for path in {*folder.glob("epoch-*")} - {folder / name for name in files}:
             path.unlink()
-
-
-def _introduce(experiment: Experiment) -> None:
-    print(f"\n--- Starting training for {experiment.name} ---\nTarget:", *experiment.target, sep="\n  - ")
-    print(f"Expected: {experiment.expectation}\nRecipe: {experiment.recipe}\n{table(experiment.network())}")
 
 
 def _print_epoch(data: Data, epoch: Epoch) -> None:
