@@ -282,6 +282,8 @@ def test_every_seed_arrives_once_though_a_node_of_the_cluster_is_killed(cluster,
     assert driver.returncode == 0, error
     figures = json.loads((tmp_path / "consistency" / "consistency.json").read_text())
     assert [trial["settings"]["seed"] for trial in figures["trials"]] == [1, 2, 3, 4, 5, 6]
+    # The cluster's machines have no checkout, and are told.
+    assert {trial["provenance"]["source_revision"] for trial in figures["trials"]} == {source_revision()}
     assert "n = 6 seeds" in output
     lines = [line for line in output.splitlines() if line.startswith("seed ")]
     assert [line.partition(":")[0] for line in lines] == [f"seed {seed}" for seed in range(1, 7)]
