@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.polling import answers, wait
 from tests.serve.hostile import CASES, Bystander, attack
-from train.files import write_text
+from train.files import write_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 9322
@@ -62,7 +62,7 @@ def main() -> None:
         "through all of them.\n\n"
     )
     table = "| request | answer | open for | others wait | memory |\n|---|---:|---:|---:|---:|\n"
-    write_text(options.out / "hostile.md", HEAD + result + table + "\n".join(rows) + "\n")
+    write_bytes(options.out / "hostile.md", (HEAD + result + table + "\n".join([*rows, ""])).encode())
 
 
 @contextmanager

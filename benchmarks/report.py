@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.train import ALL, VARIANTS
 from train.errors import TrainError
-from train.files import read_json, write_text
+from train.files import read_json, write_bytes
 from train.progression import PROGRESSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def main() -> None:
     lines += [*_training(training), *_serving(serving), *_sizing(serving)]
     if before:
         lines += _noise(now, before)
-    write_text(options.out / "benchmarks.md", "\n".join(lines) + "\n")
+    write_bytes(options.out / "benchmarks.md", "\n".join([*lines, ""]).encode())
     print("\n".join(lines))
 
 
@@ -122,7 +122,7 @@ def _training(result: dict[str, Any]) -> list[str]:
         f"Rounds: {result['rounds']}. An epoch is 859 batches of 64 and the evaluation. The reference's way is torchvision's",
         "transforms an image at a time and `loss.item()` at every step; the worker process, which pytorch/examples has on a GPU,",
         "prepares its images beside it.",
-        '"All three" is an epoch of each model: one after the other, but on a CPU ours are trained side by side, a thread',
+        '"All three" is an epoch of each model: one after the other, but on a CPU ours are trained in parallel, a thread',
         f"each. So the progression's 15 epochs take {15 * every[OURS]['mean']:.0f} seconds, the reference's way "
         f"{15 * every[REFERENCE]['mean']:.0f}.",
         "Either way most of an epoch is torch's convolutions and batch normalisations, the same for all: what ours saves is",

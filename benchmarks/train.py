@@ -7,7 +7,7 @@ docs/benchmarks-train.json.
 
 Of (a) and (b) a part of an epoch is timed and scaled: STEPS steps of training, and the test set whole; ours is timed
 whole, its evaluation of the validation split, which the others do not have, included. "All three" is an epoch of each
-model: one after the other, but ours on a CPU side by side, as `python -m train` has it.
+model: one after the other, but ours on a CPU in parallel, as `python -m train` has it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -36,11 +37,12 @@ from torchvision import transforms
 from benchmarks.rounds import summary
 from model.classifier import MEAN, STD, normalise, scale
 from train import device as devices
-from train.data import Split, load
+from train.data import Data, Split, load
 from train.files import write_json
 from train.loop import evaluate, fit
-from train.progression import PROGRESSION, Step
-from train.side_by_side import side_by_side
+from train.parallel import run_all
+from train.progression import PROGRESSION, Experiment
+from train.training import at_once
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "all three"
@@ -64,13 +66,15 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(self.images[index]), self.labels[index]
 
 
-def one_at_a_time(step: Step, workers: int) -> float:
+def one_at_a_time(experiment: Experiment, workers: int) -> float:
     """Return the seconds of an epoch by (a), with no worker, or by (b), with one."""
     data = load()
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": workers > 0 and DEVICE.type == "cuda"}
-    training = DataLoader(Pictures(data.train, step.recipe.augmentation is not None), BATCH, shuffle=True, **options)
+    training = DataLoader(
+        Pictures(data.train, experiment.recipe.augmentation is not None), BATCH, shuffle=True, **options
+    )
     test = DataLoader(Pictures(data.test, augmented=False), 1_000, **options)
-    network = step.network().to(DEVICE)
+    network = experiment.network().to(DEVICE)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     return _train(network, optimizer, training) * EPOCH / STEPS + _timed(lambda: _test(network, test))
 
@@ -102,31 +106,33 @@ def _test(network: nn.Module, loader: DataLoader[Any]) -> None:
         F.cross_entropy(network(images.to(DEVICE)), labels.to(DEVICE)).item()
 
 
-def ours(step: Step) -> float:
+def ours(experiment: Experiment) -> float:
     """Return the seconds of an epoch by train.loop; on a GPU of its second, so that compiling is not in it."""
     epochs = 2 if DEVICE.type == "cuda" else 1
-    _, history = fit(replace(step, recipe=replace(step.recipe, epochs=epochs)), load(), seed=1, device=DEVICE)
+    _, history = fit(
+        replace(experiment, recipe=replace(experiment.recipe, epochs=epochs)), load(), seed=1, device=DEVICE
+    )
     return history[-1].seconds
 
 
 def ours_together() -> float:
     """Return the seconds of an epoch of each model, all at once, from the first's beginning to the last's end."""
     with redirect_stdout(io.StringIO()) as said:
-        side_by_side([partial(_print_span, step) for step in PROGRESSION.values()])
+        tasks = [partial(_print_span, experiment) for experiment in PROGRESSION.values()]
+        deque(run_all(tasks, load(), at_once=at_once(len(tasks), DEVICE.type)), maxlen=0)
     spans = [json.loads(line) for line in said.getvalue().splitlines()]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
-def _print_span(step: Step) -> None:
-    data = load()
+def _print_span(experiment: Experiment, data: Data) -> None:
     start = time.monotonic()
-    fit(replace(step, recipe=replace(step.recipe, epochs=1)), data, seed=1, device=DEVICE)
+    fit(replace(experiment, recipe=replace(experiment.recipe, epochs=1)), data, seed=1, device=DEVICE)
     print(json.dumps([start, time.monotonic()]))
 
 
-VARIANTS: dict[str, Callable[[Step], float]] = {
-    "the reference's way": lambda step: one_at_a_time(step, 0),
-    "with a worker process": lambda step: one_at_a_time(step, 1),
+VARIANTS: dict[str, Callable[[Experiment], float]] = {
+    "the reference's way": lambda experiment: one_at_a_time(experiment, 0),
+    "with a worker process": lambda experiment: one_at_a_time(experiment, 1),
     "ours": ours,
 }
 
@@ -139,7 +145,7 @@ def _timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def operations(step: Step) -> float:
+def operations(experiment: Experiment) -> float:
     """Return the floating-point operations of an epoch: forward, and twice that backward, two a multiply-add."""
     count = 0
 
@@ -148,7 +154,7 @@ def operations(step: Step) -> float:
         if isinstance(module, nn.Conv2d | nn.Linear):
             count += 2 * output.numel() * module.weight[0].numel()
 
-    network = step.network()
+    network = experiment.network()
     for module in network.modules():
         module.register_forward_hook(hook)
     network(torch.zeros(1, 1, 28, 28))
@@ -167,17 +173,17 @@ def matrix_rate() -> float:
     return 10 * 2 * 2_048**3 / _timed(multiply)
 
 
-def shares(step: Step) -> dict[str, float]:
+def shares(experiment: Experiment) -> dict[str, float]:
     """Return which share of an epoch's time is augmentation, forward, backward, optimizer and evaluation."""
     data = load().to(DEVICE)
-    network = step.network().to(memory_format=torch.channels_last).to(DEVICE)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=step.recipe.nesterov)
+    network = experiment.network().to(memory_format=torch.channels_last).to(DEVICE)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=experiment.recipe.nesterov)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
     with profile(activities=activities) as profiler:
         for batch in torch.randperm(len(data.train), device=DEVICE)[: STEPS * BATCH].view(-1, BATCH):
             with record_function("augmentation"):
                 images = scale(data.train.images[batch])
-                images = normalise(step.recipe.augmentation(images) if step.recipe.augmentation else images)
+                images = normalise(experiment.recipe.augmentation(images) if experiment.recipe.augmentation else images)
             with record_function("forward"):
                 loss = F.cross_entropy(network(images), data.train.labels[batch])
             with record_function("backward"):
@@ -221,7 +227,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        seconds = {step.name: VARIANTS[options.variant](step) for step in PROGRESSION.values()}
+        seconds = {experiment.name: VARIANTS[options.variant](experiment) for experiment in PROGRESSION.values()}
         together = options.variant == "ours" and DEVICE.type == "cpu"
         seconds[ALL] = ours_together() if together else sum(seconds.values())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -230,8 +236,8 @@ def main() -> None:
     rounds = list(_rounds(options.rounds))
     rate = matrix_rate()
     models = {name: _compared(rounds, name) for name in (*PROGRESSION, ALL)}
-    for step in PROGRESSION.values():
-        models[step.name] |= {"floor": operations(step) / rate, "shares": shares(step)}
+    for experiment in PROGRESSION.values():
+        models[experiment.name] |= {"floor": operations(experiment) / rate, "shares": shares(experiment)}
     models[ALL]["floor"] = sum(models[name]["floor"] for name in PROGRESSION)
     result = {
         "device": devices.describe(DEVICE),

@@ -1,1 +1,1 @@
-"""What the networks are. Imports torch only."""
+"""What the networks are, and what a release of one is. This file, contract.py and cores.py import no torch."""

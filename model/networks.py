@@ -14,7 +14,7 @@ def block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
 
 
 class Model_1(nn.Sequential):
-    """The reference's first step, 10,970 parameters: a plain network that ends in one 7×7 convolution."""
+    """The reference's first experiment, 10,970 parameters: a plain network that ends in one 7×7 convolution."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class Model_1(nn.Sequential):
 
 
 class Model_2(nn.Sequential):
-    """The reference's second step, 6,664 parameters: global average pooling for the 7×7 layer, and dropout.
+    """The reference's second experiment, 6,664 parameters: global average pooling for the 7×7 layer, and dropout.
 
     The reference does not say its dropout rate; 0.1 is ours.
     """
@@ -56,7 +56,7 @@ class Model_2(nn.Sequential):
 
 
 class Model_3(nn.Sequential):
-    """The step that reaches the goal, 7,578 parameters: capacity moved to where the maps are small."""
+    """The experiment that reaches the goal, 7,578 parameters: capacity moved to where the maps are small."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -71,9 +71,6 @@ class Model_3(nn.Sequential):
             nn.Flatten(),
             nn.Linear(16, 10),
         )
-
-
-NETWORKS: dict[str, type[nn.Sequential]] = {"Model_1": Model_1, "Model_2": Model_2, "Model_3": Model_3}
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -1,10 +1,11 @@
 """The service's configuration: environment variables, checked once, at start."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from model.cores import available_cores
 
 RELEASE = Path(__file__).resolve().parent.parent / "model" / "release"
 IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?"
@@ -15,25 +16,6 @@ LEVELS = ("debug", "info", "warning", "error")
 
 class ConfigError(ValueError):
     """An environment variable is not what was expected; the message names it, the expected and the found."""
-
-
-def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many cores this process may use, at least 1: its affinity, or its container's CPU limit if lower.
-
-    A limit that is not a whole number is rounded down. Reads cgroup v2's cpu.max, or v1's quota and period
-    (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
-    """
-    cores = len(os.sched_getaffinity(0))
-    try:
-        if (limit := cgroup / "cpu.max").exists():
-            quota, period = limit.read_text().split()
-        else:
-            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if quota != "max" and int(quota) > 0:
-            cores = min(cores, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass  # no cgroup that can be read: no limit that is known
-    return max(1, cores)
 
 
 @dataclass(frozen=True)

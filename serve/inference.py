@@ -13,6 +13,8 @@ from flask import Blueprint, Response, request
 from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
+from model import contract
+from model.contract import IMAGE, SIDE, TensorSpec
 from serve import observe
 from serve.access import public
 from serve.bodies import UNREADABLE, check_count, check_numbers, read_body
@@ -22,11 +24,16 @@ from serve.release import Release
 
 MODEL = "digits"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-INPUT = {"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}
-OUTPUTS: dict[str, dict[str, Any]] = {
-    "probabilities": {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
-    "digit": {"name": "digit", "datatype": "INT64", "shape": [-1]},
-}
+DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # the protocol's
+
+
+def _metadata(tensor: TensorSpec) -> dict[str, Any]:
+    """Return a tensor's description in the protocol's terms."""
+    return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape]}
+
+
+INPUT = _metadata(IMAGE)
+OUTPUTS = {tensor.name: _metadata(tensor) for tensor in contract.OUTPUTS}
 
 Parameters = dict[str, Any]
 UInt8 = Annotated[int, msgspec.Meta(ge=0, le=255)]
@@ -178,14 +185,14 @@ def _images(inference: Inference, binary: bytes, config: Config) -> NDArray[np.u
     (tensor,) = inference.inputs
     if tensor.datatype != INPUT["datatype"]:
         raise BadRequest(f"input 'image': expected datatype UINT8, found {tensor.datatype!r}")
-    if len(tensor.shape) != 3 or tensor.shape[0] < 0 or tensor.shape[1:] != [28, 28]:
-        raise BadRequest(f"input 'image': expected shape [N, 28, 28], found {tensor.shape}")
+    if len(tensor.shape) != 3 or tensor.shape[0] < 0 or tensor.shape[1:] != [SIDE, SIDE]:
+        raise BadRequest(f"input 'image': expected shape [N, {SIDE}, {SIDE}], found {tensor.shape}")
     count = tensor.shape[0]
     check_count(count, config)
     pixels = _pixels(tensor, binary, count)
-    if pixels.size != count * 28 * 28:
-        raise BadRequest(f"input 'image': expected {count * 28 * 28} values for its shape, found {pixels.size}")
-    return pixels.reshape(count, 28, 28)
+    if pixels.size != count * SIDE * SIDE:
+        raise BadRequest(f"input 'image': expected {count * SIDE * SIDE} values for its shape, found {pixels.size}")
+    return pixels.reshape(count, SIDE, SIDE)
 
 
 def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
@@ -212,12 +219,14 @@ def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
         items = _items.decode(data)
         if len(items) != count:
             raise BadRequest(f"input 'image': expected data of {count} images, as its shape says, found {len(items)}")
-        images = np.empty((count, 28, 28), np.uint8)
+        images = np.empty((count, SIDE, SIDE), np.uint8)
         for image, item in zip(images, items, strict=True):
             check_numbers(bytes(item), 1)
             rows = _rows.decode(item)
-            if {len(rows), *map(len, rows)} != {28}:
-                raise BadRequest("input 'image': expected data flat or nested as [N, 28, 28], found other rows")
+            if {len(rows), *map(len, rows)} != {SIDE}:
+                raise BadRequest(
+                    f"input 'image': expected data flat or nested as [N, {SIDE}, {SIDE}], found other rows"
+                )
             image[:] = rows
     except UNREADABLE as error:
         raise BadRequest(

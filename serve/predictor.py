@@ -10,13 +10,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from model.contract import IMAGE, ContractError, check_graph
 from serve.event_loop import chunks
 from serve.release import ModelError
 
-# The contract: name, ONNX type, shape; "batch" is dynamic.
-INPUTS = [("image", "tensor(uint8)", ["batch", 28, 28])]
-OUTPUTS = [("probabilities", "tensor(float)", ["batch", 10]), ("digit", "tensor(int64)", ["batch"])]
-BLANK = np.zeros((1, 28, 28), np.uint8)
+BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
 CHUNK = 100  # images at a time: faster than thousands (the cache), and 2 ms until the next request has its turn
 
 
@@ -43,13 +41,10 @@ class Predictor:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime has many of its own
             raise ModelError(f"expected an ONNX graph, found: {' '.join(str(error).split())}") from error
-        for part, expected, values in (
-            ("inputs", INPUTS, self._session.get_inputs()),
-            ("outputs", OUTPUTS, self._session.get_outputs()),
-        ):
-            found = [(value.name, value.type, value.shape) for value in values]
-            if found != expected:
-                raise ModelError(f"expected {part} {expected}, found {found}")
+        try:
+            check_graph(self._session)
+        except ContractError as error:
+            raise ModelError(str(error)) from error
         try:
             self.probe()
         except Exception as error:
@@ -67,7 +62,7 @@ class Predictor:
         self._run(BLANK)
 
     def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        probabilities, digits = self._session.run(["probabilities", "digit"], {"image": images})
+        probabilities, digits = self._session.run(["probabilities", "digit"], {IMAGE.name: images})
         return probabilities, digits
 
 

@@ -6,30 +6,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
+from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
-MANIFEST = "manifest.json"
 PATIENCE = 60  # seconds
 
 
 class ModelError(ValueError):
     """A model that may not be served; the message names the file, the expected and the found."""
-
-
-class Graph(msgspec.Struct, frozen=True):
-    """What a manifest says of its graph."""
-
-    file: str
-    sha256: str
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """What the service reads of manifest.json; its other fields are for people."""
-
-    model: str
-    parameters: int
-    test_accuracy: float
-    onnx: Graph
 
 
 @dataclass(frozen=True)
@@ -49,8 +32,8 @@ def read(folder: Path) -> Release:
     """Return the release in `folder`. Raises ModelError where a file is missing, unreadable or altered."""
     path = folder / MANIFEST
     try:
-        manifest = msgspec.json.decode(_read(path), type=Manifest)
-    except msgspec.DecodeError as error:
+        manifest = parse_manifest(_read(path))
+    except ContractError as error:
         raise ModelError(f"{path}: expected the manifest of a verified export, found: {error}") from error
     file = folder / manifest.onnx.file
     if file.parent != folder:

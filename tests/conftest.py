@@ -113,10 +113,3 @@ def trained(shared, subset) -> Path:
         if not (out / "report.md").exists():  # it is written last
             assert main([*options, "--data", str(subset), "--out", str(out)]) == 0
     return out
-
-
-@pytest.fixture(autouse=True, scope="session")
-def cache(shared) -> None:
-    """Keep the unpacked data sets of the tests away from the user's own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))

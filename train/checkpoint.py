@@ -1,9 +1,10 @@
 """Checkpoints: after every epoch, all that the next one depends on, as safetensors and JSON.
 
-A folder holds `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else), which names
-it and is replaced last: whenever the process dies, the folder holds one whole checkpoint.
+A folder holds `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of
+both), which is replaced last: whenever the process dies, the folder holds one whole checkpoint.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from train.data import Data
 from train.errors import SettingsError, TrainError
 from train.files import read_bytes, read_json, sha256, write_bytes, write_json
-from train.progression import Step
+from train.progression import Experiment
 from train.provenance import provenance
 
 
@@ -35,29 +36,17 @@ class Epoch:
     seconds: float
 
 
-def settings(step: Step, data: Data, seed: int) -> dict[str, Any]:
+def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
     """Return what decides a training's result, as JSON values: two trainings that agree in it are the same one."""
-    recipe = asdict(step.recipe)
+    recipe = asdict(experiment.recipe)
     return {
-        "model": step.name,
-        "network": sha256(repr(step.network()).encode()),  # its layers
+        "model": experiment.name,
+        "network": sha256(repr(experiment.network()).encode()),  # its layers
         "seed": seed,
         "epochs": recipe.pop("epochs"),
         "recipe": recipe,
         "data": data.sha256,
     }
-
-
-def check_settings(path: Path, record: Any, expected: dict[str, Any]) -> None:
-    """Raise SettingsError, naming `path` and what differs, where the training that `record` tells of is another one."""
-    found = record.get("settings") if isinstance(record, dict) else None
-    for name, value in expected.items():
-        other = found.get(name) if isinstance(found, dict) else None
-        if other != value:
-            raise SettingsError(
-                f"{path} holds a training with {name} {other}, this one has {name} {value}: "
-                "choose another --out, or delete it"
-            )
 
 
 @dataclass(frozen=True)
@@ -84,30 +73,23 @@ class CheckpointFolder:
             "scheduler": _plain(scheduler.state_dict()),
             "history": [asdict(epoch) for epoch in history],
         }
-        write_json(self.path / "checkpoint.json", checkpoint)
+        write_json(self.path / "checkpoint.json", checkpoint | {"sha256": _digest(checkpoint)})
         for other in self.path.glob("epoch-*.safetensors"):
             if other != weights:
                 other.unlink()
 
-    def provenance(self) -> dict[str, Any]:
-        """Return the source, libraries and device of the last epoch's training; see train.provenance."""
-        found: dict[str, Any] = read_json(self.path / "checkpoint.json")["provenance"]
-        return found
-
-    def load(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> list[Epoch]:
-        """Put the last checkpoint into the three and return its history; an empty one where there is none.
+    def load(
+        self, network: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
+    ) -> tuple[list[Epoch], dict[str, Any]]:
+        """Put the last checkpoint into what is given, and return its history and provenance; without one, none of both.
 
         Raises SettingsError where the folder is of another training, TrainError where it is damaged.
         """
-        path = self.path / "checkpoint.json"
-        if not path.exists():
-            return []
-        checkpoint = read_json(path)
-        try:
-            check_settings(self.path, checkpoint, self.settings)
-            tensors = self._tensors(checkpoint["weights"])
-            history = [Epoch(**epoch) for epoch in checkpoint["history"]]
-            network.load_state_dict(_under("network.", tensors))
+        if not (self.path / "checkpoint.json").exists():
+            return [], {}
+        checkpoint, tensors = self._read()
+        network.load_state_dict(_under("network.", tensors))
+        if optimizer and scheduler:
             momentum = _under("momentum.", tensors)
             state = {
                 # In the parameter's memory layout: another one rounds differently in the last bit.
@@ -116,21 +98,33 @@ class CheckpointFolder:
             }
             optimizer.load_state_dict({"state": state, "param_groups": checkpoint["optimizer"]})
             scheduler.load_state_dict(checkpoint["scheduler"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise TrainError(
-                f"{path}: expected a checkpoint, found a part of one ({reason}); delete {self.path} to train anew"
-            ) from error
-        return history
+        return [Epoch(**epoch) for epoch in checkpoint["history"]], checkpoint["provenance"]
 
-    def _tensors(self, weights: dict[str, str]) -> dict[str, Tensor]:
-        path = self.path / weights["file"]
-        content = read_bytes(path)
-        if (found := sha256(content)) != weights["sha256"]:
-            raise TrainError(
-                f"{path}: expected SHA-256 {weights['sha256']}, found {found}; delete {self.path} to train anew"
-            )
-        return safetensors.torch.load(content)
+    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the checkpoint and its tensors, as they were written."""
+        path = self.path / "checkpoint.json"
+        checkpoint = read_json(path)
+        found = checkpoint.get("settings") if isinstance(checkpoint, dict) else None
+        for name, value in self.settings.items():
+            other = found.get(name) if isinstance(found, dict) else None
+            if other != value:
+                raise SettingsError(
+                    f"{self.path} holds a training with {name} {other}, this one has {name} {value}: "
+                    "choose another --out, or delete it"
+                )
+        self._check_hash(path, checkpoint.pop("sha256", None), _digest(checkpoint))
+        weights = self.path / checkpoint["weights"]["file"]
+        content = read_bytes(weights)
+        self._check_hash(weights, checkpoint["weights"]["sha256"], sha256(content))
+        return checkpoint, safetensors.torch.load(content)
+
+    def _check_hash(self, path: Path, expected: str | None, found: str) -> None:
+        if found != expected:
+            raise TrainError(f"{path}: expected SHA-256 {expected}, found {found}; delete {self.path} to train anew")
+
+
+def _digest(checkpoint: dict[str, Any]) -> str:
+    return sha256(json.dumps(checkpoint, sort_keys=True).encode())
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -3,22 +3,26 @@
 import logging
 import os
 import platform
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.cores import available_cores
 from train.errors import SettingsError
 
 MEMORY = 2_000 * 2**20  # bytes; measured on a CPU: 1,500 MiB are too few to verify an export
 
 
 def pick(name: str) -> torch.device:
-    """Return the device for `auto` (CUDA where there is one), `cpu` or `cuda`.
+    """Return the device for `auto` (CUDA where there is one), `cpu` or `cuda`, and set torch up for it.
 
-    Raises SettingsError for `cuda` where torch finds no GPU that it can use.
+    Torch knows nothing of a container's CPU limit, and would take a thread for each of the machine's cores. Raises
+    SettingsError for `cuda` where torch finds no GPU that it can use.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     # Convolutions would round to tf32 by default: what is trained here is compared with fp32 on the CPU.
     torch.backends.cudnn.allow_tf32 = False
     available = torch.cuda.is_available()
@@ -67,7 +71,7 @@ def _processor() -> str:
 
 
 def compiled(network: nn.Module, sample: Tensor) -> nn.Module:
-    """Return `network` compiled for training batches like `sample`, or as it is where no compiler works.
+    """Return `network` compiled for training batches like `sample`; as it is, and say so, where that fails.
 
     On a GPU its kernels are replayed as CUDA graphs: launching them one by one would take longer than they do. The
     weights are shared with `network`, and are left as they were.
@@ -84,7 +88,9 @@ def compiled(network: nn.Module, sample: Tensor) -> nn.Module:
             logits.sum().backward()
         if sample.is_cuda:
             torch.cuda.synchronize(sample.device)
-    except Exception:
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        print(f"note: torch.compile failed ({reason}); training goes on uncompiled, slower", file=sys.stderr)
         torch._dynamo.reset()
         faster = network
     network.zero_grad()

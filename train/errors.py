@@ -4,6 +4,9 @@
 class TrainError(Exception):
     """What went wrong, as one line that names the thing, the expected and the found."""
 
+    def __str__(self) -> str:
+        return " ".join(line.strip() for line in super().__str__().splitlines())
+
 
 class DataError(TrainError):
     """A data set is missing, truncated, altered or not of MNIST's form."""
@@ -14,7 +17,11 @@ class SettingsError(TrainError):
 
 
 class DivergenceError(TrainError):
-    """The training loss became NaN or infinite."""
+    """The training loss became NaN or infinite, in `epoch`."""
+
+    def __init__(self, message: str, epoch: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
 
 
 class VerificationError(TrainError):

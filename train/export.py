@@ -4,39 +4,28 @@ import contextlib
 import io
 import logging
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import onnx
 import safetensors.torch
 import torch
 from torch import nn
 
+from model import contract
 from model.classifier import DigitClassifier
 from model.networks import parameter_count
 from train import verify
-from train.checkpoint import Epoch
+from train.checkpoint import settings
 from train.data import Data
 from train.files import to_json, write_together
-from train.progression import Step
+from train.training import Trained
 
 OPSET = 20
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A step's network, trained to the end of its recipe."""
-
-    step: Step
-    network: nn.Module
-    seed: int
-    history: list[Epoch]
-    provenance: dict[str, Any]
-
-
-def export(trained: Trained, data: Data, folder: Path) -> dict[str, Any]:
+def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
     """Export `trained` into `folder` and return the manifest.
 
     The graph is verified before anything is written: an older export in `folder` stays as it was where that fails.
@@ -45,43 +34,42 @@ def export(trained: Trained, data: Data, folder: Path) -> dict[str, Any]:
     weights = safetensors.torch.save(
         {name: tensor.cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
     )
-    network = trained.step.network()  # from the bytes to be written, so that they are what is verified
-    verify.load_weights(network, weights, folder / verify.WEIGHTS)
-    revision = trained.provenance["source_revision"]
-    graph = to_onnx(network, {"model": trained.step.name, "source_revision": revision})
-    parity = verify.compare(graph, network, data.test)
-    files = {verify.GRAPH: graph, verify.WEIGHTS: weights}
-    facts = verify.file_facts(files)
-    manifest = {
-        "model": trained.step.name,
+    network = trained.experiment.network()  # from the bytes to be written, so that they are what is verified
+    verify.load_weights(network, weights, folder / contract.WEIGHTS)
+    training = {
+        "model": trained.experiment.name,
         "parameters": parameter_count(network),
         "epochs": len(trained.history),
         "seed": trained.seed,
-        "recipe": str(trained.step.recipe),
-        "validation_accuracy": trained.history[-1].validation_accuracy,
-        **verify.test_facts(parity),
-        "onnx": {**facts["onnx"], "opset": OPSET},
-        "weights": facts["weights"],
-        "parity": {name: value for name, value in asdict(parity).items() if name != "correct"},
-        "data": {"name": data.name, "sha256": data.sha256},
-        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "recipe": str(trained.experiment.recipe),
+        "settings": settings(trained.experiment, data, trained.seed),
         **trained.provenance,
     }
-    write_together(folder, {**files, verify.MANIFEST: to_json(manifest)})
+    graph = to_onnx(network, contract.metadata(training))
+    files = {contract.GRAPH: graph, contract.WEIGHTS: weights}
+    facts = verify.file_facts(files)
+    manifest = contract.Manifest(
+        **training | verify.network_facts(graph, network, data),
+        onnx=contract.GraphFile(**facts["onnx"], opset=OPSET),
+        weights=contract.File(**facts["weights"]),
+        data=contract.DataSet(data.name, data.sha256),
+        created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    )
+    write_together(folder, {**files, contract.MANIFEST: to_json(asdict(manifest))})
     return manifest
 
 
 def to_onnx(network: nn.Module, metadata: dict[str, str]) -> bytes:
     """Return `network`'s classifier as an ONNX graph (see DigitClassifier), with `metadata` as its properties."""
-    example = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    example = torch.zeros(2, *contract.IMAGE.shape, dtype=getattr(torch, contract.IMAGE.dtype))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter is talkative
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             DigitClassifier(network).cpu().eval(),
             (example,),
-            input_names=["image"],
-            output_names=["probabilities", "digit"],
+            input_names=[tensor.name for tensor in contract.INPUTS],
+            output_names=[tensor.name for tensor in contract.OUTPUTS],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
             dynamo=True,
@@ -91,7 +79,7 @@ def to_onnx(network: nn.Module, metadata: dict[str, str]) -> bytes:
         raise AssertionError
     graph = program.model_proto
     _strip(graph)
-    onnx.helper.set_model_props(graph, {**metadata, "parameters": str(parameter_count(network))})
+    onnx.helper.set_model_props(graph, metadata)
     return bytes(graph.SerializeToString())
 
 

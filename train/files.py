@@ -42,11 +42,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_together(path.parent, {path.name: content})
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8; see write_together."""
-    write_bytes(path, text.encode())
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; see write_together."""
     write_bytes(path, to_json(value))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torchinfo
 from torch import nn
 
-INPUT_SHAPE = (1, 1, 28, 28)
+from model.contract import SIDE
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,20 @@ def layers(network: nn.Module) -> list[Layer]:
     """Return the layers of `network`, in order, as they act on one 28×28 image."""
     rows: list[Layer] = []
     field, stride = 1, 1  # of the map so far, in input pixels
-    leaves = [info for info in _summary(network).summary_list if info.is_leaf_layer]
+    leaves = [info for info in summary(network).summary_list if info.is_leaf_layer]
     for number, info in enumerate(leaves, start=1):
-        kernel, step = _window(info.module, info.input_size[-1])
-        field, stride = field + (kernel - 1) * stride, stride * step
+        kernel, window_stride = _window(info.module, info.input_size[-1])
+        field, stride = field + (kernel - 1) * stride, stride * window_stride
         shape = tuple(info.output_size[1:])
         rows.append(Layer(f"{info.class_name}-{number}", shape, info.num_params, field))
     return rows
 
 
-def table(network: nn.Module) -> str:
-    """Return torchinfo's table of `network` for one image."""
-    return str(_summary(network))
-
-
-def _summary(network: nn.Module) -> torchinfo.ModelStatistics:
+def summary(network: nn.Module) -> torchinfo.ModelStatistics:
+    """Return torchinfo's summary of `network` for one image; printed, it is a table."""
     return torchinfo.summary(
         network,
-        input_size=INPUT_SHAPE,
+        input_size=(1, 1, SIDE, SIDE),
         col_names=("output_size", "kernel_size", "num_params"),
         device="cpu",
         mode="eval",

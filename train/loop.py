@@ -20,9 +20,9 @@ from train import device as devices
 from train.checkpoint import CheckpointFolder, Epoch
 from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
-from train.progression import Recipe, Step
+from train.progression import Experiment, Recipe
 
-LOOK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a look, and is looked at once an epoch
+CHECK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a check, and is checked once an epoch
 EVALUATION_BATCH = 500  # at a thousand, malloc maps Model_1's largest layer anew each time: half as fast
 MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
 
@@ -31,7 +31,7 @@ tqdm.set_lock(threading.RLock())
 
 
 def fit(
-    step: Step,
+    experiment: Experiment,
     data: Data,
     *,
     seed: int,
@@ -40,63 +40,57 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     bar: float | None = None,
 ) -> tuple[nn.Module, list[Epoch]]:
-    """Train `step`'s network on `data` by its recipe and return it with the figures of each epoch.
+    """Train `experiment`'s network on `data` by its recipe and return it with the figures of each epoch.
 
     Goes on from the last of `checkpoints` and writes one after every epoch; `on_epoch` is called with each epoch's
     figures; `bar` shows a progress bar an epoch, drawn anew every so many seconds. Raises DivergenceError when the loss
     becomes NaN or infinite.
     """
-    recipe = step.recipe
-    batches = len(data.train) // recipe.batch
+    recipe = experiment.recipe
+    batches = len(data.train) // recipe.batch_size
     if batches * recipe.epochs < MINIMUM_BATCHES:
         raise SettingsError(
-            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch} training images in all, "
+            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
             f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
         )
     data = data.to(device)
     _seed(seed, epoch=0)
-    network = step.network().to(memory_format=torch.channels_last).to(device)
+    network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer = SGD(
         network.parameters(),
-        lr=recipe.rate,
+        lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
     scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
-    history = checkpoints.load(network, optimizer, scheduler) if checkpoints else []
+    history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
-    if device.type == "cuda" and len(history) < recipe.epochs:
-        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch], recipe))
+    if device.type == "cuda":
+        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if bar is not None:
-            print(f"EPOCH: {number}/{recipe.epochs}", flush=True)
+            print(f"EPOCH: {number}/{recipe.epochs}")
         _seed(seed, number)
         started = time.perf_counter()
         try:
-            train_loss, train_accuracy = _train_epoch(forward, optimizer, scheduler, recipe, data.train, bar)
-            validation_loss, validation_accuracy = evaluate(network, data.validation)
-            test_loss, test_accuracy = evaluate(network, data.test)
-        except _NotFiniteError as error:
+            figures = (
+                *_train_epoch(forward, optimizer, scheduler, recipe, data.train, bar),
+                *evaluate(network, data.validation),
+                *evaluate(network, data.test),
+            )
+        except FloatingPointError as error:
+            loss, place = error.args
             raise DivergenceError(
-                f"{step.name}, seed {seed}: the loss became {error.loss} in epoch {number}, {error.place}"
-                + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else "")
+                f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
+                + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else ""),
+                epoch=number,
             ) from error
-        epoch = Epoch(
-            epoch=number,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
-            seconds=round(time.perf_counter() - started, 2),
-        )
-        history.append(epoch)
+        history.append(Epoch(number, *figures, round(time.perf_counter() - started, 2)))
         if checkpoints:
             checkpoints.save(network, optimizer, scheduler, history)
-        on_epoch(epoch)
+        on_epoch(history[-1])
     return network.eval(), history
 
 
@@ -110,14 +104,8 @@ def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(dim=1) == labels).sum()
     if not loss.isfinite():
-        raise _NotFiniteError(loss.item(), "when evaluated")
+        raise FloatingPointError(loss.item(), "when evaluated")
     return loss.item() / len(split), correct.item() / len(split)
-
-
-class _NotFiniteError(Exception):
-    def __init__(self, loss: float, place: str) -> None:
-        super().__init__()
-        self.loss, self.place = loss, place
 
 
 def _seed(seed: int, epoch: int) -> None:
@@ -129,12 +117,19 @@ def _scheduler(optimizer: SGD, recipe: Recipe, total: int) -> LRScheduler:
         return ConstantLR(optimizer, factor=1.0)
     # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from a 25th of the peak up to it in the first
     # fifth, then down to a 250,000th.
-    return OneCycleLR(optimizer, recipe.rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
+    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
 
 
 def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
     scaled = scale(images)
     return normalise(recipe.augmentation(scaled) if recipe.augmentation else scaled)
+
+
+def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Return the mean loss on the images of `split` at the indices `batch`, augmented, and how many are right."""
+    labels = split.labels[batch]
+    logits = network(_prepare(split.images[batch], recipe))
+    return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()
 
 
 def _train_epoch(
@@ -144,34 +139,28 @@ def _train_epoch(
     network.train()
     # A last batch that is not full is left out, another one every epoch: batch normalisation is noisy on a few images.
     order = torch.randperm(len(split), device=split.labels.device)
-    batches = order[: len(split) // recipe.batch * recipe.batch].view(-1, recipe.batch)
+    batches = order[: len(split) // recipe.batch_size * recipe.batch_size].view(-1, recipe.batch_size)
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
-    every = len(batches) if order.is_cuda else LOOK_EVERY
+    every = len(batches) if order.is_cuda else CHECK_EVERY
     with tqdm(total=len(batches), disable=bar is None, mininterval=bar or 0, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
-            labels = split.labels[batch]
-            logits = network(_prepare(split.images[batch], recipe))
-            loss = F.cross_entropy(logits, labels)
+            loss, right = batch_loss(network, split, batch, recipe)
             optimizer.zero_grad()  # to None, before anything reads them: a CUDA graph has written over the last ones
             loss.backward()
             optimizer.step()
             scheduler.step()
             losses[number] = loss.detach()
-            correct += (logits.detach().argmax(dim=1) == labels).sum()
+            correct += right
             done = number + 1
             if done % every == 0 or done == len(batches):
-                _check_finite(losses[:done])
-                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch)
+                finite = losses[:done].isfinite().tolist()
+                if not all(finite):
+                    first = finite.index(False)
+                    raise FloatingPointError(losses[first].item(), f"batch {first}")
+                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch_size)
                 progress.set_description_str(
                     f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}", refresh=False
                 )
                 progress.update(done - progress.n)
     return mean, accuracy
-
-
-def _check_finite(losses: Tensor) -> None:
-    finite = losses.isfinite().tolist()
-    if not all(finite):
-        first = finite.index(False)
-        raise _NotFiniteError(losses[first].item(), f"batch {first}")

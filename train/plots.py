@@ -1,6 +1,7 @@
 """The pictures of the report and of the consistency table, each returned as the bytes of a PNG."""
 
 import io
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -16,20 +17,13 @@ from numpy.typing import NDArray
 from train.checkpoint import Epoch
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
-COLOURS = ("#d95f02", "#7570b3", "#1f5fa8")
-plt.rcParams.update(
-    {
-        "figure.dpi": 110,
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e6e6",
-        "axes.axisbelow": True,
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-    }
-)
+COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # a model each, then again
+plt.rc("figure", dpi=110)
+plt.rc("font", size=10)
+plt.rc("axes", grid=True, axisbelow=True, titlelocation="left")
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color="#e6e6e6")
+plt.rc("legend", frameon=False)
 
 
 def curves(name: str, history: list[Epoch], target: float) -> bytes:
@@ -65,15 +59,11 @@ def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
     """Plot the test accuracy of every model by epoch in one picture."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     lows = []
-    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+    for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         test = 100 * np.array([epoch.test_accuracy for epoch in history])
         axes.plot([epoch.epoch for epoch in history], test, color=colour, marker=".", linewidth=1.8)
         axes.annotate(
-            f" {name} {test[-1]:.2f}",
-            (history[-1].epoch, test[-1]),
-            color=colour,
-            va="center",
-            fontweight="bold",
+            f" {name} {test[-1]:.2f}", (history[-1].epoch, test[-1]), color=colour, va="center", fontweight="bold"
         )
         lows.append(test[1 if len(test) > 2 else 0 :].min())
     _target_line(axes, target)
@@ -93,22 +83,12 @@ def confusion(matrix: NDArray[np.int64]) -> bytes:
     for true in range(10):
         for predicted in range(10):
             if count := matrix[true, predicted]:
-                axes.text(
-                    predicted,
-                    true,
-                    str(count),
-                    ha="center",
-                    va="center",
-                    color=MUTED if true == predicted else "black",
-                    fontweight="normal" if true == predicted else "bold",
+                style: dict[str, Any] = (
+                    {"color": MUTED} if true == predicted else {"color": "black", "fontweight": "bold"}
                 )
-    axes.set(
-        xticks=range(10),
-        yticks=range(10),
-        xlabel="predicted",
-        ylabel="true",
-        title="Confusion matrix, test set",
-    )
+                axes.text(predicted, true, str(count), ha="center", va="center", **style)
+    axes.set(xticks=range(10), yticks=range(10))
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test set")
     axes.grid(visible=False)
     return _png(figure)
 
@@ -153,12 +133,7 @@ def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes
     _epoch_axis(by_epoch, max(map(len, accuracies)))
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
     low = min(accuracy[len(accuracy) // 3 :].min() for accuracy in accuracies)
-    by_epoch.set(
-        title=f"{name}: test accuracy, {len(trials)} seeds",
-        xlabel="epoch",
-        ylabel="%",
-        ylim=(low - 0.1, None),
-    )
+    by_epoch.set(title=f"{name}: test accuracy, {len(trials)} seeds", ylabel="%", ylim=(low - 0.1, None))
     last.set(title="at the last epoch", xlabel="seed")
     last.legend(loc="lower right")
     return _png(figure)

@@ -19,20 +19,20 @@ EPOCH_BUDGET = 15
 class Recipe:
     """How a network is trained: SGD with momentum on cross-entropy."""
 
-    rate: float  # the learning rate; under one-cycle, its peak
-    batch: int = 64
+    learning_rate: float  # under one-cycle, its peak
+    batch_size: int = 64
     epochs: int = EPOCH_BUDGET
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    one_cycle: bool = False  # else the rate is constant
+    one_cycle: bool = False  # else the learning rate is constant
     augmentation: Warp | None = None
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         momentum = f"{'Nesterov ' if self.nesterov else ''}momentum {self.momentum:g}"
-        rate = f"rate {'one-cycle to ' if self.one_cycle else ''}{self.rate:g}"
-        parts = [f"{epochs} of SGD, {momentum}, {rate}, batch {self.batch}"]
+        rate = f"learning rate {'one-cycle to ' if self.one_cycle else ''}{self.learning_rate:g}"
+        parts = [f"{epochs} of SGD, {momentum}, {rate}, batch size {self.batch_size}"]
         if self.weight_decay:
             parts.append(f"weight decay {self.weight_decay:g}")
         parts.append(str(self.augmentation) if self.augmentation else "no augmentation")
@@ -40,32 +40,23 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the reference document reports for a model: percentages, each the best of 15 epochs."""
-
-    parameters: int
-    best_train_accuracy: float
-    best_test_accuracy: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the progression."""
+class Experiment:
+    """One entry of the progression. `reference` is what the reference document reports for it."""
 
     name: str
     network: type[nn.Module]
     target: tuple[str, ...]
     expectation: str
     recipe: Recipe
-    reference: Reference | None = None
+    reference: tuple[float, float] | None = None  # its best training and test accuracy of 15 epochs, in %
 
 
-REFERENCE_RECIPE = Recipe(rate=0.01)
+REFERENCE_RECIPE = Recipe(learning_rate=0.01)
 
-PROGRESSION: dict[str, Step] = {
-    step.name: step
-    for step in (
-        Step(
+PROGRESSION: dict[str, Experiment] = {
+    entry.name: entry
+    for entry in (
+        Experiment(
             name="Model_1",
             network=Model_1,
             target=(
@@ -74,9 +65,9 @@ PROGRESSION: dict[str, Step] = {
             ),
             expectation="about 99.2 % at best, over-fitting: training accuracy runs ahead of test accuracy",
             recipe=REFERENCE_RECIPE,
-            reference=Reference(parameters=10_970, best_train_accuracy=99.80, best_test_accuracy=99.20),
+            reference=(99.80, 99.20),
         ),
-        Step(
+        Experiment(
             name="Model_2",
             network=Model_2,
             target=(
@@ -85,19 +76,19 @@ PROGRESSION: dict[str, Step] = {
             ),
             expectation="about 99.3 % at best, no over-fitting, short of the goal",
             recipe=REFERENCE_RECIPE,
-            reference=Reference(parameters=6_664, best_train_accuracy=99.09, best_test_accuracy=99.36),
+            reference=(99.09, 99.36),
         ),
-        Step(
+        Experiment(
             name="Model_3",
             network=Model_3,
             target=(
                 "Reach 99.40 % at the last epoch with every seed.",
                 "Spend the parameters where the maps are small, and show each digit turned, shifted, scaled, bent.",
-                "Anneal the rate to zero (one cycle), so that the last epoch is the best one and need not be picked.",
+                "Anneal the learning rate to zero (one cycle): the last epoch is the best one and need not be picked.",
             ),
             expectation="99.5 % and more at the last epoch, training below test, since augmented digits are harder",
             recipe=Recipe(
-                rate=0.08,
+                learning_rate=0.08,
                 nesterov=True,
                 weight_decay=5e-4,
                 one_cycle=True,
@@ -108,14 +99,17 @@ PROGRESSION: dict[str, Step] = {
 }
 
 
-def with_epochs(step: Step, epochs: int | None) -> Step:
-    """Return `step` with its recipe spanning `epochs`; as it is for None."""
-    return step if epochs is None else replace(step, recipe=replace(step.recipe, epochs=epochs))
+def with_epochs(experiment: Experiment, epochs: int | None) -> Experiment:
+    """Return `experiment` with its recipe spanning `epochs`; as it is for None."""
+    return experiment if epochs is None else replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
 
 
-def steps(names: Iterable[str]) -> list[Step]:
-    """Return the named steps in the progression's order. Raises SettingsError for a name that is not in it."""
-    names = set(names)
+def experiments(names: Iterable[str] | None = None, epochs: int | None = None) -> list[Experiment]:
+    """Return the named experiments, or all, in the progression's order, with their recipes spanning `epochs`.
+
+    Raises SettingsError for an unknown name.
+    """
+    names = set(PROGRESSION if names is None else names)
     if unknown := sorted(names - PROGRESSION.keys()):
         raise SettingsError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
-    return [step for step in PROGRESSION.values() if step.name in names]
+    return [with_epochs(one, epochs) for one in PROGRESSION.values() if one.name in names]

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from platform import python_version
 from typing import Any
@@ -32,12 +32,10 @@ def source_revision() -> str:
     """
     if stated := os.environ.get("SOURCE_REVISION"):
         return stated
-    git = ["git", "-C", str(paths.ROOT)]
+    git = partial(subprocess.run, cwd=paths.ROOT, capture_output=True, text=True, check=True)
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--", "model/*.py", "train"], capture_output=True, text=True, check=True
-        ).stdout
+        revision = git(["git", "rev-parse", "HEAD"]).stdout
+        changes = git(["git", "status", "--porcelain", "--", "model/*.py", "train"]).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip() + ("-dirty" if changes else "")

@@ -1,75 +1,81 @@
 """The release: a verified export promoted to model/release, with its model card."""
 
 from pathlib import Path
-from typing import Any
 
+from model import contract
+from model.contract import SIDE
 from train import paths, verify
-from train.checkpoint import settings
 from train.consistency import sentence
 from train.data import Data, load
-from train.errors import VerificationError
-from train.files import read_json, to_json, write_together
-from train.progression import PROGRESSION, with_epochs
+from train.errors import SettingsError, VerificationError
+from train.files import read_json, write_together
+from train.progression import TARGET_ACCURACY
 
 CARD = "README.md"
 
 
-def release(source: Path, *, data_directory: Path, destination: Path = paths.RELEASE) -> None:
+def release(source: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:
     """Verify the export in `source` once more and copy it, with a model card, to `destination`.
 
-    Raises VerificationError, or TrainError where a file cannot be read or written; then nothing was copied.
+    Raises SettingsError where it is under the goal's accuracy and not forced, VerificationError, or TrainError where a
+    file cannot be read or written; then nothing was copied.
     """
     data = load(data_directory)
     export = verify.verify(source, data)
-    try:
-        card = model_card(export.manifest, data)
-    except KeyError as error:
-        raise VerificationError(f"{source / verify.MANIFEST}: expected {error}, found none") from error
-    write_together(destination, {**export.files, CARD: card.encode(), verify.MANIFEST: to_json(export.manifest)})
-    accuracy = 100 * export.manifest["test_accuracy"]
-    print(f"Released {export.manifest['model']}, {accuracy:.2f}% on the test set: {destination}")
+    manifest = export.manifest
+    if manifest.settings is None:
+        raise VerificationError(f"{source / contract.MANIFEST}: expected settings, found none: run the training again")
+    accuracy = f"{100 * manifest.test_accuracy:.2f} %"
+    if manifest.test_accuracy < TARGET_ACCURACY and not force:
+        raise SettingsError(
+            f"{source}: expected {100 * TARGET_ACCURACY:.2f} % or more on the test set, found {accuracy}: "
+            "--force releases it all the same"
+        )
+    write_together(destination, {CARD: model_card(export, data).encode(), **export.files})
+    print(f"Released {manifest.model}, {accuracy} on the test set: {destination}")
 
 
-def model_card(manifest: dict[str, Any], data: Data) -> str:
-    """Return the model card, in Markdown, of the export that `manifest` describes."""
-    parity, onnx, weights = manifest["parity"], manifest["onnx"], manifest["weights"]
-    right = f"{manifest['test_correct']} of {manifest['test_total']}"
-    return f"""# {manifest["model"]}: handwritten digits, {manifest["parameters"]:,} parameters
+def model_card(export: verify.Export, data: Data) -> str:
+    """Return the model card, in Markdown, of a verified `export`."""
+    manifest, parity = export.manifest, export.parity
+    graph, weights = manifest.onnx, manifest.weights
+    right = f"{manifest.test_correct} of {manifest.test_total}"
+    return f"""# {manifest.model}: handwritten digits, {manifest.parameters:,} parameters
 
-Recognises one handwritten digit, 0–9, in a 28×28 picture. This folder holds the network as an ONNX graph
-(`{onnx["file"]}`, opset {onnx["opset"]}, {onnx["bytes"]:,} bytes), its PyTorch weights (`{weights["file"]}`)
-and `manifest.json`, which says how it was made and vouches for both by SHA-256.
+Recognises one handwritten digit, 0–9, in a {SIDE}×{SIDE} picture. This folder holds the network as an ONNX graph
+(`{graph.file}`, opset {graph.opset}, {graph.bytes:,} bytes), its PyTorch weights (`{weights.file}`)
+and `{contract.MANIFEST}`, which says how it was made and vouches for both by SHA-256.
 
 ## Use
 
-Input `image`: uint8 [batch, 28, 28], white ink (255) on black (0), the digit within the middle 20×20 pixels and
-centred by its mass, as in MNIST. Outputs `probabilities`: float32 [batch, 10], and `digit`: int64 [batch].
+Input {contract.IMAGE}, white ink (255) on black (0), the digit within the middle 20×20 pixels and
+centred by its mass, as in MNIST. Outputs {", ".join(map(str, contract.OUTPUTS))}.
 Normalisation is inside the graph.
 
     import numpy, onnxruntime
-    session = onnxruntime.InferenceSession("model/release/digits.onnx")
-    image = numpy.zeros((1, 28, 28), numpy.uint8)  # your picture
-    probabilities, digit = session.run(None, {{"image": image}})
+    session = onnxruntime.InferenceSession("model/release/{graph.file}")
+    image = numpy.zeros((1, {SIDE}, {SIDE}), numpy.uint8)  # your picture
+    probabilities, digit = session.run(["probabilities", "digit"], {{"image": image}})
 
 Intended for teaching, as a reference for putting a model behind an endpoint, and for reading digits that look like
 MNIST's. Not for decisions about people or money without a test on pictures of your own.
 
 ## Data and recipe
 
-{manifest["data"]["name"]}: {len(data.train):,} training images; {len(data.validation):,} held out for validation,
-{len(data.test):,} for the test, which chose nothing. Seed {manifest["seed"]};
-{manifest["recipe"]}.
+{data.name}: {len(data.train):,} training images; {len(data.validation):,} held out for validation,
+{len(data.test):,} for the test, which chose nothing. Seed {manifest.seed};
+{manifest.recipe}. Source revision {manifest.source_revision}.
 
 ## Accuracy
 
 | | |
 |---|---:|
-| test accuracy of this network | {100 * manifest["test_accuracy"]:.2f} % ({right}) |
-| validation accuracy of this network | {100 * manifest["validation_accuracy"]:.2f} % |
-| images on which ONNX Runtime and PyTorch disagree | {parity["label_mismatches"]} of {parity["images"]} |
-| largest difference of a probability | {parity["max_abs_probability_difference"]:.1e} |
+| test accuracy of this network | {100 * manifest.test_accuracy:.2f} % ({right}) |
+| validation accuracy of this network | {100 * manifest.validation_accuracy:.2f} % |
+| images on which ONNX Runtime and PyTorch disagree | {parity.label_mismatches} of {parity.images} |
+| largest difference of a probability | {parity.max_abs_probability_difference:.1e} |
 
-{_over_seeds(manifest, data)}
+{_over_seeds(manifest)}
 
 ## Limits
 
@@ -87,12 +93,14 @@ J. C. Burges; another data set has its own licence and limits.
 """
 
 
-def _over_seeds(manifest: dict[str, Any], data: Data) -> str:
-    """Return what docs/consistency.json says of this recipe; that nothing is measured where it is of another."""
-    step = with_epochs(PROGRESSION[manifest["model"]], manifest["epochs"])
-    if paths.CONSISTENCY.exists() and str(step.recipe) == manifest["recipe"]:
-        figures = read_json(paths.CONSISTENCY)
-        measured = figures["trials"][0]["settings"]
-        if measured == settings(step, data, measured["seed"]):
-            return f"One network is an anecdote; over seeds (docs/consistency.md): {sentence(figures)}"
-    return "Its accuracy over other seeds has not been measured."
+def _over_seeds(manifest: contract.Manifest) -> str:
+    """Return what docs/consistency.json says of trainings that differ from this one in the seed alone."""
+    figures = read_json(paths.CONSISTENCY) if paths.CONSISTENCY.exists() else {"trials": []}
+    trials = figures["trials"]
+    if not trials or {**trials[0]["settings"], "seed": manifest.seed} != manifest.settings:
+        return "Its accuracy over other seeds has not been measured."
+    revisions = {trial["provenance"]["source_revision"] for trial in trials}
+    other = (
+        "" if revisions == {manifest.source_revision} else f", by other code, revision {', '.join(sorted(revisions))}"
+    )
+    return f"One network is an anecdote; over seeds (docs/consistency.md{other}): {sentence(figures)}"

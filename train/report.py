@@ -1,30 +1,29 @@
 """The report of a run: what each model tried, what it reached, what that says; in Markdown, with pictures."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from model.contract import Manifest
 from model.networks import parameter_count
 from train import plots
-from train.checkpoint import Epoch
 from train.data import Data
-from train.export import Trained
-from train.files import write_bytes, write_text
+from train.files import write_bytes
 from train.layer_table import layers
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
+from train.training import Trained
 from train.verify import predict
 
 SHOWN_MISTAKES = 100
 
 
-def write(out: Path, trained: list[Trained], data: Data, manifest: dict[str, Any] | None) -> Path:
+def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | None) -> Path:
     """Write `out`/report.md and its pictures in `out`/report, and return its path.
 
     `manifest` is that of the export; without one, the mistakes shown are the last model's.
     """
     pictures = out / "report"
-    shown = next((model for model in trained if manifest and model.step.name == manifest["model"]), trained[-1])
+    shown = next((model for model in trained if manifest and model.experiment.name == manifest.model), trained[-1])
     parts = [
         f"# The progression on {data.name}\n",
         f"The goal: {_percent(TARGET_ACCURACY)} test accuracy at the last epoch, in at most {EPOCH_BUDGET} epochs, "
@@ -36,14 +35,14 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: dict[str, Any
         _export(manifest),
         _picture(
             pictures / "progression.png",
-            plots.side_by_side({model.step.name: model.history for model in trained}, TARGET_ACCURACY),
+            plots.side_by_side({model.experiment.name: model.history for model in trained}, TARGET_ACCURACY),
             "Test accuracy of each model by epoch",
         ),
     ]
     for model in trained:
-        parts += _section(model, pictures)
+        parts += _section(model, data, pictures)
     parts += _mistakes(shown, data, pictures)
-    write_text(out / "report.md", "\n".join(parts))
+    write_bytes(out / "report.md", "\n".join(parts).encode())
     return out / "report.md"
 
 
@@ -54,14 +53,10 @@ def _comparison(trained: list[Trained]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for model in trained:
-        step, last, reference = model.step, model.history[-1], model.step.reference
-        test, train = (
-            (f" ({reference.best_test_accuracy:.2f})", f" ({reference.best_train_accuracy:.2f})")
-            if reference
-            else ("", "")
-        )
+        experiment, last = model.experiment, model.history[-1]
+        train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
         lines.append(
-            f"| {step.name} | {parameter_count(model.network):,} | {len(model.history)} "
+            f"| {experiment.name} | {parameter_count(model.network):,} | {len(model.history)} "
             f"| {_percent(last.validation_accuracy)} | **{_percent(last.test_accuracy)}** "
             f"| {_percent(max(epoch.test_accuracy for epoch in model.history))}{test} "
             f"| {_percent(max(epoch.train_accuracy for epoch in model.history))}{train} |"
@@ -72,40 +67,41 @@ def _comparison(trained: list[Trained]) -> str:
     )
 
 
-def _export(manifest: dict[str, Any] | None) -> str:
+def _export(manifest: Manifest | None) -> str:
     if manifest is None:
         return f"Nothing was exported: no model of this run is verified with at most {PARAMETER_BUDGET:,} parameters.\n"
-    parity = manifest["parity"]
+    graph, parity = manifest.onnx, manifest.parity
     return (
-        f"Exported: **{manifest['model']}**, the best within the budget by validation accuracy, to "
-        f"[release/{manifest['onnx']['file']}](release/{manifest['onnx']['file']}) "
-        f"({manifest['onnx']['bytes']:,} bytes). ONNX Runtime gives PyTorch's label on all {parity['images']:,} test "
-        f"images; no probability differs by more than {parity['max_abs_probability_difference']:.1e}.\n"
+        f"Exported: **{manifest.model}**, of this run's models with at most {PARAMETER_BUDGET:,} parameters the best "
+        f"by validation accuracy ({_percent(manifest.validation_accuracy)}), to "
+        f"[release/{graph.file}](release/{graph.file}) ({graph.bytes:,} bytes). ONNX Runtime gives PyTorch's label on "
+        f"all {parity.images:,} test images; no probability differs by more than "
+        f"{parity.max_abs_probability_difference:.1e}.\n"
     )
 
 
-def _section(model: Trained, pictures: Path) -> list[str]:
-    step = model.step
+def _section(model: Trained, data: Data, pictures: Path) -> list[str]:
+    experiment = model.experiment
     rows = [
         f"| {layer.name} | {'×'.join(map(str, layer.output_shape))} | {layer.parameters or ''} "
         f"| {layer.receptive_field} |"
-        for layer in layers(step.network())
+        for layer in layers(experiment.network())
     ]
     return [
-        f"## {step.name}\n",
+        f"## {experiment.name}\n",
         "**Target**\n",
-        *(f"- {target}" for target in step.target),
-        f"\n**Recipe**: {step.recipe}.\n",
-        f"**Expected**: {step.expectation}.\n",
+        *(f"- {target}" for target in experiment.target),
+        f"\n**Recipe**: {experiment.recipe}.\n",
+        f"**Expected**: {experiment.expectation}.\n",
         "**Reached**\n",
-        *(f"- {finding}" for finding in findings(model.history)),
+        *(f"- {finding}" for finding in findings(model, len(data.test))),
         "",
         _picture(
-            pictures / f"{step.name}.png",
-            plots.curves(step.name, model.history, TARGET_ACCURACY),
-            f"Loss, accuracy and gap of {step.name} by epoch",
+            pictures / f"{experiment.name}.png",
+            plots.curves(experiment.name, model.history, TARGET_ACCURACY),
+            f"Loss, accuracy and gap of {experiment.name} by epoch",
         ),
-        f"<details><summary>Layers of {step.name}, {parameter_count(model.network):,} parameters</summary>\n",
+        f"<details><summary>Layers of {experiment.name}, {parameter_count(model.network):,} parameters</summary>\n",
         "| layer | output | parameters | receptive field |",
         "|---|---|---:|---:|",
         *rows,
@@ -113,25 +109,27 @@ def _section(model: Trained, pictures: Path) -> list[str]:
     ]
 
 
-def findings(history: list[Epoch]) -> list[str]:
-    """Return what a training's figures say, a sentence each: goal, over- or under-fitting, stability."""
-    last = history[-1]
+def findings(model: Trained, test_images: int) -> list[str]:
+    """Return what a training's figures say, a sentence each: goal, over-fitting, stability, time."""
+    history, last, parameters = model.history, model.history[-1], parameter_count(model.network)
     short = TARGET_ACCURACY - last.test_accuracy
-    goal = "the goal is reached" if short <= 0 else f"{100 * short:.2f} points short of the goal"
-    gap = 100 * (last.train_accuracy - last.test_accuracy)
-    if gap > 0.3:
-        fit = "it over-fits, and has begun to learn its training images by heart"
-    elif gap < -0.1:
-        fit = "no over-fitting: augmentation or dropout makes the training images the harder ones"
+    misses = [f"{100 * short:.2f} points short of its accuracy"] * (short > 0)
+    misses += [f"{parameters:,} parameters, more than its {PARAMETER_BUDGET:,}"] * (parameters > PARAMETER_BUDGET)
+    misses += [f"{len(history)} epochs, more than its {EPOCH_BUDGET}"] * (len(history) > EPOCH_BUDGET)
+    gap = last.train_accuracy - last.test_accuracy
+    chance = 2 * (last.test_accuracy * (1 - last.test_accuracy) / test_images) ** 0.5  # two standard errors
+    if abs(gap) <= chance:
+        fit = f"no more than chance would explain on {test_images:,} test images"
     else:
-        fit = "training and test go together"
+        fit = "it does better on its training images than on new ones" if gap > 0 else "no sign of over-fitting"
     tail = [100 * epoch.test_accuracy for epoch in history[-5:]]
+    spread = f"Over the last {len(tail)} epochs test accuracy moves within {max(tail) - min(tail):.2f} points."
     return [
-        f"Test accuracy {_percent(last.test_accuracy)} at epoch {last.epoch}, the last: {goal}.",
-        f"Training accuracy {_percent(last.train_accuracy)}, {abs(gap):.2f} points {'above' if gap > 0 else 'below'} "
-        f"test: {fit}.",
-        f"Over the last {len(tail)} epochs test accuracy moves within {max(tail) - min(tail):.2f} points"
-        + (": which epoch one stops at matters." if max(tail) - min(tail) > 0.1 else ": it has settled."),
+        f"Test accuracy {_percent(last.test_accuracy)} at epoch {last.epoch}, the last: "
+        f"{'the goal is missed: ' + '; '.join(misses) if misses else 'the goal is reached'}.",
+        f"Training accuracy {_percent(last.train_accuracy)}, the mean over that epoch's batches, {abs(100 * gap):.2f} "
+        f"points {'above' if gap > 0 else 'below'} test: {fit}.",
+        *([spread] if len(tail) > 1 else []),
         f"{sum(epoch.seconds for epoch in history):.0f} seconds of training and evaluation.",
     ]
 
@@ -147,7 +145,7 @@ def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     shown = wrong[:SHOWN_MISTAKES]
     return [
-        f"## What {model.step.name} gets wrong\n",
+        f"## What {model.experiment.name} gets wrong\n",
         f"{len(wrong)} of {len(test):,} test images"
         + (f", the surest {len(shown)} shown" if len(shown) < len(wrong) else "")
         + "; under each title, the probability it gave the true digit and the one it read.\n",

@@ -3,9 +3,7 @@
 Exporters have shipped graphs with wrong biases and an accuracy of 0 %: nothing is served that has not passed here.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,101 +14,104 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from onnx.external_data_helper import uses_external_data
 from torch import Tensor, nn
 
+from model import contract
 from model.classifier import DigitClassifier
-from model.networks import NETWORKS, parameter_count
+from model.networks import parameter_count
 from train.data import Data, Split
 from train.errors import VerificationError
-from train.files import read_bytes, read_json, sha256
+from train.files import read_bytes, sha256
+from train.progression import PROGRESSION
 
-GRAPH, WEIGHTS, MANIFEST = "digits.onnx", "model.safetensors", "manifest.json"
 TOLERANCE = 1e-4  # the largest difference allowed of any probability
 BATCH_SIZES = (1, 7, 64, 10_000)
 LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-# The contract: name, ONNX type, shape; "batch" is dynamic.
-INPUTS = [("image", "tensor(uint8)", ["batch", 28, 28])]
-OUTPUTS = [("probabilities", "tensor(float)", ["batch", 10]), ("digit", "tensor(int64)", ["batch"])]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How an ONNX graph compares with its PyTorch network on `images` images."""
-
-    images: int
-    label_mismatches: int
-    max_abs_probability_difference: float
-    correct: int  # images whose label both get right
 
 
 @dataclass(frozen=True)
 class Export:
-    """A verified export: its files by name, as they were when verified, and what the verification found."""
+    """A verified export: its manifest, its files by name, as they were when verified, and what it was found to do."""
 
-    manifest: dict[str, Any]
-    files: dict[str, bytes]
-    parity: Parity
+    manifest: contract.Manifest
+    files: dict[str, bytes]  # the manifest last
+    parity: contract.Parity
 
 
 def verify(folder: Path, data: Data) -> Export:
-    """Check the export in `folder` against its manifest, and its graph against its weights on `data`'s test set.
+    """Check the export in `folder`: its graph against its weights, and all that its manifest says, on `data`.
 
-    What the manifest says of the test set is checked where `data` is the set it was made with. Raises
-    VerificationError, or TrainError where a file cannot be read, saying what was expected and found.
+    Accuracies and parity are computed again; seed, recipe and revision are compared with the graph's metadata. Raises
+    VerificationError, also where `data` is not the set it was made with, or TrainError where a file cannot be read.
     """
-    path = folder / MANIFEST
-    manifest = read_json(path)
-    with _reading(path):
-        network = NETWORKS[manifest["model"]]()
-        same_data = manifest["data"]["sha256"] == data.sha256
-    files = {GRAPH: read_bytes(folder / GRAPH), WEIGHTS: read_bytes(folder / WEIGHTS)}
-    _check_stated(path, manifest, file_facts(files))
-    load_weights(network, files[WEIGHTS], folder)
-    _check_stated(path, manifest, {"parameters": parameter_count(network)})
-    parity = compare(files[GRAPH], network, data.test)
-    if same_data:
-        _check_stated(path, manifest, test_facts(parity))
-    return Export(manifest, files, parity)
+    path = folder / contract.MANIFEST
+    content = read_bytes(path)
+    try:
+        manifest = contract.parse_manifest(content)
+    except contract.ContractError as error:
+        raise VerificationError(f"{path}: {error}") from error
+    if manifest.model not in PROGRESSION:
+        raise VerificationError(f"{path}: expected a model of {', '.join(PROGRESSION)}, found {manifest.model!r}")
+    if manifest.data.sha256 != data.sha256:
+        raise VerificationError(
+            f"{path}: expected the data set it was made with, {manifest.data.name}, found {data.name}"
+        )
+    files = {name: read_bytes(folder / name) for name in (contract.GRAPH, contract.WEIGHTS)}
+    stated = asdict(manifest)
+    _check_stated(path, stated, file_facts(files))
+    graph = load_graph(files[contract.GRAPH])
+    _check_stated(path, stated, {"onnx": {"opset": graph.opset_import[0].version}})
+    training = contract.metadata(stated)
+    found = {entry.key: entry.value for entry in graph.metadata_props}
+    if manifest.settings is None:  # releases from before there were settings say less of their training
+        training = {name: text for name, text in training.items() if name in found}
+    _check_stated(path, training, {name: found.get(name) for name in training})
+    network = PROGRESSION[manifest.model].network()
+    load_weights(network, files[contract.WEIGHTS], folder)
+    facts = network_facts(files[contract.GRAPH], network, data)
+    parity = facts["parity"]
+    difference = manifest.parity.max_abs_probability_difference
+    if 0 <= difference <= TOLERANCE:  # else it is another one than this processor's: they round differently
+        facts["parity"] = replace(parity, max_abs_probability_difference=difference)
+    _check_stated(path, stated, facts | {"parity": asdict(facts["parity"])})
+    return Export(manifest, files | {contract.MANIFEST: content}, parity)
 
 
 def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
     """Return what a manifest says of an export's files."""
-    graph, weights = files[GRAPH], files[WEIGHTS]
     return {
-        "onnx": {"file": GRAPH, "sha256": sha256(graph), "bytes": len(graph)},
-        "weights": {"file": WEIGHTS, "sha256": sha256(weights), "bytes": len(weights)},
+        part: {"file": name, "sha256": sha256(files[name]), "bytes": len(files[name])}
+        for part, name in (("onnx", contract.GRAPH), ("weights", contract.WEIGHTS))
     }
 
 
-def test_facts(parity: Parity) -> dict[str, Any]:
-    """Return what a manifest says of the test set."""
+def network_facts(graph: bytes, network: nn.Module, data: Data) -> dict[str, Any]:
+    """Return what a manifest says of `network` and `graph` together, found on `data`; raises what compare does."""
+    parity = compare(graph, network, data.test)
+    right, right_of_validation = (
+        int((predict(network, split.images)[1] == split.labels.cpu().numpy()).sum())
+        for split in (data.test, data.validation)
+    )
     return {
-        "test_accuracy": parity.correct / parity.images,
-        "test_correct": parity.correct,
-        "test_total": parity.images,
+        "parameters": parameter_count(network),
+        "validation_accuracy": right_of_validation / len(data.validation),
+        "test_accuracy": right / len(data.test),
+        "test_correct": right,
+        "test_total": len(data.test),
+        "parity": parity,
     }
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what looking into a manifest of another form raises into a VerificationError."""
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise VerificationError(f"{path}: expected a manifest, found none or unknown: {error}") from error
-
-
-def _check_stated(path: Path, stated: Any, found: dict[str, Any], within: str = "") -> None:
+def _check_stated(path: Path, stated: dict[str, Any], found: dict[str, Any], within: str = "") -> None:
     for name, value in found.items():
-        with _reading(path):
-            other = stated[name]
         if isinstance(value, dict):
-            _check_stated(path, other, value, f"{within}{name}.")
-        elif other != value:
-            raise VerificationError(f"{path}: expected {within}{name} as stated, {other}, found {value}")
+            _check_stated(path, stated[name], value, f"{within}{name}.")
+        elif stated[name] != value:
+            raise VerificationError(f"{path}: expected {within}{name} as stated, {stated[name]}, found {value}")
 
 
 def predict(network: nn.Module, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -126,17 +127,16 @@ def load_weights(network: nn.Module, content: bytes, source: Path) -> None:
     try:
         network.load_state_dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise VerificationError(f"{source}: the weights are not those of {type(network).__name__}: {reason}") from error
+        raise VerificationError(f"{source}: the weights are not those of {type(network).__name__}: {error}") from error
 
 
-def compare(graph: bytes, network: nn.Module, test: Split) -> Parity:
+def compare(graph: bytes, network: nn.Module, test: Split) -> contract.Parity:
     """Run every image of `test` through `network` in PyTorch and `graph` in ONNX Runtime, and compare.
 
     At every batch size of BATCH_SIZES and with the runtime's graph optimisation off and on, labels must be equal on
     every image and probabilities within TOLERANCE. Raises VerificationError, naming the images that differ.
     """
-    _check_graph(graph)
+    load_graph(graph)
     probabilities, digits = predict(network, test.images)
     images, largest = test.images.cpu().numpy(), 0.0
     for level, optimisation in LEVELS.items():
@@ -145,7 +145,8 @@ def compare(graph: bytes, network: nn.Module, test: Split) -> Parity:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         for size in BATCH_SIZES:
-            runs = [session.run(None, {"image": images[i : i + size]}) for i in range(0, len(images), size)]
+            batches = np.split(images, range(size, len(images), size))
+            runs = [session.run(["probabilities", "digit"], {contract.IMAGE.name: batch}) for batch in batches]
             found_probabilities, found_digits = (np.concatenate(parts) for parts in zip(*runs, strict=True))
             difference = np.abs(found_probabilities - probabilities).max(axis=1)
             same = (found_digits == digits) & (found_probabilities.argmax(axis=1) == digits)
@@ -163,22 +164,30 @@ def compare(graph: bytes, network: nn.Module, test: Split) -> Parity:
                     f"{named}{', …' if len(wrong) > 5 else ''}"
                 )
             largest = max(largest, float(difference.max()))
-    correct = int((digits == test.labels.cpu().numpy()).sum())
-    return Parity(len(images), 0, largest, correct)
+    return contract.Parity(len(images), 0, largest)
 
 
-def _check_graph(graph: bytes) -> None:
-    """Check that `graph` is valid ONNX, in one piece, with the contract's inputs and outputs."""
+def load_graph(content: bytes) -> onnx.ModelProto:
+    """Return the ONNX graph in `content`. Raises VerificationError unless it is valid, whole and the contract's."""
     try:
-        onnx.checker.check_model(graph, full_check=True)
-        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        graph = onnx.load_from_string(content)
+        _check_one_file(graph)
+        onnx.checker.check_model(content, full_check=True)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        contract.check_graph(session)
+        session.run(None, {contract.IMAGE.name: np.zeros((2, *contract.IMAGE.shape), contract.IMAGE.dtype)})
+    except contract.ContractError as error:
+        raise VerificationError(f"the ONNX graph: {error}") from error
     except Exception as error:  # each library has many of its own
-        reason = " ".join(str(error).split())
-        raise VerificationError(f"expected a valid ONNX graph, found: {reason}") from error
-    for part, expected, values in (
-        ("inputs", INPUTS, session.get_inputs()),
-        ("outputs", OUTPUTS, session.get_outputs()),
-    ):
-        found = [(value.name, value.type, value.shape) for value in values]
-        if found != expected:
-            raise VerificationError(f"the ONNX graph: expected {part} {expected}, found {found}")
+        raise VerificationError(f"expected a valid ONNX graph, found: {error}") from error
+    return graph
+
+
+def _check_one_file(message: Any) -> None:
+    """Raise ContractError where a tensor anywhere in a protobuf `message` has its data in another file."""
+    if isinstance(message, onnx.TensorProto) and uses_external_data(message):
+        raise contract.ContractError(f"expected all its data in one file, found {message.name!r} in another")
+    for field, value in message.ListFields():
+        if field.message_type:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _check_one_file(part)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.networks import NETWORKS, Model_1, Model_2, Model_3, parameter_count
+from model.networks import Model_1, Model_2, Model_3, parameter_count
 
 # The reference's tables: layer, output shape of one image, parameters.
 TABLES = {
@@ -93,6 +93,6 @@ def test_model_3_keeps_to_the_budget():
     assert parameter_count(Model_3()) <= 8_000
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("network", [Model_1, Model_2, Model_3])
 def test_maps_images_to_one_logit_a_digit(network):
     assert network()(torch.rand(5, 1, 28, 28)).shape == (5, 10)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from serve.config import Config, ConfigError, available_cores
+from serve.config import Config, ConfigError
 
 
 def test_an_empty_environment_gives_the_defaults():
@@ -29,28 +29,6 @@ def test_a_wrong_variable_is_named(variable, value, message):
     with pytest.raises(ConfigError) as error:
         Config.from_environment({variable: value})
     assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    ("content", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1), ("250000 100000", 2)]
-)
-def test_cores_follow_a_container_limit_of_cgroup_2(tmp_path, monkeypatch, content, cores):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    (tmp_path / "cpu.max").write_text(content)
-    assert available_cores(tmp_path) == (cores or 8)
-
-
-def test_cores_follow_a_container_limit_of_cgroup_1(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert available_cores(tmp_path) == 3
-
-
-def test_cores_without_a_cgroup_are_those_of_the_affinity(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5})
-    assert available_cores(tmp_path) == 2
 
 
 @pytest.mark.parametrize("workers", range(1, 10))

@@ -1,4 +1,4 @@
-"""Nothing under serve/ needs torch, or any room but its own."""
+"""Nothing under serve/ needs torch, or of another room more than the modules of model/ that need no torch."""
 
 import subprocess
 import sys
@@ -13,15 +13,24 @@ import serve
 for module in pkgutil.iter_modules(serve.__path__, "serve."):
     if "conf" not in module.name or module.name == "serve.config":
         __import__(module.name)
-print(*sorted({name.partition(".")[0] for name in sys.modules}))
+print(*sys.modules)
 """
 
 
 def test_no_module_of_serve_imports_torch_or_train():
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=True)
-    imported = set(done.stdout.split())
+    modules = set(done.stdout.split())
+    imported = {name.partition(".")[0] for name in modules}
     assert {"serve", "onnxruntime", "flask"} <= imported
-    assert not imported & {"torch", "torchvision", "train", "model", "onnx", "ray", "matplotlib", "tests"}
+    assert not imported & {"torch", "torchvision", "train", "onnx", "ray", "matplotlib", "tests"}
+    shared = {"model.contract", "model.cores"}  # what Dockerfile.serve copies
+    assert {name for name in modules if name.startswith("model.")} == shared
+
+
+def test_what_train_and_serve_share_needs_the_standard_library_alone():
+    code = "import sys; import model.contract, model.cores; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {"model", "__main__"} | sys.stdlib_module_names
 
 
 def test_gunicorn_s_master_leaves_to_the_workers_what_they_use():

@@ -41,10 +41,11 @@ def test_a_missing_file_is_named(folder, name):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "truncated"),
-        (b"[]", "Expected `object`, got `array`"),
-        (b'{"model": "Model_3"}', "missing required field"),
-        (b'\xff"', "malformed"),
+        (b"", "expected JSON, found 0 bytes"),
+        (b"[]", r"expected an object, found \[\]"),
+        (b'{"model": "Model_3"}', "expected parameters, found none"),
+        (b'{"model": 3}', "model: expected text, found 3"),
+        (b'\xff"', "expected JSON, found 2 bytes"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused(folder, content, found):

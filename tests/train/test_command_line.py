@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.polling import wait
+from tests.processes import alive
 from train import verify
 from train.__main__ import main
 from train.files import locked
@@ -54,7 +55,7 @@ def test_says_what_each_model_tries_and_reaches(subset, tmp_path, capfd):
     for line in (
         "--- Starting training for Model_2 ---",
         "Target:\n  - Come under 8,000 parameters",
-        "Recipe: 1 epoch of SGD, momentum 0.9, rate 0.01, batch 64; no augmentation",
+        "Recipe: 1 epoch of SGD, momentum 0.9, learning rate 0.01, batch size 64; no augmentation",
         "Total params: 6,664",
         "EPOCH: 1/1",
         "Test set: Average loss: ",
@@ -135,10 +136,16 @@ def test_wrong_usage_is_refused(options, capfd):
     assert "usage: python -m train" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("found", ["1.5", "0", "-1", "many"])
+def test_epochs_that_are_no_positive_whole_number_are_named(found, capfd):
+    with pytest.raises(SystemExit):
+        main(["--epochs", found])
+    assert capfd.readouterr().err.endswith(f"--epochs: expected a positive whole number, found {found}\n")
+
+
 def test_help_comes_without_loading_torch():
-    script = (
-        "import sys, train.__main__ as command; command._run_parser().format_help(); sys.exit('torch' in sys.modules)"
-    )
+    script = "import atexit, os, sys; from train.__main__ import main; "
+    script += "atexit.register(lambda: os._exit('torch' in sys.modules)); main(['--help'])"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
@@ -177,16 +184,6 @@ def epochs(out: Path) -> list[int]:
     """Return how many epochs of each model are kept."""
     paths = [out / model / "checkpoint.json" for model in MODELS]
     return [len(json.loads(path.read_text())["history"]) if path.exists() else 0 for path in paths]
-
-
-def alive(group: int) -> bool:
-    """Return whether a process of this process group is left."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            state, _, of, *_ = path.read_text().rpartition(")")[2].split()
-            if state != "Z" and int(of) == group:
-                return True
-    return False
 
 
 def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tuple[int, str]:
@@ -274,9 +271,71 @@ def test_a_gpu_that_runs_out_of_memory_is_one_clear_line(subset, tmp_path, capfd
     def fit(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("train.run.fit", fit)
+    monkeypatch.setattr("train.training.fit", fit)
     assert main(["--models", "Model_2", "--data", str(subset), "--out", str(tmp_path)]) == 1
     assert capfd.readouterr().err == (
         "error: the GPU has too little memory; --device cpu needs none: "
         "CUDA out of memory. Tried to allocate 20.00 MiB\n"
     )
+
+
+# Runs `python -m train` and sends it a signal in the midst of importing numpy, which torch does in C++: an exception is
+# lost there, and the run crashes later.
+INTERRUPTED_IMPORT = """
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy.exceptions":
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+sys.meta_path.insert(0, Finder())
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_during_the_imports_ends_the_run(number, tiny, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, *options(tiny, tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "SIGNAL": str(int(number))},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert ended.returncode == 128 + number
+    assert ended.stderr == "\ninterrupted: what was finished is kept, and the same command goes on from there\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_output_whose_reader_is_gone_does_not_end_the_training(tiny, tmp_path):
+    process = subprocess.Popen(
+        command(*options(tiny, tmp_path)),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 0
+    finally:
+        process.kill()
+    assert epochs(tmp_path) == [EPOCHS, EPOCHS]
+    assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_closed_standard_streams_and_an_encoding_without_the_characters_do_not_end_the_training(tiny, tmp_path):
+    options = ["--models", "Model_3", "--epochs", "4", "--data", str(tiny), "--out", str(tmp_path)]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command(*options)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert ended.returncode == 0
+    assert r"every image rotated by up to \xb18\xb0" in ended.stdout  # ±8°
+    assert "Report: " in ended.stdout

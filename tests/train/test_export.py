@@ -12,17 +12,20 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from model.networks import Model_3, parameter_count
+from model import contract
+from model.networks import Model_3
 from train import export, verify
-from train.checkpoint import Epoch
+from train.checkpoint import Epoch, settings
 from train.data import load
 from train.errors import TrainError, VerificationError
 from train.files import sha256, write_json
 from train.progression import PROGRESSION
+from train.training import Trained
 
 ROOT = Path(__file__).parents[2]
 # One worker, so that the graph is made once.
 pytestmark = pytest.mark.xdist_group("export")
+PROVENANCE = {"source_revision": "then", "versions": {}, "device": "CPU"}
 EPOCH = Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)
 
 
@@ -34,7 +37,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def graph(network):
-    return export.to_onnx(network, {"model": "Model_3", "source_revision": "abc"})
+    return export.to_onnx(network, {"model": "Model_3"})
 
 
 @pytest.fixture
@@ -62,17 +65,13 @@ def with_one_weight_changed(graph: bytes) -> bytes:
 def test_graph_keeps_the_contract(graph):
     session = onnxruntime.InferenceSession(graph)
     described = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
-    assert described == [
+    assert described == [  # as others rely on it: written out here, not read from the contract
         ("image", "tensor(uint8)", ["batch", 28, 28]),
         ("probabilities", "tensor(float)", ["batch", 10]),
         ("digit", "tensor(int64)", ["batch"]),
     ]
     assert [(opset.domain, opset.version) for opset in onnx.load_from_string(graph).opset_import] == [("", 20)]
-    assert session.get_modelmeta().custom_metadata_map == {
-        "model": "Model_3",
-        "parameters": str(parameter_count(Model_3())),
-        "source_revision": "abc",
-    }
+    assert session.get_modelmeta().custom_metadata_map == {"model": "Model_3"}
 
 
 def test_graph_is_one_file_that_tells_nothing_of_the_machine(graph):
@@ -116,6 +115,16 @@ def test_graph_of_another_contract_is_refused(graph, network, data):
         verify.compare(model.SerializeToString(), network, data.test)
 
 
+def test_graph_that_loads_but_does_not_run_is_refused(graph, network, data):
+    model = onnx.load_from_string(graph)
+    node = next(node for node in model.graph.node if node.op_type == "Unsqueeze")
+    reshape = onnx.helper.make_node("Reshape", [node.input[0], "impossible"], node.output)
+    node.CopyFrom(reshape)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 28, 27]), "impossible"))
+    with pytest.raises(VerificationError, match="expected a valid ONNX graph, found: "):
+        verify.compare(model.SerializeToString(), network, data.test)
+
+
 def test_bytes_that_are_no_graph_are_refused(network, data):
     with pytest.raises(VerificationError, match="expected a valid ONNX graph"):
         verify.compare(b"not ONNX", network, data.test)
@@ -134,6 +143,15 @@ def test_manifest_states_what_was_exported(trained, data):
     assert manifest["test_total"] == manifest["parity"]["images"] == 300
     assert manifest["data"] == {"name": "subset", "sha256": data.sha256}
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert manifest["settings"] == checkpoint["settings"]
+
+
+def test_graph_carries_what_the_manifest_says_of_the_training(trained):
+    manifest = json.loads((trained / "release" / "manifest.json").read_text())
+    properties = onnxruntime.InferenceSession(trained / "release" / "digits.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(properties.pop("settings")) == manifest["settings"]
+    names = ("model", "parameters", "epochs", "seed", "recipe", "source_revision")
+    assert properties == {name: str(manifest[name]) for name in names}
 
 
 def test_best_by_validation_is_exported(trained):
@@ -172,10 +190,12 @@ def test_full_disk_leaves_the_older_export_as_it_was(release, data, monkeypatch)
 
 @pytest.mark.slow
 def test_manifest_tells_of_the_training_not_of_the_export(release, data):
-    model = export.Trained(PROGRESSION["Model_3"], Model_3(), 7, [EPOCH], {"source_revision": "then", "versions": {}})
+    model = Trained(PROGRESSION["Model_3"], Model_3(), 7, [EPOCH], PROVENANCE)
     manifest = export.export(model, data, release)
-    assert (manifest["source_revision"], manifest["versions"], manifest["seed"]) == ("then", {}, 7)
-    assert manifest["recipe"] == str(PROGRESSION["Model_3"].recipe)
+    assert (manifest.source_revision, manifest.versions, manifest.device, manifest.seed) == ("then", {}, "CPU", 7)
+    assert manifest.recipe == str(PROGRESSION["Model_3"].recipe)
+    assert manifest.settings == settings(PROGRESSION["Model_3"], data, 7)
+    assert manifest == contract.parse_manifest((release / "manifest.json").read_bytes())
 
 
 def contents(folder):
@@ -183,29 +203,82 @@ def contents(folder):
 
 
 def untrained():
-    return export.Trained(PROGRESSION["Model_3"], Model_3(), 1, [EPOCH], {"source_revision": "abc"})
+    return Trained(PROGRESSION["Model_3"], Model_3(), 1, [EPOCH], PROVENANCE)
 
 
 def restate(folder, **stated):
+    """Change what the manifest in `folder` states; of an object, only the fields that are given."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    write_json(folder / "manifest.json", manifest | stated)
+    for name, value in stated.items():
+        of_object = isinstance(value, dict) and isinstance(manifest.get(name), dict)
+        manifest[name] = manifest[name] | value if of_object else value
+    write_json(folder / "manifest.json", manifest)
+
+
+def restate_files(folder):
+    """Put the hashes of the files in `folder` into its manifest."""
+    restate(
+        folder, **verify.file_facts({name: (folder / name).read_bytes() for name in (contract.GRAPH, contract.WEIGHTS)})
+    )
 
 
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
         ({"test_correct": 301}, r"expected test_correct as stated, 301, found \d+"),
+        ({"test_accuracy": 0.9999}, r"expected test_accuracy as stated, 0.9999, found 0\.\d+"),
+        ({"validation_accuracy": 0.9999}, r"expected validation_accuracy as stated, 0.9999, found 0\.\d+"),
         ({"parameters": 1}, r"expected parameters as stated, 1, found \d+"),
         ({"onnx": {"file": "other.onnx"}}, "expected onnx.file as stated, other.onnx, found digits.onnx"),
-        ({"onnx": {}}, "expected a manifest"),
-        ({"data": "mnist"}, "expected a manifest"),
-        ({"model": "Model_1"}, "the weights are not those of Model_1"),
-        ({"model": "Model_9"}, "expected a manifest, found none or unknown: 'Model_9'"),
+        ({"onnx": {"opset": 7}}, "expected onnx.opset as stated, 7, found 20"),
+        ({"parity": {"label_mismatches": -5}}, "expected parity.label_mismatches as stated, -5, found 0"),
+        ({"parity": {"images": 1_000_000}}, "expected parity.images as stated, 1000000, found 300"),
+        ({"parity": {"max_abs_probability_difference": 0.5}}, "expected parity.max_abs_\\w+ as stated, 0.5, found"),
+        ({"seed": 999}, "expected seed as stated, 999, found 1$"),
+        ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
+        ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),
+        ({"settings": {"recipe": {}}}, r"expected settings as stated, .*\"recipe\": {}.*, found .*learning_rate"),
+        ({"settings": None}, "expected settings as stated, null, found"),
+        ({"source_revision": "0" * 40}, "expected source_revision as stated, 0{40}, found"),
+        ({"model": "Model_1"}, "expected model as stated, Model_1, found Model_[23]"),
+        ({"model": "Model_9"}, "expected a model of Model_1, Model_2, Model_3, found 'Model_9'"),
+        ({"data": "mnist"}, "data: expected an object, found 'mnist'"),
+        ({"onnx": []}, r"onnx: expected an object, found \[\]"),
+        ({"model": ["Model_3"]}, r"model: expected text, found \['Model_3'\]"),
+        ({"seed": "1"}, "seed: expected a whole number, found '1'"),
+        ({"epochs": True}, "epochs: expected a whole number, found True"),
+        ({"test_accuracy": None}, "test_accuracy: expected a number, found None"),
+        ({"onnx": {"bytes": 1.5}}, "onnx.bytes: expected a whole number, found 1.5"),
+        ({"versions": {"torch": 2}}, "versions.torch: expected text, found 2"),
     ],
 )
 def test_verify_refuses_a_manifest_that_states_what_is_not(stated, message, release, data):
     restate(release, **stated)
-    with pytest.raises(TrainError, match=message):
+    with pytest.raises(VerificationError, match=message) as refused:
+        verify.verify(release, data)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff", b"[" * 100_000, b'{"seed": NaN}'])
+def test_verify_refuses_a_manifest_that_is_none(content, release, data):
+    (release / "manifest.json").write_bytes(content)
+    with pytest.raises(VerificationError, match=r"manifest.json: .*expected"):
+        verify.verify(release, data)
+
+
+def test_verify_refuses_another_data_set_than_the_exports(release, tiny):
+    with pytest.raises(VerificationError, match="expected the data set it was made with, subset, found tiny"):
+        verify.verify(release, load(tiny))
+
+
+def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
+    """One file means one file, though the other one lies beside it."""
+    model = onnx.load(release / "digits.onnx")
+    onnx.save_model(model, release / "digits.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    assert (release / "weights").stat().st_size > 1_000
+    restate_files(release)
+    monkeypatch.chdir(release)
+    with pytest.raises(VerificationError, match=r"expected all its data in one file, found '.+' in another"):
         verify.verify(release, data)
 
 
@@ -219,8 +292,7 @@ def test_verify_refuses_a_graph_that_is_not_the_manifests(release, data):
 def test_verify_refuses_a_forged_graph_by_what_it_predicts(release, data):
     graph = release / "digits.onnx"
     graph.write_bytes(with_one_weight_changed(graph.read_bytes()))
-    facts = verify.file_facts({name: (release / name).read_bytes() for name in (verify.GRAPH, verify.WEIGHTS)})
-    restate(release, **facts)
+    restate_files(release)
     with pytest.raises(VerificationError, match="does not predict as the network"):
         verify.verify(release, data)
 

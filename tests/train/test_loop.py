@@ -26,8 +26,8 @@ def data(subset):
 
 @pytest.fixture
 def checkpoints(tmp_path, data):
-    step = with_epochs(PROGRESSION["Model_2"], 3)
-    return CheckpointFolder(tmp_path / "Model_2", settings(step, data, 1))
+    experiment = with_epochs(PROGRESSION["Model_2"], 3)
+    return CheckpointFolder(tmp_path / "Model_2", settings(experiment, data, 1))
 
 
 def weights(network):
@@ -49,8 +49,8 @@ def test_learns_digits_from_a_small_part_of_mnist(model, data):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_same_seed_gives_the_same_bits_and_another_seed_others(model, data):
-    step = with_epochs(PROGRESSION[model], 1)
-    first, again, other = (weights(fit(step, data, seed=seed, device=CPU)[0]) for seed in (1, 1, 2))
+    experiment = with_epochs(PROGRESSION[model], 1)
+    first, again, other = (weights(fit(experiment, data, seed=seed, device=CPU)[0]) for seed in (1, 1, 2))
     assert same(first, again)
     assert not same(first, other)
 
@@ -62,19 +62,24 @@ class InterruptionError(Exception):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_resumed_training_ends_with_the_bits_of_one_never_interrupted(model, data, tmp_path):
-    step = with_epochs(PROGRESSION[model], 3)
-    straight, history = fit(step, data, seed=1, device=CPU)
-    folder = CheckpointFolder(tmp_path / model, settings(step, data, 1))
+    experiment = with_epochs(PROGRESSION[model], 3)
+    straight, history = fit(experiment, data, seed=1, device=CPU)
+    folder = CheckpointFolder(tmp_path / model, settings(experiment, data, 1))
 
     def interrupt(epoch):
         if epoch.epoch == 2:
             raise InterruptionError
 
     with pytest.raises(InterruptionError):
-        fit(step, data, seed=1, device=CPU, checkpoints=folder, on_epoch=interrupt)
+        fit(experiment, data, seed=1, device=CPU, checkpoints=folder, on_epoch=interrupt)
     resumed_epochs = []
     resumed, resumed_history = fit(
-        step, data, seed=1, device=CPU, checkpoints=folder, on_epoch=lambda epoch: resumed_epochs.append(epoch.epoch)
+        experiment,
+        data,
+        seed=1,
+        device=CPU,
+        checkpoints=folder,
+        on_epoch=lambda epoch: resumed_epochs.append(epoch.epoch),
     )
     assert resumed_epochs == [3]
     assert same(weights(straight), weights(resumed))
@@ -87,24 +92,24 @@ def test_folder_holds_one_checkpoint_and_no_pickle(checkpoints, data):
 
 
 def test_training_of_other_settings_is_not_overwritten(checkpoints, data):
-    step = with_epochs(PROGRESSION["Model_2"], 1)
-    folder = replace(checkpoints, settings=settings(step, data, 1))
-    fit(step, data, seed=1, device=CPU, checkpoints=folder)
-    other = replace(checkpoints, settings=settings(step, data, 2))
+    experiment = with_epochs(PROGRESSION["Model_2"], 1)
+    folder = replace(checkpoints, settings=settings(experiment, data, 1))
+    fit(experiment, data, seed=1, device=CPU, checkpoints=folder)
+    other = replace(checkpoints, settings=settings(experiment, data, 2))
     with pytest.raises(SettingsError, match="Model_2 holds a training with seed 1, this one has seed 2"):
-        fit(step, data, seed=2, device=CPU, checkpoints=other)
+        fit(experiment, data, seed=2, device=CPU, checkpoints=other)
 
 
 def test_training_of_another_network_of_the_same_name_is_not_overwritten(tmp_path, data):
-    step = with_epochs(PROGRESSION["Model_2"], 1)
-    fit(step, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(step, data, 1)))
+    experiment = with_epochs(PROGRESSION["Model_2"], 1)
+    fit(experiment, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(experiment, data, 1)))
 
     class Smooth(Model_2):
         def __init__(self):
             super().__init__()
             self[2] = nn.SiLU()
 
-    other = replace(step, network=Smooth)
+    other = replace(experiment, network=Smooth)
     with pytest.raises(SettingsError, match="holds a training with network"):
         fit(other, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(other, data, 1)))
 
@@ -126,47 +131,88 @@ def cut_json(folder):
     return "checkpoint.json: expected JSON"
 
 
-def unsettle(folder):
+def edit(folder, change):
     path = folder / "checkpoint.json"
     checkpoint = json.loads(path.read_text())
-    checkpoint["settings"] = None
+    change(checkpoint)
     path.write_text(json.dumps(checkpoint))
+
+
+def unsettle(folder):
+    edit(folder, lambda checkpoint: checkpoint.update(settings=None))
     return "holds a training with model None"
 
 
 def drop_history(folder):
-    path = folder / "checkpoint.json"
-    checkpoint = json.loads(path.read_text())
-    del checkpoint["history"]
-    path.write_text(json.dumps(checkpoint))
-    return "checkpoint.json: expected a checkpoint"
+    edit(folder, lambda checkpoint: checkpoint.pop("history"))
+    return "checkpoint.json: expected SHA-256"
 
 
-@pytest.mark.parametrize("damage", [damage_weights, delete_weights, cut_json, unsettle, drop_history])
+def cut_history(folder):
+    edit(folder, lambda checkpoint: checkpoint["history"].clear())
+    return "checkpoint.json: expected SHA-256"
+
+
+def improve_history(folder):
+    edit(folder, lambda checkpoint: checkpoint["history"][0].update(validation_accuracy=1.0))
+    return "checkpoint.json: expected SHA-256"
+
+
+def drop_hash(folder):
+    edit(folder, lambda checkpoint: checkpoint.pop("sha256"))
+    return "checkpoint.json: expected SHA-256 None"
+
+
+DAMAGES = [damage_weights, delete_weights, cut_json, unsettle, drop_history, cut_history, improve_history, drop_hash]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoint_is_refused_by_name(damage, checkpoints, data):
-    step = with_epochs(PROGRESSION["Model_2"], 1)
-    folder = replace(checkpoints, settings=settings(step, data, 1))
-    fit(step, data, seed=1, device=CPU, checkpoints=folder)
+    experiment = with_epochs(PROGRESSION["Model_2"], 1)
+    folder = replace(checkpoints, settings=settings(experiment, data, 1))
+    fit(experiment, data, seed=1, device=CPU, checkpoints=folder)
     message = damage(folder.path)
+    with pytest.raises(TrainError, match=message) as refused:
+        fit(experiment, data, seed=1, device=CPU, checkpoints=folder)
+    assert "\n" not in str(refused.value)
     with pytest.raises(TrainError, match=message):
-        fit(step, data, seed=1, device=CPU, checkpoints=folder)
+        folder.load(Model_2())
 
 
-def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(checkpoints, data):
-    step = with_epochs(PROGRESSION["Model_2"], 3)
+def test_finished_training_is_loaded_as_it_ended(checkpoints, data):
+    trained, history = fit(with_epochs(PROGRESSION["Model_2"], 3), data, seed=1, device=CPU, checkpoints=checkpoints)
+    network = Model_2()
+    found, provenance = checkpoints.load(network)
+    assert same(weights(network), weights(trained))
+    assert found == history
+    assert provenance["versions"]["torch"]
+
+
+def stopped_after_one_epoch(checkpoints, data):
+    """Leave the checkpoint of the first of three epochs."""
 
     def interrupt(_):
         raise InterruptionError
 
+    experiment = with_epochs(PROGRESSION["Model_2"], 3)
     with pytest.raises(InterruptionError):
-        fit(step, data, seed=1, device=CPU, checkpoints=checkpoints, on_epoch=interrupt)
-    path = checkpoints.path / "checkpoint.json"
-    checkpoint = json.loads(path.read_text())
-    checkpoint["optimizer"][0]["lr"] = 1e30  # a rate that no training survives
-    path.write_text(json.dumps(checkpoint))
+        fit(experiment, data, seed=1, device=CPU, checkpoints=checkpoints, on_epoch=interrupt)
+    return experiment
+
+
+def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(checkpoints, data, monkeypatch):
+    experiment = stopped_after_one_epoch(checkpoints, data)
+    load_checkpoint = CheckpointFolder.load
+
+    def load_with_a_rate_that_no_training_survives(folder, network, optimizer, scheduler):
+        history = load_checkpoint(folder, network, optimizer, scheduler)
+        optimizer.param_groups[0]["lr"] = 1e30
+        return history
+
+    monkeypatch.setattr(CheckpointFolder, "load", load_with_a_rate_that_no_training_survives)
     before = {path: path.read_bytes() for path in checkpoints.path.iterdir()}
     with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
-        fit(step, data, seed=1, device=CPU, checkpoints=checkpoints)
+        fit(experiment, data, seed=1, device=CPU, checkpoints=checkpoints)
     assert {path: path.read_bytes() for path in checkpoints.path.iterdir()} == before
 
 

@@ -1,15 +1,21 @@
 """The table of the progression keeps to the goal's budgets and to the reference's recipe."""
 
-import pytest
+from dataclasses import replace
 
-from model.networks import NETWORKS
+import pytest
+from torch import nn
+
+from model.networks import Model_1, Model_2, Model_3
+from train import plots
+from train.__main__ import main
+from train.checkpoint import Epoch
 from train.errors import SettingsError
-from train.progression import PROGRESSION, Recipe, steps
+from train.progression import PROGRESSION, Recipe, experiments
 
 
 def test_the_three_models_come_in_order():
     assert list(PROGRESSION) == ["Model_1", "Model_2", "Model_3"]
-    assert {name: step.network for name, step in PROGRESSION.items()} == NETWORKS
+    assert [experiment.network for experiment in experiments()] == [Model_1, Model_2, Model_3]
 
 
 @pytest.mark.parametrize("name", PROGRESSION)
@@ -19,13 +25,35 @@ def test_at_most_fifteen_epochs(name):
 
 @pytest.mark.parametrize("name", ["Model_1", "Model_2"])
 def test_first_two_train_by_the_references_recipe(name):
-    assert PROGRESSION[name].recipe == Recipe(rate=0.01, momentum=0.9, batch=64, epochs=15)
+    assert PROGRESSION[name].recipe == Recipe(learning_rate=0.01, momentum=0.9, batch_size=64, epochs=15)
 
 
-def test_named_steps_come_in_the_progressions_order():
-    assert [step.name for step in steps(["Model_3", "Model_1"])] == ["Model_1", "Model_3"]
+def test_named_experiments_come_in_the_progressions_order():
+    assert [experiment.name for experiment in experiments(["Model_3", "Model_1"])] == ["Model_1", "Model_3"]
+
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 5, stride=3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 10))
+
+
+@pytest.mark.slow
+def test_a_fourth_model_is_one_entry(subset, tmp_path, monkeypatch):
+    experiment = replace(PROGRESSION["Model_3"], name="Model_4", network=Small)
+    monkeypatch.setitem(PROGRESSION, "Model_4", experiment)
+    assert experiments()[-1] is experiment  # trained by default
+    options = ["--data", str(subset), "--out", str(tmp_path)]
+    assert main(["--models", "Model_4", "--epochs", "2", *options]) == 0
+    assert "## Model_4" in (tmp_path / "report.md").read_text()
+    assert main(["verify", str(tmp_path / "release"), "--data", str(subset)]) == 0
+
+
+def test_every_model_has_a_colour_in_the_plot():
+    history = [Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)]
+    pictures = {plots.side_by_side({f"Model_{i}": history for i in range(count)}, 0.994) for count in range(1, 10)}
+    assert len(pictures) == 9
 
 
 def test_unknown_name_is_refused():
     with pytest.raises(SettingsError, match="expected a model of Model_1, Model_2, Model_3; found Model_4"):
-        steps(["Model_4"])
+        experiments(["Model_4"])

@@ -1,21 +1,44 @@
-"""A release is a verified export with its model card."""
+"""A release is a verified export that reaches the goal, with its model card."""
 
 import json
 
 import pytest
 
-from train.errors import VerificationError
+from model import contract
+from train import paths
+from train.__main__ import main
+from train.consistency import summarise
+from train.errors import SettingsError, VerificationError
+from train.files import write_json
+from train.progression import PROGRESSION, with_epochs
 from train.release import release
 
 
-def test_promotes_the_export_with_a_model_card(trained, subset, tmp_path):
-    release(trained / "release", data_directory=subset, destination=tmp_path / "release")
+@pytest.fixture
+def promote(trained, subset, tmp_path):
+    """Return a function that releases the export in `trained`, which is far from the goal, and returns the card."""
+
+    def promote():
+        release(trained / "release", data_directory=subset, destination=tmp_path / "release", force=True)
+        return (tmp_path / "release" / "README.md").read_text()
+
+    return promote
+
+
+@pytest.fixture
+def manifest(trained):
+    return contract.parse_manifest((trained / "release" / "manifest.json").read_bytes())
+
+
+def test_promotes_the_export_with_a_model_card(promote, trained, tmp_path, manifest):
+    card = promote()
     for name in ("digits.onnx", "model.safetensors", "manifest.json"):
         assert (tmp_path / "release" / name).read_bytes() == (trained / "release" / name).read_bytes()
-    manifest = json.loads((trained / "release" / "manifest.json").read_text())
-    card = (tmp_path / "release" / "README.md").read_text()
-    assert f"# {manifest['model']}: handwritten digits, {manifest['parameters']:,} parameters" in card
-    assert f"{100 * manifest['test_accuracy']:.2f} % ({manifest['test_correct']} of 300)" in card
+    assert f"# {manifest.model}: handwritten digits, {manifest.parameters:,} parameters" in card
+    assert f"{100 * manifest.test_accuracy:.2f} % ({manifest.test_correct} of 300)" in card
+    assert "Input `image`: uint8 [batch, 28, 28]" in card
+    assert "Outputs `probabilities`: float32 [batch, 10], `digit`: int64 [batch]." in card
+    assert f"Seed {manifest.seed};\n{manifest.recipe}. Source revision {manifest.source_revision}." in card
     assert "over other seeds has not been measured" in card  # that of docs/ is of another data set
 
 
@@ -26,3 +49,72 @@ def test_export_that_does_not_verify_is_not_released(trained, subset, tmp_path):
     with pytest.raises(VerificationError, match=r"expected onnx.sha256 as stated"):
         release(tmp_path, data_directory=subset, destination=tmp_path / "release")
     assert not (tmp_path / "release").exists()
+
+
+def test_model_under_the_goal_is_not_released_unless_forced(trained, subset, tmp_path, manifest):
+    message = rf"expected 99.40 % or more on the test set, found {100 * manifest.test_accuracy:.2f} %: --force"
+    with pytest.raises(SettingsError, match=message):
+        release(trained / "release", data_directory=subset, destination=tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_force_is_an_option(trained, subset, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(release.__kwdefaults__, "destination", tmp_path / "release")
+    options = ["release", "--out", str(trained), "--data", str(subset)]
+    assert main(options) == 1
+    assert capfd.readouterr().err.count("\n") == 1
+    assert main([*options, "--force"]) == 0
+    assert (tmp_path / "release" / "manifest.json").exists()
+
+
+def test_another_data_set_is_refused(trained, tiny, tmp_path):
+    with pytest.raises(VerificationError, match="expected the data set it was made with, subset, found tiny"):
+        release(trained / "release", data_directory=tiny, destination=tmp_path / "release", force=True)
+    assert not (tmp_path / "release").exists()
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch, manifest):
+    """Return a function that puts a consistency.json with these changes of its one trial in the place of docs/'s."""
+
+    def measure(revision=manifest.source_revision, **changes):
+        settings = manifest.settings | {"seed": 5} | changes
+        history = [{"test_accuracy": 0.9944, "validation_accuracy": 0.99}]
+        trials = [{"settings": settings, "provenance": {"source_revision": revision}, "history": history}]
+        experiment = with_epochs(PROGRESSION[manifest.model], manifest.epochs)
+        write_json(tmp_path / "consistency.json", summarise(trials, experiment) | {"trials": trials})
+        monkeypatch.setattr(paths, "CONSISTENCY", tmp_path / "consistency.json")
+
+    return measure
+
+
+def test_card_cites_the_seeds_of_the_same_code_and_recipe(promote, measure):
+    measure()
+    assert "over seeds (docs/consistency.md): Model_" in promote()
+
+
+def test_card_says_so_where_the_seeds_are_of_other_code(promote, measure):
+    measure(revision="0" * 40)
+    assert f"over seeds (docs/consistency.md, by other code, revision {'0' * 40}): Model_" in promote()
+
+
+def test_card_cites_no_seeds_of_another_recipe(promote, measure):
+    measure(recipe={"learning_rate": 0.5})
+    assert "over other seeds has not been measured" in promote()
+
+
+def test_rewording_a_recipe_does_not_drop_the_seeds(promote, measure, monkeypatch):
+    measure()
+    monkeypatch.setattr("train.progression.Recipe.__str__", lambda _: "in other words")
+    assert "over seeds (docs/consistency.md): Model_" in promote()
+
+
+def test_manifest_of_before_settings_is_read_and_not_released_again(trained, subset, tmp_path):
+    for path in (trained / "release").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    stated = json.loads((tmp_path / "manifest.json").read_text())
+    del stated["settings"]
+    assert contract.parse_manifest(json.dumps(stated).encode()).settings is None
+    (tmp_path / "manifest.json").write_text(json.dumps(stated))
+    with pytest.raises(VerificationError, match="expected settings as stated, null"):
+        release(tmp_path, data_directory=subset, destination=tmp_path / "release", force=True)

@@ -9,7 +9,9 @@ import pytest
 from model.networks import Model_1, Model_3
 from train.checkpoint import Epoch
 from train.layer_table import layers
+from train.progression import PROGRESSION
 from train.report import findings
+from train.training import Trained
 
 EPOCH = Epoch(
     epoch=15,
@@ -47,25 +49,48 @@ def test_mistakes_are_counted(trained):
     assert f"{wrong} of 300 test images" in (trained / "report.md").read_text()
 
 
+def said(*history: Epoch, network: type = Model_3, test_images: int = 10_000) -> str:
+    model = Trained(PROGRESSION["Model_3"], network(), 1, list(history), {})
+    return " ".join(findings(model, test_images))
+
+
 @pytest.mark.parametrize(
     ("changes", "saying"),
     [
-        ({}, "the goal is reached"),
-        ({"test_accuracy": 0.9921}, "0.19 points short of the goal"),
-        ({"train_accuracy": 0.9985}, "0.40 points above test: it over-fits"),
-        ({"train_accuracy": 0.99}, "0.45 points below test: no over-fitting"),
-        ({"train_accuracy": 0.995}, "training and test go together"),
+        ({}, "the last: the goal is reached."),
+        ({"test_accuracy": 0.9921}, "the goal is missed: 0.19 points short of its accuracy."),
+        ({"train_accuracy": 0.9985}, "0.40 points above test: it does better on its training images than on new ones"),
+        ({"train_accuracy": 0.99}, "0.45 points below test: no sign of over-fitting"),
+        ({"train_accuracy": 0.995}, "0.05 points above test: no more than chance would explain on 10,000 test images"),
     ],
 )
 def test_findings_follow_from_the_figures(changes, saying):
-    assert saying in " ".join(findings([replace(EPOCH, **changes)]))
+    assert saying in said(replace(EPOCH, **changes))
 
 
-def test_findings_tell_a_settled_training_from_an_unsettled_one():
-    steady = [replace(EPOCH, test_accuracy=accuracy) for accuracy in (0.9944, 0.9945, 0.9945)]
-    assert "it has settled" in " ".join(findings(steady))
-    unsteady = [replace(EPOCH, test_accuracy=accuracy) for accuracy in (0.992, 0.9945, 0.993)]
-    assert "which epoch one stops at matters" in " ".join(findings(unsteady))
+def test_goal_is_not_reached_by_more_parameters_or_epochs_than_it_allows():
+    assert "the goal is missed: 10,970 parameters, more than its 8,000." in said(EPOCH, network=Model_1)
+    long = said(*(replace(EPOCH, epoch=number) for number in range(1, 31)))
+    assert "at epoch 30, the last: the goal is missed: 30 epochs, more than its 15." in long
+
+
+def test_one_epoch_says_nothing_of_stability_and_few_images_nothing_of_a_gap():
+    early = said(replace(EPOCH, epoch=1, train_accuracy=0.36, test_accuracy=0.33), test_images=300)
+    assert "no more than chance would explain on 300 test images" in early
+    assert "Over the last" not in early
+    assert "heart" not in early
+
+
+def test_stability_is_said_in_figures():
+    steady = [replace(EPOCH, test_accuracy=accuracy) for accuracy in (0.1, 0.992, 0.9945, 0.9945, 0.993, 0.9935)]
+    assert "Over the last 5 epochs test accuracy moves within 0.25 points." in said(*steady)
+
+
+def test_network_that_learned_nothing_is_not_praised():
+    """It diverged to large but finite numbers: the same digit for every image, in every epoch."""
+    stuck = said(*[replace(EPOCH, train_loss=1e9, train_accuracy=0.1, test_loss=1e9, test_accuracy=0.098)] * 3)
+    assert "the goal is missed: 89.60 points short of its accuracy." in stuck
+    assert "settled" not in stuck
 
 
 def test_receptive_field_grows_to_the_whole_image():

@@ -1,0 +1,14 @@
+"""What the system says of processes."""
+
+from contextlib import suppress
+from pathlib import Path
+
+
+def alive(group: int) -> bool:
+    """Return whether a process of this process group is left."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            state, _, of, *_ = path.read_text().rpartition(")")[2].split()
+            if state != "Z" and int(of) == group:
+                return True
+    return False

@@ -1,0 +1,68 @@
+"""What a training does on a GPU, checked without one: fake tensors know their device and shape, and hold no numbers.
+
+Data, augmentation, forward pass and loss are taken; the backward pass, the optimizer and compiling need a real GPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from model.networks import Model_3
+from train import augment
+from train.data import Split
+from train.loop import batch_loss
+from train.progression import PROGRESSION
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def fake() -> Iterator[None]:
+    augment._grid.cache_clear()  # what it keeps for each device is fake here, and real elsewhere
+    with FakeTensorMode():
+        yield
+    augment._grid.cache_clear()
+
+
+def loss_on_cuda(network: type[nn.Module], recipe, device: torch.device = CUDA) -> torch.Tensor:
+    """Return the loss of a batch of 64 images whose split was moved to `device`."""
+    with CUDA:
+        on_cuda = network().train()
+    images = torch.zeros(640, 28, 28, dtype=torch.uint8)
+    split = Split(images, torch.zeros(640, dtype=torch.int64)).to(device)
+    batch = torch.randperm(len(split), device=split.labels.device)[:64]
+    loss, right = batch_loss(on_cuda, split, batch, recipe)
+    assert (right.shape, right.device.type) == ((), device.type)
+    return loss
+
+
+@pytest.mark.parametrize("name", PROGRESSION)
+def test_no_tensor_of_a_training_step_is_left_on_the_cpu(name):
+    loss = loss_on_cuda(PROGRESSION[name].network, PROGRESSION[name].recipe)
+    assert (loss.shape, loss.device.type) == ((), "cuda")
+
+
+class Forgetful(Model_3):
+    """A network with a constant that does not move with it."""
+
+    def forward(self, images):
+        return super().forward(images * torch.ones(28, 28, device="cpu"))
+
+
+def on_the_cpu(images):
+    return images + torch.rand(images.shape)
+
+
+@pytest.mark.parametrize(
+    ("network", "augmentation", "device"),
+    [(Forgetful, None, "cuda"), (Model_3, on_the_cpu, "cuda"), (Model_3, None, "cpu")],
+    ids=["network", "augmentation", "data"],
+)
+def test_one_that_is_left_there_is_found(network, augmentation, device):
+    recipe = replace(PROGRESSION["Model_3"].recipe, augmentation=augmentation)
+    with pytest.raises(RuntimeError, match=r"device"):
+        loss_on_cuda(network, recipe, torch.device(device))
