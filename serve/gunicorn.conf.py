@@ -137,6 +137,8 @@ def post_worker_init(worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Drop the gauges of a worker that is gone, as prometheus_client's mark_process_dead would."""
+    """Count a worker that died, and drop its gauges, as prometheus_client's mark_process_dead would."""
+    if server.LISTENERS and len(server.WORKERS) < server.num_workers:  # not the service's end, nor a reload's old ones
+        wsgi.deaths[0] += 1
     for file in Path(os.environ[METRICS]).glob(f"gauge_live*_{worker.pid}.db"):
         file.unlink(missing_ok=True)

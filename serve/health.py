@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from serve import observe
 from serve.access import public
 from serve.predictor import Predictor
 
@@ -32,6 +33,7 @@ def blueprint(predictor: Predictor) -> Blueprint:
             return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(observe.WorkerRestarts())
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return routes

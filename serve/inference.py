@@ -119,7 +119,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         names = _requested(inference)
         images = _images(inference, binary, config)
         found = predictor.predict(images)
-        observe.count_predictions(request, found.digits.tolist())
+        observe.count_predictions(request, found.digits.tolist(), found.probabilities.max(axis=1).tolist())
         tensors: dict[str, NDArray[Any]] = {"probabilities": found.probabilities, "digit": found.digits}
         outputs, parts = _outputs(tensors, names)
         answer: dict[str, Any] = {"model_name": MODEL, "model_version": release.version, "outputs": outputs}

@@ -6,13 +6,16 @@ import re
 import socket
 import time
 import uuid
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from flask import Request
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from serve import logs
 from serve.config import Config
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("serve")
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 LONGEST = 1_000  # characters of a path in the log: a line fits into what a pipe takes at once
+# Bounds of the confidence histogram: nearly all digits are above 0.99, what is no digit is often below.
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1)
 REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
 
 REQUESTS = Counter("digits_requests", "Requests answered.", ["route", "method", "status"])
@@ -36,6 +41,7 @@ SECONDS = Histogram(
 IN_FLIGHT = Gauge("digits_requests_in_flight", "Requests being answered.", multiprocess_mode="livesum")
 IMAGES = Counter("digits_images", "Images predicted.")
 DIGITS = Counter("digits_predictions", "Images predicted, by the digit found.", ["digit"])
+CONFIDENCE = Histogram("digits_confidence", "Probability of the digit found, an image.", buckets=CONFIDENCES)
 DROPPED = Counter("digits_log_lines_dropped", "Lines of the log that standard error did not take.")
 MODEL = Gauge(
     "digits_model_info",
@@ -43,6 +49,16 @@ MODEL = Gauge(
     ["model", "version", "host"],
     multiprocess_mode="livesum",
 )
+
+
+class WorkerRestarts(Collector):
+    """Collector of the metric that gunicorn's master counts and every worker shows."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metric."""
+        from serve import wsgi  # not above: it is gunicorn's alone, and reads the environment
+
+        yield CounterMetricFamily("digits_worker_restarts", "Workers that died and were replaced.", wsgi.deaths[0])
 
 
 class Observer:
@@ -73,6 +89,8 @@ def announce(config: Config, release: Release) -> None:
     """Say in the log and the metrics what this worker serves."""
     logs.on_drop[:] = [DROPPED.inc]
     _seconds("unmatched")  # now, that every kind of metric has its file, and room in it
+    for digit in range(10):
+        _digit(digit)  # 0 until it is found: a share is of all ten
     MODEL.labels(release.manifest.model, release.version, socket.gethostname()).set(1)
     fields = {
         "pid": os.getpid(),
@@ -84,12 +102,21 @@ def announce(config: Config, release: Release) -> None:
     logger.info("serving", extra={"fields": fields})
 
 
-def count_predictions(request: Request, digits: list[int]) -> None:
-    """Count `digits` as predicted by `request`."""
+def count_predictions(request: Request, digits: list[int], confidences: list[float]) -> None:
+    """Count the predictions of `request`: N digits, and the confidence of each."""
     request.environ[IMAGES_PREDICTED] = len(digits)
     IMAGES.inc(len(digits))
-    for digit, count in Tally(digits).items():
+    for digit, count in _tally(digits).items():
         _digit(digit).inc(count)
+    # As Histogram.observe does, but a bucket at a time: its 4 µs an image are 4 ms of a thousand's 20.
+    for bucket, count in _tally([bisect_left(CONFIDENCES, confidence) for confidence in confidences]).items():
+        CONFIDENCE._buckets[bucket].inc(count)
+    CONFIDENCE._sum.inc(sum(confidences))
+
+
+def _tally(values: list[int]) -> Mapping[int, int]:
+    """Return how often each value occurs; most requests have one image, for which Counter takes five times as long."""
+    return Counts(values) if len(values) > 1 else dict.fromkeys(values, 1)
 
 
 def _record(environ: "WSGIEnvironment", status: str, seconds: float) -> None:

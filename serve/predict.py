@@ -51,12 +51,12 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         images = read_images(asked, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
-        observe.count_predictions(asked, digits)
         readable = found.probabilities.astype(np.float64).round(6).tolist()  # all digits: /v2
         predictions = [
             Prediction(digit, probabilities[digit], probabilities)
             for digit, probabilities in zip(digits, readable, strict=True)
         ]
+        observe.count_predictions(asked, digits, [prediction.confidence for prediction in predictions])
         if with_pixels:
             for prediction, pixels in zip(predictions, images.tolist(), strict=True):
                 prediction.pixels = pixels

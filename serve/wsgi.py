@@ -1,5 +1,6 @@
 """What gunicorn's processes share: the release that the master verified, and the application a worker makes of it."""
 
+import mmap
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ try:
 except ConfigError as error:
     sys.exit(f"serve: {error}")
 release: Release | None = None  # set in the master, inherited by each worker when it is forked
+deaths = memoryview(mmap.mmap(-1, 8)).cast("Q")  # [1], of workers: memory that the master writes and all of them read
 
 
 def load() -> None:

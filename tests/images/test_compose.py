@@ -96,10 +96,10 @@ def test_metrics_say_which_replica(compose):
 def test_the_file_is_whole():
     config = json.loads(
         subprocess.run(
-            ["docker", "compose", "--profile", "train", "config", "--format", "json"],
+            ["docker", "compose", "--profile", "*", "config", "--format", "json"],
             cwd=ROOT,
             capture_output=True,
             check=True,
         ).stdout
     )
-    assert set(config["services"]) == {"train", "serve", "proxy"}
+    assert set(config["services"]) == {"train", "serve", "proxy", "prometheus", "grafana"}

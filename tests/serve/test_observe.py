@@ -1,6 +1,8 @@
 """Request ids, log lines, metrics, and headers, of a real gunicorn."""
 
+import os
 import re
+import signal
 import socket
 import time
 
@@ -41,6 +43,42 @@ def test_metrics_count_requests_over_all_workers(service, images):
     assert after["digits_requests_in_flight", ()] == 1  # this one
     model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", "cd93a44f2d18"))
     assert after["digits_model_info", model] == len(service.workers())
+
+
+def test_metrics_have_a_histogram_of_confidence(service, images):
+    before = metrics(service)
+    answer = requests.post(f"{service.url}/predict", images[:300].tobytes(), headers=RAW).json()
+    confidences = [prediction["confidence"] for prediction in answer["predictions"]]
+    single = requests.post(f"{service.url}/predict", json={"image": images[8].tolist()}).json()  # a 5 like a 6
+    confidences.append(single["predictions"][0]["confidence"])
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 28, 28], "data": images[[8, 9]].tolist()}
+    inferred = requests.post(f"{service.url}/v2/models/digits/infer", json={"inputs": [tensor]}).json()["outputs"]
+    (probabilities,) = [output["data"] for output in inferred if output["name"] == "probabilities"]
+    confidences += [max(probabilities[:10]), max(probabilities[10:])]
+    after = metrics(service)
+    bounds = [dict(labels)["le"] for name, labels in after if name == "digits_confidence_bucket"]
+    assert {"0.5", "0.99", "1.0", "+Inf"} <= set(bounds)
+    for bound in bounds:
+        expected = sum(confidence <= float(bound) for confidence in confidences)
+        assert change(before, after, "digits_confidence_bucket", le=bound) == expected
+    assert change(before, after, "digits_confidence_count") == 303
+    assert change(before, after, "digits_confidence_sum") == pytest.approx(sum(confidences))
+
+
+@pytest.mark.slow  # starts a service of its own
+def test_metrics_count_the_workers_that_died_and_not_those_of_a_reload(start):
+    service = start(WEB_CONCURRENCY=2)
+    restarts = "digits_worker_restarts_total", ()
+    first = set(service.workers())
+    service.signal(signal.SIGHUP)
+    service.wait(lambda: len(service.workers()) == 2 and not first & set(service.workers()))
+    assert metrics(service)[restarts] == 0
+    for count in (1, 2, 3):
+        victim = service.workers()[-1]  # the newest, which may not have booted yet
+        os.kill(victim, signal.SIGKILL)
+        service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
+        assert metrics(service)[restarts] == count
+    assert service.stop() == 0
 
 
 def test_every_request_has_one_line_of_json(service, images):

@@ -1,0 +1,146 @@
+"""deploy/monitoring: its rules by promtool, its metrics by the service's own, and all of it by a real Prometheus."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+import requests
+import yaml
+
+from tests.polling import PATIENCE, wait
+from tests.serve.test_observe import metrics
+from train.paths import ROOT
+
+FOLDER = ROOT / "deploy" / "monitoring"
+RAW = {"Content-Type": "application/octet-stream"}
+RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+PANELS = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")), reason="Debian's package prometheus is not installed"
+)
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")],
+)
+def test_promtool_finds_nothing_wrong(arguments):
+    done = subprocess.run(["promtool", *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_to_fire_and_to_be_silent():
+    tests = yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())["tests"]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    for fires in (True, False):
+        missing = {rule["alert"] for rule in RULES} - {c["alertname"] for c in cases if bool(c["exp_alerts"]) == fires}
+        assert not missing
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_every_alert_has_its_severity_and_its_section_in_the_runbook(rule):
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["summary"]
+    path, anchor = rule["annotations"]["runbook"].split("#")
+    headings = re.findall(r"^## (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+    assert anchor in [heading.lower() for heading in headings]
+
+
+@pytest.mark.parametrize("query", [rule["expr"] for rule in RULES] + QUERIES)
+def test_every_metric_asked_for_exists(service, images, query):
+    assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).ok
+    asked = set(re.findall(r"digits_\w+", query))
+    assert asked
+    assert asked <= {name for name, _ in metrics(service)}
+
+
+def test_what_compose_mounts_is_there():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    for name in ("prometheus", "grafana"):
+        for volume in services[name]["volumes"]:
+            assert (ROOT / volume.split(":")[0]).exists()
+    (provider,) = yaml.safe_load((FOLDER / "grafana/dashboards/digits.yaml").read_text())["providers"]
+    assert any(f":{provider['options']['path']}/" in volume for volume in services["grafana"]["volumes"])
+    assert services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] in str(services["grafana"])
+
+
+@contextmanager
+def prometheus(folder, target):
+    """Run a Prometheus with our rules, which scrapes `target` every second; yield a function that asks it."""
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(FOLDER / file) for file in config["rule_files"]]
+    (scraped,) = config["scrape_configs"]
+    del scraped["dns_sd_configs"]  # Docker's
+    scraped["static_configs"] = [{"targets": [target]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    log = folder / "prometheus.log"
+    options = {
+        "config.file": folder / "prometheus.yml",
+        "storage.tsdb.path": folder / "data",
+        "web.listen-address": address,
+    }
+    with log.open("wb") as file:
+        command = ["prometheus", *(f"--{name}={value}" for name, value in options.items())]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+
+    def ask(path, **parameters):
+        answer = requests.get(f"http://{address}/api/v1/{path}", parameters, timeout=PATIENCE)
+        assert answer.ok, answer.text
+        return answer.json()["data"]
+
+    def is_ready():
+        assert process.poll() is None, log.read_text()
+        try:
+            return requests.get(f"http://{address}/-/ready", timeout=PATIENCE).ok
+        except requests.ConnectionError:
+            return False
+
+    try:
+        wait(is_ready, PATIENCE, log.read_text)
+        yield ask
+    finally:
+        process.kill()
+        process.wait()
+
+
+@needs_prometheus
+@pytest.mark.slow
+def test_a_real_prometheus_answers_the_dashboard_and_fires(start, images, tmp_path):
+    service = start(WEB_CONCURRENCY=2)
+    target = f"127.0.0.1:{service.port}"
+    with prometheus(tmp_path, target) as ask:
+
+        def has_data(query):
+            assert requests.post(f"{service.url}/predict", images[:100].tobytes(), headers=RAW).ok
+            found = ask("query", query=query.replace("$__rate_interval", "1m"))["result"]
+            return found and all(math.isfinite(float(series["value"][1])) for series in found)
+
+        def states():
+            return {(alert["labels"]["alertname"], alert["state"]) for alert in ask("alerts")["alerts"]}
+
+        for query in QUERIES:
+            service.wait(lambda query=query: has_data(query))
+        assert states() == set()
+        for _ in range(3):
+            victim = service.workers()[0]
+            os.kill(victim, signal.SIGKILL)
+            service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
+        service.wait(lambda: states() == {("DigitsWorkerRestarts", "firing")})
+        (alert,) = ask("alerts")["alerts"]
+        assert alert["labels"]["instance"] == target
+        service.stop()
+        service.wait(lambda: ("DigitsNoReadyWorker", "pending") in states())  # and firing, a minute later
