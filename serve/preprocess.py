@@ -138,7 +138,10 @@ def _foreground(grey: Grey) -> Floats:
     reduced = _reduced(grey.astype(np.float32), WORKING_SIDE)
     thumbnail = _reduced(reduced, THUMBNAIL_SIDE)
     background = _uniform_background(thumbnail)
-    if _ink_is_light(thumbnail, background):
+    light = _ink_is_light(thumbnail, background)
+    if background is not None and light == (background > thumbnail.mean()):
+        background = None  # it is not the paper: the picture's border is a table
+    if light:
         grey, reduced = 255 - grey, 255 - reduced
         background = None if background is None else 255 - background
     contrast = _contrast(_evenly_lit(reduced, background), (background,) * 4)
