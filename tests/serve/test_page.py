@@ -91,7 +91,7 @@ def expected() -> list[str]:
 
 
 @pytest.fixture
-def visit(browser, service, complaints, expected) -> Iterator[Callable[..., Page]]:
+def visit(browser, start, service, complaints, expected) -> Iterator[Callable[..., Page]]:
     """Return a function that opens the page, as a browser with these options. Nothing else is complained of."""
     contexts = []
 
