@@ -115,7 +115,7 @@ def _table(table: dict[str, list[float]], variants: list[str], images: int) -> s
         "# Ablation of the preprocessing",
         "",
         "How many pictures are read right, in percent, if one stage of `serve.preprocess` is left out. The pictures",
-        f"are those of [pictures.md](pictures.md), {images:,} test images of each form (1,797 of load_digits). The",
+        f"are those of [pictures.md](pictures.md), {images:,} pictures of each form. The",
         "baseline is the usual short way: polarity by the border, Otsu's threshold, bounding box, centre of mass. The",
         "last column is the largest loss that leaving the stage out makes on any form. The limit of noise is there to",
         "refuse what is no digit: no form shows that.",
@@ -137,7 +137,7 @@ def _table(table: dict[str, list[float]], variants: list[str], images: int) -> s
         row: NDArray[Any] = np.array(table[form])
         cells = [f"{row[0]:.2f}", f"**{row[1]:.2f}**", *(f"{value - row[1]:+.2f}" for value in row[2:])]
         lines.append(f"| {FORMS[form].title} | " + " | ".join(cells) + " |")
-    lines += ["", "Written by `python -m benchmarks.ablation`.", ""]
+    lines += ["", f"Written by `python -m benchmarks.ablation --images {images}`.", ""]
     return "\n".join(lines)
 
 
