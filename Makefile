@@ -18,7 +18,7 @@ PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train serve pictures ablation hostile bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures doubt ablation hostile bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +55,9 @@ pictures: $(VENV) ## measure pictures of other forms and write docs/pictures.{md
 
 ablation: $(VENV) ## measure the same pictures less each stage of the preprocessing and write docs/ablation.md
 	$(RUN) -m benchmarks.ablation $(ARGS)
+
+doubt: $(VENV) ## measure what is doubted of what is no digit and write docs/doubt.{md,png}
+	$(RUN) -m benchmarks.doubt $(ARGS)
 
 hostile: $(VENV) ## measure what hostile requests do to others and write docs/hostile.md
 	$(RUN) -m benchmarks.hostile

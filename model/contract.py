@@ -33,7 +33,12 @@ class TensorSpec:
 
 IMAGE = TensorSpec("image", "uint8", (SIDE, SIDE))  # white ink, 255, on black, 0
 INPUTS = (IMAGE,)
-OUTPUTS = (TensorSpec("probabilities", "float32", (CLASSES,)), TensorSpec("digit", "int64", ()))
+OUTPUTS = (
+    TensorSpec("probabilities", "float32", (CLASSES,)),
+    TensorSpec("digit", "int64", ()),
+    TensorSpec("doubt", "float32", ()),  # how unlike a digit the image is: larger is less alike
+)
+OUTPUTS_WITHOUT_DOUBT = OUTPUTS[:2]  # of releases from before there was doubt
 
 
 class ContractError(ValueError):
@@ -63,6 +68,18 @@ class Parity:
     images: int
     label_mismatches: int
     max_abs_probability_difference: float
+    max_abs_doubt_difference: float | None = None  # None where the graph gives no doubt
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What the graph's output `doubt` is worth. An image is doubted where its doubt is above `threshold`."""
+
+    parameters: int  # of the head that computes it, beside the network's
+    threshold: float  # chosen on the validation images
+    validation_doubted: float  # share of the validation images, which are digits
+    test_doubted: float  # share of the test images
+    caught: dict[str, float]  # share doubted of each kind of train.nondigits
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class Manifest:
     versions: dict[str, str]
     device: str
     settings: dict[str, Any] | None = None  # what decided the training's result; None in releases before it was kept
+    doubt: Doubt | None = None  # None where the graph gives no doubt
 
 
 def parse_manifest(content: bytes) -> Manifest:
@@ -116,11 +134,13 @@ def metadata(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def check_graph(session: Any) -> None:
-    """Raise ContractError where the graph in `session`, ONNX Runtime's, has other inputs or outputs."""
-    for part, specs, values in (
-        ("inputs", INPUTS, session.get_inputs()),
-        ("outputs", OUTPUTS, session.get_outputs()),
-    ):
+    """Raise ContractError where the graph in `session`, ONNX Runtime's, has other inputs or outputs.
+
+    `doubt` is optional: a graph may have the outputs before it alone.
+    """
+    outputs = session.get_outputs()
+    expected_outputs = OUTPUTS_WITHOUT_DOUBT if len(outputs) == len(OUTPUTS_WITHOUT_DOUBT) else OUTPUTS
+    for part, specs, values in (("inputs", INPUTS, session.get_inputs()), ("outputs", expected_outputs, outputs)):
         expected = [(spec.name, ONNX_TYPES[spec.dtype], ["batch", *spec.shape]) for spec in specs]
         found = [(value.name, value.type, value.shape) for value in values]
         if found != expected:

@@ -33,7 +33,7 @@ def _metadata(tensor: TensorSpec) -> dict[str, Any]:
 
 
 INPUT = _metadata(IMAGE)
-OUTPUTS = {tensor.name: _metadata(tensor) for tensor in contract.OUTPUTS}
+OUTPUTS = {tensor.name: _metadata(tensor) for tensor in contract.OUTPUTS_WITHOUT_DOUBT}
 
 Parameters = dict[str, Any]
 UInt8 = Annotated[int, msgspec.Meta(ge=0, le=255)]

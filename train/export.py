@@ -9,14 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import onnx
-import safetensors.torch
 import torch
-from torch import nn
 
 from model import contract
 from model.classifier import DigitClassifier
 from model.networks import parameter_count
-from train import verify
+from train import doubt, verify
 from train.checkpoint import settings
 from train.data import Data
 from train.files import to_json, write_together
@@ -31,25 +29,24 @@ def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
     The graph is verified before anything is written: an older export in `folder` stays as it was where that fails.
     Raises VerificationError, or TrainError where `folder` cannot be written.
     """
-    weights = safetensors.torch.save(
-        {name: tensor.cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
-    )
-    network = trained.experiment.network()  # from the bytes to be written, so that they are what is verified
-    verify.load_weights(network, weights, folder / contract.WEIGHTS)
+    network = trained.network.cpu().eval()
+    weights = verify.weights(DigitClassifier(network, doubt.fit(network, data)))
+    # From the bytes to be written, so that they are what is verified.
+    classifier = verify.load_classifier(trained.experiment.network(), weights, folder / contract.WEIGHTS)
     training = {
         "model": trained.experiment.name,
-        "parameters": parameter_count(network),
+        "parameters": parameter_count(classifier.network),
         "epochs": len(trained.history),
         "seed": trained.seed,
         "recipe": str(trained.experiment.recipe),
         "settings": settings(trained.experiment, data, trained.seed),
         **trained.provenance,
     }
-    graph = to_onnx(network, contract.metadata(training))
+    graph = to_onnx(classifier, contract.metadata(training))
     files = {contract.GRAPH: graph, contract.WEIGHTS: weights}
     facts = verify.file_facts(files)
     manifest = contract.Manifest(
-        **training | verify.network_facts(graph, network, data),
+        **training | verify.classifier_facts(graph, classifier, data),
         onnx=contract.GraphFile(**facts["onnx"], opset=OPSET),
         weights=contract.File(**facts["weights"]),
         data=contract.DataSet(data.name, data.sha256),
@@ -59,17 +56,18 @@ def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
     return manifest
 
 
-def to_onnx(network: nn.Module, metadata: dict[str, str]) -> bytes:
-    """Return `network`'s classifier as an ONNX graph (see DigitClassifier), with `metadata` as its properties."""
+def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
+    """Return `classifier` as an ONNX graph, with `metadata` as its properties."""
+    outputs = contract.OUTPUTS if classifier.doubt else contract.OUTPUTS_WITHOUT_DOUBT
     example = torch.zeros(2, *contract.IMAGE.shape, dtype=getattr(torch, contract.IMAGE.dtype))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter is talkative
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            DigitClassifier(network).cpu().eval(),
+            classifier.cpu().eval(),
             (example,),
             input_names=[tensor.name for tensor in contract.INPUTS],
-            output_names=[tensor.name for tensor in contract.OUTPUTS],
+            output_names=[tensor.name for tensor in outputs],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
             dynamo=True,

@@ -93,6 +93,22 @@ def confusion(matrix: NDArray[np.int64]) -> bytes:
     return _png(figure)
 
 
+def reliability(bins: list[tuple[float, float, int]], error: float) -> bytes:
+    """Plot a reliability diagram: of each bin, the mean confidence, the share right, and how many images it has."""
+    confidence, right, count = (np.array(values) for values in zip(*bins, strict=True))
+    figure, (shares, counts) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    shares.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="calibrated")
+    spread = 2 * np.sqrt(right * (1 - right) / count)
+    shares.errorbar(confidence, right, spread, color=TEST, marker="o", linestyle="none", label="share right ± 2 SE")
+    shares.set(
+        title=f"Reliability, test set: error {100 * error:.2f} %", xlabel="mean confidence", ylabel="share right"
+    )
+    shares.legend(loc="upper left")
+    counts.bar(confidence, count, width=0.04, color=TEST)
+    counts.set(title="Images", xlabel="mean confidence", yscale="log", xlim=(0, 1.05))
+    return _png(figure)
+
+
 def mistakes(
     indices: NDArray[np.int64],
     images: NDArray[np.uint8],

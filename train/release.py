@@ -4,14 +4,15 @@ from pathlib import Path
 
 from model import contract
 from model.contract import SIDE
-from train import paths, verify
+from train import calibration, paths, plots, verify
 from train.consistency import sentence
 from train.data import Data, load
 from train.errors import SettingsError, VerificationError
 from train.files import read_json, write_together
 from train.progression import TARGET_ACCURACY
+from train.report import doubt_table
 
-CARD = "README.md"
+CARD, RELIABILITY = "README.md", "reliability.png"
 
 
 def release(source: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:
@@ -31,14 +32,17 @@ def release(source: Path, *, data_directory: Path, destination: Path = paths.REL
             f"{source}: expected {100 * TARGET_ACCURACY:.2f} % or more on the test set, found {accuracy}: "
             "--force releases it all the same"
         )
-    write_together(destination, {CARD: model_card(export, data).encode(), **export.files})
+    found = calibration.calibrate(export.classifier, data)
+    files = {CARD: model_card(export, data, found).encode(), RELIABILITY: plots.reliability(found.bins, found.error)}
+    write_together(destination, {**files, **export.files})
     print(f"Released {manifest.model}, {accuracy} on the test set: {destination}")
 
 
-def model_card(export: verify.Export, data: Data) -> str:
-    """Return the model card, in Markdown, of a verified `export`."""
+def model_card(export: verify.Export, data: Data, found: calibration.Calibration) -> str:
+    """Return the model card, in Markdown, of a verified `export` with the calibration that was `found`."""
     manifest, parity = export.manifest, export.parity
     graph, weights = manifest.onnx, manifest.weights
+    outputs = contract.OUTPUTS if manifest.doubt else contract.OUTPUTS_WITHOUT_DOUBT
     right = f"{manifest.test_correct} of {manifest.test_total}"
     return f"""# {manifest.model}: handwritten digits, {manifest.parameters:,} parameters
 
@@ -49,7 +53,7 @@ and `{contract.MANIFEST}`, which says how it was made and vouches for both by SH
 ## Use
 
 Input {contract.IMAGE}, white ink (255) on black (0), the digit within the middle 20×20 pixels and
-centred by its mass, as in MNIST. Outputs {", ".join(map(str, contract.OUTPUTS))}.
+centred by its mass, as in MNIST. Outputs {", ".join(map(str, outputs))}.
 Normalisation is inside the graph.
 
     import numpy, onnxruntime
@@ -77,10 +81,20 @@ MNIST's. Not for decisions about people or money without a test on pictures of y
 
 {_over_seeds(manifest)}
 
+## Confidence
+
+Expected calibration error on the test images: {100 * found.error:.2f} %, over {calibration.BINS} bins. Whoever needs
+more of the answers to be right answers only from a confidence on, chosen on the validation images:
+
+{calibration.table(found)}
+
+![Share right by mean confidence]({RELIABILITY})
+
+{_doubt(manifest)}
 ## Limits
 
 - It always answers with a digit: a letter, two digits or an empty picture get one too. Its confidence is not a test
-  of whether there is a digit.
+  of whether there is a digit{"; `doubt` is, and misses some" if manifest.doubt else ""}.
 - MNIST's digits were written in the United States, by census employees and students. Other hands (a crossed seven,
   a one with a long upstroke) are rarer in it and read less well.
 - What is turned, shifted or scaled further than the training images were (see the recipe), or has not been brought
@@ -91,6 +105,12 @@ MNIST's. Not for decisions about people or money without a test on pictures of y
 The network and its weights: MIT, as this project. MNIST: CC BY-SA 3.0, Yann LeCun, Corinna Cortes and Christopher
 J. C. Burges; another data set has its own licence and limits.
 """
+
+
+def _doubt(manifest: contract.Manifest) -> str:
+    if manifest.doubt is None:
+        return ""
+    return f"## Doubt\n\n{doubt_table(manifest.doubt)}\nOther kinds, which nothing was fitted to: docs/doubt.md.\n"
 
 
 def _over_seeds(manifest: contract.Manifest) -> str:

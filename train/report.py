@@ -4,15 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from model.contract import Manifest
+from model.classifier import DigitClassifier
+from model.contract import Doubt, Manifest
 from model.networks import parameter_count
-from train import plots
+from train import calibration, plots
 from train.data import Data
 from train.files import write_bytes
 from train.layer_table import layers
+from train.predict import predict
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
 from train.training import Trained
-from train.verify import predict
 
 SHOWN_MISTAKES = 100
 
@@ -41,6 +42,9 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | No
     ]
     for model in trained:
         parts += _section(model, data, pictures)
+    parts += _confidence(shown, data, pictures)
+    if manifest and manifest.doubt:
+        parts += ["## What the export doubts\n", doubt_table(manifest.doubt)]
     parts += _mistakes(shown, data, pictures)
     write_bytes(out / "report.md", "\n".join(parts).encode())
     return out / "report.md"
@@ -136,7 +140,7 @@ def findings(model: Trained, test_images: int) -> list[str]:
 
 def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
     test = data.test
-    probabilities, digits = predict(model.network, test.images)
+    probabilities, digits = predict(DigitClassifier(model.network), test.images)
     labels = test.labels.numpy()
     matrix = np.zeros((10, 10), dtype=np.int64)
     np.add.at(matrix, (labels, digits), 1)
@@ -156,6 +160,31 @@ def _mistakes(model: Trained, data: Data, pictures: Path) -> list[str]:
             "The test images it gets wrong",
         ),
     ]
+
+
+def _confidence(model: Trained, data: Data, pictures: Path) -> list[str]:
+    found = calibration.calibrate(DigitClassifier(model.network), data)
+    return [
+        f"## How far the confidence of {model.experiment.name} goes\n",
+        f"Expected calibration error on the test images: {_percent(found.error)}, over {calibration.BINS} bins.\n",
+        _picture(
+            pictures / "reliability.png", plots.reliability(found.bins, found.error), "Share right by mean confidence"
+        ),
+        "Answer only from a confidence on, chosen on the validation images:\n",
+        calibration.table(found) + "\n",
+    ]
+
+
+def doubt_table(doubt: Doubt) -> str:
+    """Return in Markdown what the output `doubt` reaches, by kind of non-digit."""
+    rows = "\n".join(f"| {kind} | {100 * share:.1f} % |" for kind, share in doubt.caught.items())
+    return (
+        f"An image is doubtful, unlike a digit, where `doubt` is above {doubt.threshold:.4f}: chosen so that "
+        f"{_percent(doubt.validation_doubted)} of the validation digits are, {_percent(doubt.test_doubted)} of the "
+        f"test digits. It costs {doubt.parameters} parameters. Of synthetic non-digits, kinds it was fitted to but "
+        "images it was not, it doubts:\n\n"
+        f"| not a digit | doubted |\n|---|---:|\n{rows}\n"
+    )
 
 
 def _picture(path: Path, png: bytes, description: str) -> str:

@@ -70,6 +70,11 @@ def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None
         f"Verified on {manifest.parity.images} test images: every label as PyTorch's, probabilities within "
         f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} right"
     )
+    if doubt := manifest.doubt:
+        print(
+            f"Doubt: of synthetic non-digits {100 * sum(doubt.caught.values()) / len(doubt.caught):.1f}% are doubted, "
+            f"of the test images {100 * doubt.test_doubted:.2f}%; {doubt.parameters} parameters"
+        )
     return manifest
 
 

@@ -3,7 +3,7 @@
 Exporters have shipped graphs with wrong biases and an accuracy of 0 %: nothing is served that has not passed here.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ import onnx
 import onnxruntime
 import safetensors
 import safetensors.torch
-import torch
-from numpy.typing import NDArray
 from onnx.external_data_helper import uses_external_data
-from torch import Tensor, nn
+from torch import nn
 
 from model import contract
-from model.classifier import DigitClassifier
+from model.classifier import DigitClassifier, DoubtHead
 from model.networks import parameter_count
+from train import doubt as doubts
 from train.data import Data, Split
 from train.errors import VerificationError
 from train.files import read_bytes, sha256
+from train.predict import predict
 from train.progression import PROGRESSION
 
 TOLERANCE = 1e-4  # the largest difference allowed of any probability
+DOUBT_TOLERANCE = 1e-3  # the same of doubt, whose values are tens
+SHARE_TOLERANCE = 0.005  # of what is caught: another processor draws some pixels otherwise
+DOUBT = "doubt."  # what the names of the head's weights begin with
 BATCH_SIZES = (1, 7, 64, 10_000)
 LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -39,6 +42,7 @@ class Export:
 
     manifest: contract.Manifest
     files: dict[str, bytes]  # the manifest last
+    classifier: DigitClassifier
     parity: contract.Parity
 
 
@@ -70,15 +74,30 @@ def verify(folder: Path, data: Data) -> Export:
     if manifest.settings is None:  # releases from before there were settings say less of their training
         training = {name: text for name, text in training.items() if name in found}
     _check_stated(path, training, {name: found.get(name) for name in training})
-    network = PROGRESSION[manifest.model].network()
-    load_weights(network, files[contract.WEIGHTS], folder)
-    facts = network_facts(files[contract.GRAPH], network, data)
+    classifier = load_classifier(PROGRESSION[manifest.model].network(), files[contract.WEIGHTS], folder)
+    facts = classifier_facts(files[contract.GRAPH], classifier, data)
     parity = facts["parity"]
-    difference = manifest.parity.max_abs_probability_difference
-    if 0 <= difference <= TOLERANCE:  # else it is another one than this processor's: they round differently
-        facts["parity"] = replace(parity, max_abs_probability_difference=difference)
-    _check_stated(path, stated, facts | {"parity": asdict(facts["parity"])})
-    return Export(manifest, files | {contract.MANIFEST: content}, parity)
+    found = {name: asdict(fact) if is_dataclass(fact) else fact for name, fact in facts.items()}  # type: ignore[arg-type]
+    if (found["doubt"] is None) != (manifest.doubt is None):
+        raise VerificationError(f"{path}: expected doubt as stated, {manifest.doubt}, found {facts['doubt']}")
+    _round_alike(stated, found)
+    _check_stated(path, stated, found)
+    return Export(manifest, files | {contract.MANIFEST: content}, classifier, parity)
+
+
+def _round_alike(stated: dict[str, Any], found: dict[str, Any]) -> None:
+    """Put what is stated for what is found, where they differ by no more than processors round differently."""
+    differences = {"max_abs_probability_difference": TOLERANCE, "max_abs_doubt_difference": DOUBT_TOLERANCE}
+    for name, tolerance in differences.items():
+        value = stated["parity"][name]
+        if value is not None and found["parity"][name] is not None and 0 <= value <= tolerance:
+            found["parity"][name] = value
+    if found["doubt"]:
+        for of_it, said, tolerance in (
+            (found["doubt"], {"threshold": stated["doubt"]["threshold"]}, DOUBT_TOLERANCE),
+            (found["doubt"]["caught"], stated["doubt"]["caught"], SHARE_TOLERANCE),
+        ):
+            of_it |= {name: value for name, value in said.items() if abs(value - of_it.get(name, value)) <= tolerance}
 
 
 def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
@@ -89,65 +108,82 @@ def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def network_facts(graph: bytes, network: nn.Module, data: Data) -> dict[str, Any]:
-    """Return what a manifest says of `network` and `graph` together, found on `data`; raises what compare does."""
-    parity = compare(graph, network, data.test)
+def classifier_facts(graph: bytes, classifier: DigitClassifier, data: Data) -> dict[str, Any]:
+    """Return what a manifest says of `classifier` and `graph` together, found on `data`; raises what compare does."""
+    parity = compare(graph, classifier, data.test)
     right, right_of_validation = (
-        int((predict(network, split.images)[1] == split.labels.cpu().numpy()).sum())
+        int((predict(classifier, split.images)[1] == split.labels.cpu().numpy()).sum())
         for split in (data.test, data.validation)
     )
     return {
-        "parameters": parameter_count(network),
+        "parameters": parameter_count(classifier.network),
         "validation_accuracy": right_of_validation / len(data.validation),
         "test_accuracy": right / len(data.test),
         "test_correct": right,
         "test_total": len(data.test),
         "parity": parity,
+        "doubt": doubts.measure(classifier, data) if classifier.doubt else None,
     }
 
 
 def _check_stated(path: Path, stated: dict[str, Any], found: dict[str, Any], within: str = "") -> None:
     for name, value in found.items():
         if isinstance(value, dict):
-            _check_stated(path, stated[name], value, f"{within}{name}.")
-        elif stated[name] != value:
-            raise VerificationError(f"{path}: expected {within}{name} as stated, {stated[name]}, found {value}")
+            _check_stated(path, stated[name] or {}, value, f"{within}{name}.")
+        elif stated.get(name) != value:
+            raise VerificationError(f"{path}: expected {within}{name} as stated, {stated.get(name)}, found {value}")
 
 
-def predict(network: nn.Module, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return PyTorch's probabilities [N, 10] and digits [N] for uint8 [N, 28, 28] `images`, computed on the CPU."""
-    classifier = DigitClassifier(network).cpu().eval()
-    with torch.inference_mode():
-        probabilities, digits = zip(*(classifier(batch) for batch in images.cpu().split(1_000)), strict=True)
-    return torch.cat(probabilities).numpy(), torch.cat(digits).numpy()
+def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitClassifier:
+    """Return the classifier of `network` with the weights in the safetensors `content`, and its doubt if they have it.
 
-
-def load_weights(network: nn.Module, content: bytes, source: Path) -> None:
-    """Load the safetensors `content` into `network`. Raises VerificationError where they do not fit it."""
+    Raises VerificationError where they do not fit.
+    """
     try:
-        network.load_state_dict(safetensors.torch.load(content))
+        tensors = safetensors.torch.load(content)
+        doubt = {name: tensors.pop(name) for name in sorted(tensors) if name.startswith(DOUBT)}
+        network.load_state_dict(tensors)
+        classifier = DigitClassifier(network, DoubtHead.of(network) if doubt else None)
+        if classifier.doubt:
+            classifier.doubt.load_state_dict({name.removeprefix(DOUBT): tensor for name, tensor in doubt.items()})
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise VerificationError(f"{source}: the weights are not those of {type(network).__name__}: {error}") from error
+    return classifier.eval()
 
 
-def compare(graph: bytes, network: nn.Module, test: Split) -> contract.Parity:
-    """Run every image of `test` through `network` in PyTorch and `graph` in ONNX Runtime, and compare.
+def weights(classifier: DigitClassifier) -> bytes:
+    """Return the weights of `classifier` as safetensors: the network's under their own names, doubt's under DOUBT."""
+    tensors = classifier.network.state_dict()
+    if classifier.doubt:
+        tensors |= {DOUBT + name: tensor for name, tensor in classifier.doubt.state_dict().items()}
+    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def compare(graph: bytes, classifier: DigitClassifier, test: Split) -> contract.Parity:
+    """Run every image of `test` through `classifier` in PyTorch and `graph` in ONNX Runtime, and compare.
 
     At every batch size of BATCH_SIZES and with the runtime's graph optimisation off and on, labels must be equal on
-    every image and probabilities within TOLERANCE. Raises VerificationError, naming the images that differ.
+    every image, probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises VerificationError, naming the
+    images that differ.
     """
     load_graph(graph)
-    probabilities, digits = predict(network, test.images)
-    images, largest = test.images.cpu().numpy(), 0.0
+    probabilities, digits, *doubt = predict(classifier, test.images)
+    names = [tensor.name for tensor in contract.OUTPUTS[: 2 + len(doubt)]]
+    images, largest, largest_doubt = test.images.cpu().numpy(), 0.0, 0.0
     for level, optimisation in LEVELS.items():
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = optimisation
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        if [output.name for output in session.get_outputs()] != names:
+            raise VerificationError(
+                f"expected the outputs of the network, {', '.join(names)}; found another number of them in the graph"
+            )
         for size in BATCH_SIZES:
+            where = f"at batch {size}, optimisation {level}"
             batches = np.split(images, range(size, len(images), size))
-            runs = [session.run(["probabilities", "digit"], {contract.IMAGE.name: batch}) for batch in batches]
-            found_probabilities, found_digits = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+            runs = [session.run(names, {contract.IMAGE.name: batch}) for batch in batches]
+            found_probabilities, found_digits, *found_doubt = map(np.concatenate, zip(*runs, strict=True))
             difference = np.abs(found_probabilities - probabilities).max(axis=1)
             same = (found_digits == digits) & (found_probabilities.argmax(axis=1) == digits)
             wrong = np.flatnonzero(~(same & (difference <= TOLERANCE)))  # so written, NaN is wrong too
@@ -158,13 +194,23 @@ def compare(graph: bytes, network: nn.Module, test: Split) -> contract.Parity:
                     for i in wrong[:5]
                 )
                 raise VerificationError(
-                    f"the ONNX graph does not predict as the network: at batch {size}, optimisation {level}, "
+                    f"the ONNX graph does not predict as the network: {where}, "
                     f"{len(wrong)} of {len(images)} test images differ in label ({int((~same).sum())}) or by more than "
                     f"{TOLERANCE:g} in probability (by {difference.max():.3g} at most): "
                     f"{named}{', …' if len(wrong) > 5 else ''}"
                 )
             largest = max(largest, float(difference.max()))
-    return contract.Parity(len(images), 0, largest)
+            for expected, found in zip(doubt, found_doubt, strict=True):
+                doubts = np.abs(found - expected)
+                wrong = np.flatnonzero(~(doubts <= DOUBT_TOLERANCE))
+                if wrong.size:
+                    raise VerificationError(
+                        f"the ONNX graph does not doubt as the network: {where}, {len(wrong)} of {len(images)} test "
+                        f"images differ by more than {DOUBT_TOLERANCE:g} (by {doubts.max():.3g} at most): "
+                        f"{', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''}"
+                    )
+                largest_doubt = max(largest_doubt, float(doubts.max()))
+    return contract.Parity(len(images), 0, largest, largest_doubt if doubt else None)
 
 
 def load_graph(content: bytes) -> onnx.ModelProto:

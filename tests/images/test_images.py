@@ -12,7 +12,8 @@ import requests
 
 from model.networks import Model_3
 from train.paths import RELEASE
-from train.verify import load_weights, predict
+from train.predict import predict
+from train.verify import load_classifier
 
 pytestmark = pytest.mark.images
 
@@ -32,10 +33,9 @@ def ask(container, images):
 
 def test_what_the_train_image_trained_is_served_with_pytorch_s_labels(mounted, serve, mnist):
     container = serve("--volume", f"{mounted / 'release'}:/model:ro", "--env", "MODEL_DIR=/model", *HARDENED)
-    network = Model_3()
-    load_weights(network, (mounted / "release" / "model.safetensors").read_bytes(), mounted)
+    classifier = load_classifier(Model_3(), (mounted / "release" / "model.safetensors").read_bytes(), mounted)
     images = mnist.test.images[:1_000]
-    assert ask(container, images.numpy()) == predict(network, images)[1].tolist()
+    assert ask(container, images.numpy()) == predict(classifier, images)[1].tolist()
 
 
 def test_what_is_left_in_the_mounted_folder_is_its_owner_s(mounted):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.classifier import DigitClassifier
+from model.classifier import DigitClassifier, DoubtHead
 from model.networks import Model_3
 
 
@@ -22,6 +22,16 @@ def test_probabilities_and_digit_agree():
     assert (digit.shape, digit.dtype) == ((6,), torch.int64)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(6))
     assert torch.equal(digit, probabilities.argmax(dim=1))
+
+
+def test_doubt_is_a_number_an_image_and_changes_no_probability():
+    image = torch.randint(0, 256, (6, 28, 28), dtype=torch.uint8)
+    network = Model_3().eval()
+    probabilities, digit, doubt = DigitClassifier(network, DoubtHead.of(network)).eval()(image)
+    assert (doubt.shape, doubt.dtype) == ((6,), torch.float32)
+    without = DigitClassifier(network)(image)
+    assert torch.equal(without[0], probabilities)
+    assert torch.equal(without[1], digit)
 
 
 @pytest.mark.parametrize(("pixel", "normalised"), [(0, -0.1307 / 0.3081), (255, (1 - 0.1307) / 0.3081)])

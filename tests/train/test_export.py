@@ -13,12 +13,14 @@ import torch
 from onnx import numpy_helper
 
 from model import contract
+from model.classifier import DigitClassifier, DoubtHead
 from model.networks import Model_3
 from train import export, verify
 from train.checkpoint import Epoch, settings
 from train.data import load
 from train.errors import TrainError, VerificationError
 from train.files import sha256, write_json
+from train.nondigits import KINDS
 from train.progression import PROGRESSION
 from train.training import Trained
 
@@ -30,14 +32,15 @@ EPOCH = Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)
 
 
 @pytest.fixture(scope="module")
-def network():
+def classifier():
     torch.manual_seed(0)
-    return Model_3().eval()
+    network = Model_3().eval()
+    return DigitClassifier(network, DoubtHead.of(network)).eval()
 
 
 @pytest.fixture(scope="module")
-def graph(network):
-    return export.to_onnx(network, {"model": "Model_3"})
+def graph(classifier):
+    return export.to_onnx(classifier, {"model": "Model_3"})
 
 
 @pytest.fixture
@@ -69,6 +72,7 @@ def test_graph_keeps_the_contract(graph):
         ("image", "tensor(uint8)", ["batch", 28, 28]),
         ("probabilities", "tensor(float)", ["batch", 10]),
         ("digit", "tensor(int64)", ["batch"]),
+        ("doubt", "tensor(float)", ["batch"]),
     ]
     assert [(opset.domain, opset.version) for opset in onnx.load_from_string(graph).opset_import] == [("", 20)]
     assert session.get_modelmeta().custom_metadata_map == {"model": "Model_3"}
@@ -83,51 +87,77 @@ def test_graph_is_one_file_that_tells_nothing_of_the_machine(graph):
 def test_any_batch_is_taken(graph):
     session = onnxruntime.InferenceSession(graph)
     for batch in (1, 3, 50):
-        probabilities, digit = session.run(None, {"image": np.zeros((batch, 28, 28), np.uint8)})
-        assert (probabilities.shape, digit.shape) == ((batch, 10), (batch,))
+        probabilities, digit, doubt = session.run(None, {"image": np.zeros((batch, 28, 28), np.uint8)})
+        assert (probabilities.shape, digit.shape, doubt.shape) == ((batch, 10), (batch,), (batch,))
 
 
 @pytest.mark.slow
-def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, network, mnist):
-    parity = verify.compare(graph, network, mnist.test)
+def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, classifier, mnist):
+    parity = verify.compare(graph, classifier, mnist.test)
     assert (parity.images, parity.label_mismatches) == (10_000, 0)
     assert parity.max_abs_probability_difference <= 1e-4
+    assert parity.max_abs_doubt_difference <= 1e-3
 
 
-def test_graph_with_one_weight_changed_is_refused_naming_images(graph, network, data):
+def test_graph_with_one_weight_changed_is_refused_naming_images(graph, classifier, data):
     with pytest.raises(VerificationError, match=r"\d+ of 300 test images differ .*: \d+ \(PyTorch \d at 0\.\d+, ONNX"):
-        verify.compare(with_one_weight_changed(graph), network, data.test)
+        verify.compare(with_one_weight_changed(graph), classifier, data.test)
 
 
-def test_graph_whose_digit_is_not_its_likeliest_is_refused(graph, network, data):
+def test_graph_whose_digit_is_not_its_likeliest_is_refused(graph, classifier, data):
     model = onnx.load_from_string(graph)
     (node,) = (node for node in model.graph.node if node.op_type == "ArgMax")
     node.op_type = "ArgMin"
     with pytest.raises(VerificationError, match="differ in label"):
-        verify.compare(model.SerializeToString(), network, data.test)
+        verify.compare(model.SerializeToString(), classifier, data.test)
 
 
-def test_graph_of_another_contract_is_refused(graph, network, data):
+def test_graph_that_doubts_otherwise_is_refused(graph, classifier, data):
+    model = onnx.load_from_string(graph)
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("detectors.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
+    with pytest.raises(VerificationError, match=r"does not doubt as the network: .*300 of 300 test images differ"):
+        verify.compare(model.SerializeToString(), classifier, data.test)
+
+
+def test_graph_without_the_doubt_of_its_weights_is_refused(classifier, data):
+    without = export.to_onnx(DigitClassifier(classifier.network), {})
+    with pytest.raises(VerificationError, match="expected the outputs of the network, probabilities, digit, doubt"):
+        verify.compare(without, classifier, data.test)
+
+
+def test_graph_without_doubt_keeps_the_contract_of_older_releases(classifier, data):
+    older = DigitClassifier(classifier.network)
+    assert verify.compare(export.to_onnx(older, {}), older, data.test).max_abs_doubt_difference is None
+
+
+def test_weights_hold_the_doubt(classifier):
+    again = verify.load_classifier(Model_3(), verify.weights(classifier), Path("weights"))
+    images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
+    assert all(map(torch.equal, again(images), classifier(images)))
+
+
+def test_graph_of_another_contract_is_refused(graph, classifier, data):
     model = onnx.load_from_string(graph)
     model.graph.output[1].name = "label"
     next(node for node in model.graph.node if node.op_type == "ArgMax").output[0] = "label"
     with pytest.raises(VerificationError, match=r"expected outputs .*digit.*found .*label"):
-        verify.compare(model.SerializeToString(), network, data.test)
+        verify.compare(model.SerializeToString(), classifier, data.test)
 
 
-def test_graph_that_loads_but_does_not_run_is_refused(graph, network, data):
+def test_graph_that_loads_but_does_not_run_is_refused(graph, classifier, data):
     model = onnx.load_from_string(graph)
     node = next(node for node in model.graph.node if node.op_type == "Unsqueeze")
     reshape = onnx.helper.make_node("Reshape", [node.input[0], "impossible"], node.output)
     node.CopyFrom(reshape)
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 28, 27]), "impossible"))
     with pytest.raises(VerificationError, match="expected a valid ONNX graph, found: "):
-        verify.compare(model.SerializeToString(), network, data.test)
+        verify.compare(model.SerializeToString(), classifier, data.test)
 
 
-def test_bytes_that_are_no_graph_are_refused(network, data):
+def test_bytes_that_are_no_graph_are_refused(classifier, data):
     with pytest.raises(VerificationError, match="expected a valid ONNX graph"):
-        verify.compare(b"not ONNX", network, data.test)
+        verify.compare(b"not ONNX", classifier, data.test)
 
 
 def test_manifest_states_what_was_exported(trained, data):
@@ -144,6 +174,11 @@ def test_manifest_states_what_was_exported(trained, data):
     assert manifest["data"] == {"name": "subset", "sha256": data.sha256}
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert manifest["settings"] == checkpoint["settings"]
+    doubt = manifest["doubt"]
+    assert set(doubt["caught"]) == set(KINDS)
+    assert doubt["parameters"] > 0
+    found = onnxruntime.InferenceSession(graph).run(["doubt"], {"image": data.validation.images.numpy()})[0]
+    assert doubt["validation_doubted"] == np.mean(found > doubt["threshold"]) == 1 / 150
 
 
 def test_graph_carries_what_the_manifest_says_of_the_training(trained):
@@ -234,6 +269,11 @@ def restate_files(folder):
         ({"parity": {"label_mismatches": -5}}, "expected parity.label_mismatches as stated, -5, found 0"),
         ({"parity": {"images": 1_000_000}}, "expected parity.images as stated, 1000000, found 300"),
         ({"parity": {"max_abs_probability_difference": 0.5}}, "expected parity.max_abs_\\w+ as stated, 0.5, found"),
+        ({"parity": {"max_abs_doubt_difference": 0.5}}, "expected parity.max_abs_doubt_\\w+ as stated, 0.5, found"),
+        ({"doubt": None}, r"expected doubt as stated, None, found Doubt"),
+        ({"doubt": {"threshold": 99.5}}, r"expected doubt.threshold as stated, 99.5, found -?\d+\.\d+"),
+        ({"doubt": {"test_doubted": 0.5}}, r"expected doubt.test_doubted as stated, 0.5, found 0\.\d+"),
+        ({"doubt": {"parameters": 1}}, r"expected doubt.parameters as stated, 1, found \d+"),
         ({"seed": 999}, "expected seed as stated, 999, found 1$"),
         ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
         ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),

@@ -37,8 +37,11 @@ def test_promotes_the_export_with_a_model_card(promote, trained, tmp_path, manif
     assert f"# {manifest.model}: handwritten digits, {manifest.parameters:,} parameters" in card
     assert f"{100 * manifest.test_accuracy:.2f} % ({manifest.test_correct} of 300)" in card
     assert "Input `image`: uint8 [batch, 28, 28]" in card
-    assert "Outputs `probabilities`: float32 [batch, 10], `digit`: int64 [batch]." in card
+    assert "Outputs `probabilities`: float32 [batch, 10], `digit`: int64 [batch], `doubt`: float32 [batch]." in card
     assert f"Seed {manifest.seed};\n{manifest.recipe}. Source revision {manifest.source_revision}." in card
+    assert "| 99.90 % |" in card
+    assert (tmp_path / "release" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert f"where `doubt` is above {manifest.doubt.threshold:.4f}" in card
     assert "over other seeds has not been measured" in card  # that of docs/ is of another data set
 
 

@@ -28,7 +28,7 @@ EPOCH = Epoch(
 def test_every_picture_is_there_and_every_model_has_its_section(trained):
     report = (trained / "report.md").read_text()
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", report)
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for picture in pictures:
         assert (trained / picture).read_bytes().startswith(b"\x89PNG")
     assert re.findall(r"^## (\w+)$", report, re.MULTILINE) == ["Model_2", "Model_3"]
@@ -41,6 +41,15 @@ def test_figures_are_those_of_the_checkpoints(trained):
         row = next(line for line in report.splitlines() if line.startswith(f"| {name} |"))
         assert f"| {100 * last['validation_accuracy']:.2f} % | **{100 * last['test_accuracy']:.2f} %** |" in row
     assert "(99.36)" in report  # the reference's, beside ours
+
+
+def test_confidence_and_doubt_have_their_tables(trained):
+    report = (trained / "report.md").read_text()
+    doubt = json.loads((trained / "release" / "manifest.json").read_text())["doubt"]
+    assert "Expected calibration error on the test images: " in report
+    assert "| 99.95 % |" in report
+    for kind, share in doubt["caught"].items():
+        assert f"| {kind} | {100 * share:.1f} % |" in report
 
 
 def test_mistakes_are_counted(trained):

@@ -1,0 +1,248 @@
+"""How much of what is not a digit is doubted, and how many digits are, as the service prepares pictures.
+
+Each method's threshold doubts 1 % of the validation images. Beside the output `doubt` stand three that need no fit.
+"""
+
+import argparse
+import io
+import os
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the service
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.forms import FORMS
+from benchmarks.nondigits import FITTED, KEPT_ASIDE, LIKE_DIGITS, Draw, Picture
+from benchmarks.pictures import ROOT, _rendered, _sources
+from model.classifier import DigitClassifier, logits_and_features, normalise, scale
+from model.contract import MANIFEST, WEIGHTS, parse_manifest
+from model.networks import parameter_count
+from serve.images import decode
+from serve.preprocess import ImageError, to_mnist
+from train import doubt, paths
+from train.data import Data, Split, load
+from train.files import write_together
+from train.progression import PROGRESSION
+from train.verify import load_classifier
+
+SEED = 3
+MAHALANOBIS_IMAGES = 20_000  # training images that its means and covariance are of
+
+Scores = dict[str, NDArray[np.float32]]  # by method: larger is less alike a digit
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Pictures of one kind as the service prepares them, uint8 [N, 28, 28], and how many it refused meanwhile."""
+
+    images: Picture
+    refused: int
+
+
+def main() -> None:
+    """Measure every kind and form, and write the table and its picture."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.doubt", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--release", type=Path, default=paths.RELEASE, help="(default: model/release)")
+    parser.add_argument("--images", type=int, default=1_000, help="of each kind (default: 1000)")
+    parser.add_argument("--digits", type=int, default=300, help="of each form of docs/pictures.md (default: 300)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
+    options = parser.parse_args()
+    data = load()
+    classifier, model = _classifier(options.release, data)
+    score = _methods(classifier, data)
+    thresholds = {name: doubt.choose_threshold(values) for name, values in score(data.validation.images).items()}
+
+    def doubted(images: Tensor | Picture) -> dict[str, float]:
+        found = score(torch.as_tensor(images))
+        return {name: 100 * float(np.mean(values > thresholds[name])) for name, values in found.items()}
+
+    draws = {**FITTED, **KEPT_ASIDE, **LIKE_DIGITS}
+    kinds = {name: _kind(draw, number, data.test, options.images) for number, (name, draw) in enumerate(draws.items())}
+    shares = {name: doubted(kind.images) for name, kind in kinds.items()}
+    forms = {}
+    for name, (numbers, digits, _labels) in _sources(False, options.digits).items():
+        forms[FORMS[name].title] = doubted(_decoded(_rendered(name, numbers, digits)))["doubt"]
+        print(f"{FORMS[name].title:40} {forms[FORMS[name].title]:5.1f} %", flush=True)
+    command = f"python -m benchmarks.doubt --images {options.images} --digits {options.digits}"
+    text = _text(model, kinds, shares, doubted(data.test.images), forms, command)
+    write_together(options.out, {"doubt.png": _picture(kinds, shares), "doubt.md": text.encode()})
+
+
+def _classifier(release: Path, data: Data) -> tuple[DigitClassifier, str]:
+    """Return the classifier of a `release` and its name in words; where it has no doubt, one is fitted to it."""
+    manifest = parse_manifest((release / MANIFEST).read_bytes())
+    network = PROGRESSION[manifest.model].network()
+    classifier = load_classifier(network, (release / WEIGHTS).read_bytes(), release)
+    name = f"{manifest.model}, {manifest.onnx.sha256[:12]}"
+    if classifier.doubt is None:
+        classifier = DigitClassifier(network, doubt.fit(network, data))
+        name += ", which has no doubt yet: it was fitted to its network for this table"
+    assert classifier.doubt
+    parameters = parameter_count(network), parameter_count(classifier.doubt)
+    return classifier, f"{name} ({parameters[0]:,} parameters and {parameters[1]} for doubt)"
+
+
+def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], Scores]:
+    """Return a function from images, uint8 [N, 28, 28], to every method's scores."""
+    features, logits = _read(classifier, data.train.images[:MAHALANOBIS_IMAGES])
+    digits = logits.argmax(dim=1)
+    means = torch.stack([features[digits == digit].mean(dim=0) for digit in range(10)])
+    covariance = (features - means[digits]).T.cov()
+    whiten = torch.linalg.cholesky(
+        torch.linalg.inv(covariance + 1e-3 * covariance.trace() / len(covariance) * torch.eye(len(covariance)))
+    )
+
+    def score(images: Tensor) -> Scores:
+        features, logits = _read(classifier, images)
+        assert classifier.doubt
+        with torch.inference_mode():
+            scores = {
+                "highest probability": -torch.softmax(logits, dim=1).amax(dim=1),
+                "logsumexp of the logits": -torch.logsumexp(logits, dim=1),
+                "Mahalanobis distance": torch.cdist(features @ whiten, means @ whiten).amin(dim=1),
+                "doubt": classifier.doubt(features, torch.softmax(logits, dim=1)),
+            }
+        return {name: values.numpy() for name, values in scores.items()}
+
+    return score
+
+
+@torch.inference_mode()
+def _read(classifier: DigitClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features that doubt reads, [N, F], and the logits, [N, 10]."""
+    parts = [logits_and_features(classifier.network, normalise(scale(batch))) for batch in images.split(500)]
+    return torch.cat([features for _, features in parts]), torch.cat([logits for logits, _ in parts])
+
+
+def _kind(draw: Draw, number: int, split: Split, count: int) -> Kind:
+    """Draw pictures until `count` of them are not refused."""
+    digits, random = (split.images.numpy(), split.labels.numpy()), np.random.default_rng([SEED, number])
+    images: list[Picture] = []
+    refused = 0
+    while len(images) < count:
+        try:
+            images.append(to_mnist(draw(random, digits)))
+        except ImageError:
+            refused += 1
+    return Kind(np.stack(images), refused)
+
+
+def _decoded(contents: list[bytes]) -> Picture:
+    images = []
+    for content in contents:
+        try:
+            images.append(decode(content))
+        except ImageError:
+            continue  # counted in docs/pictures.md
+    return np.stack(images)
+
+
+def _text(
+    model: str,
+    kinds: dict[str, Kind],
+    shares: dict[str, dict[str, float]],
+    test: dict[str, float],
+    forms: dict[str, float],
+    command: str,
+) -> str:
+    methods = list(test)
+
+    def row(name: str, of_it: dict[str, float], after: str = "") -> str:
+        cells = " | ".join(f"**{of_it[one]:.1f} %**" if one == "doubt" else f"{of_it[one]:.1f} %" for one in methods)
+        return f"| {name} | {cells} | {after} |"
+
+    def rows(names: dict[str, Draw], mean: str) -> list[str]:
+        lines = [row(name, shares[name], f"{kinds[name].refused:,}") for name in names]
+        if len(names) > 1:
+            lines.append(row(mean, {one: float(np.mean([shares[name][one] for name in names])) for one in methods}))
+        return lines
+
+    worst = sorted(forms, key=lambda name: -forms[name])[:3]
+    count = len(next(iter(kinds.values())).images)
+    paragraphs = "\n".join(
+        [
+            "# Doubt: how much of what is not a digit is caught",
+            "",
+            "The network always answers with a digit. The graph's output `doubt` says how unlike a digit the image is. "
+            "An image is doubtful above a threshold, which is chosen so that 1 % of the validation digits are. This is "
+            "how much of what is not a digit is doubtful then; beside it, what three other measures of the same "
+            "network catch, each at its own threshold of 1 %.",
+            "",
+            f"| {count:,} pictures a kind | {' | '.join(methods)} | refused before |",
+            f"|---|{'---:|' * (len(methods) + 1)}",
+            *rows(FITTED, "*mean*"),
+            "| **kept aside: nothing was fitted to these** | | | | | |",
+            *rows(KEPT_ASIDE, "*mean, kept aside*"),
+            "| **letters that a hand writes like digits** | | | | | |",
+            *rows(LIKE_DIGITS, ""),
+            "| **digits** | | | | | |",
+            row("MNIST's test images", test),
+            "",
+            "![Examples of each kind, and how many are caught by the highest probability and by doubt](doubt.png)",
+            "",
+            f"The model: {model}. Every picture is prepared as the service prepares it; “refused before” says how many "
+            "it refused meanwhile, as no digit or as several, and never asked the model about.",
+            "",
+            "Of digits in the forms of [pictures.md](pictures.md), prepared by the service, "
+            f"{np.mean(list(forms.values())):.1f} % are doubted on average; most of "
+            + ", ".join(f"“{name}” ({forms[name]:.1f} %)" for name in worst)
+            + ".",
+            "",
+            "## What it is",
+            "",
+            "Ten linear detectors, one a digit, weighted by the digits' probabilities, on the outputs of the first "
+            "ReLU layer and of the last two, averaged over the map. They are fitted by `train.doubt` once the network "
+            "is trained, which stays as it is: its accuracy cannot change. They are fitted to training images, a third "
+            "of them warped, against the synthetic non-digits of `train.nondigits`: random strokes, strokes between "
+            "the nodes of a lattice, polygons and crosses, blots, blocks, printed letters, two digits beside each "
+            "other, turned digits.",
+            "",
+            "The pictures of this table are from other code (`benchmarks.nondigits`): letters from fonts that it was "
+            "not fitted to, test digits where training digits were used. Which features, how many and how long to fit "
+            "were chosen by the kinds above the line alone.",
+            "",
+            "What it does not do: letters that a hand writes like digits are digits to it, and so are half digits "
+            "that look like whole ones (half an 8 is a 0 or a 3).",
+            "",
+            f"Written by `{command}` (`make doubt`).",
+            "",
+        ]
+    )
+    lines = paragraphs.split("\n")
+    return "\n".join(line if line[:1] in "|!#" else textwrap.fill(line, 120) for line in lines)
+
+
+def _picture(kinds: dict[str, Kind], shares: dict[str, dict[str, float]]) -> bytes:
+    """Draw eight examples of each kind and, beside them, the share caught by two methods."""
+    figure, (examples, bars) = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained", width_ratios=(1, 1.3))
+    sheet = np.concatenate([np.concatenate(list(kind.images[:8]), axis=1) for kind in kinds.values()])
+    examples.imshow(sheet, cmap="gray_r", aspect="auto", extent=(0, 8, len(kinds) - 0.5, -0.5))
+    examples.set(xticks=[], yticks=range(len(kinds)), yticklabels=list(kinds))
+    examples.grid(visible=False)
+    places = np.arange(len(kinds))
+    for offset, method, colour in ((-0.2, "highest probability", "#8a8a8a"), (0.2, "doubt", "#1f5fa8")):
+        bars.barh(places + offset, [of_it[method] for of_it in shares.values()], 0.38, color=colour, label=method)
+    bars.set(title="caught where 1 % of digits are doubted, %", ylim=(len(kinds) - 0.5, -0.5), yticks=[], xlim=(0, 100))
+    bars.axhline(len(FITTED) - 0.5, color="black", linewidth=0.8)
+    bars.annotate("kept aside", (99, len(FITTED) - 0.45), ha="right", va="top", fontsize=9)
+    bars.axhline(len(FITTED) + len(KEPT_ASIDE) - 0.5, color="black", linewidth=0.8)
+    bars.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Pictures of what is not a digit, to measure doubt with: each kind a function of a generator of random numbers.
+
+Those of FITTED are alike what train.nondigits draws, from other code, other fonts and other digits. Nothing is
+trained or tuned on those of KEPT_ASIDE.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+SIDE = 280  # pixels
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+# Unlike train.nondigits, which draws DejaVu's letters.
+LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
+LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
+LOOKALIKES = "IOSZbglqosz"  # a hand writes 1, 0, 5, 2, 6, 9 like these: measured apart
+
+Picture = NDArray[np.uint8]  # [H, W], ink 0 on 255
+Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on 0, and labels
+Draw = Callable[[np.random.Generator, Digits], Picture]
+
+
+def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    picture = Image.new("L", (SIDE, SIDE), 255)
+    return picture, ImageDraw.Draw(picture)
+
+
+def _stroke(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], width: float) -> None:
+    """Draw a polyline with round ends and joints through `points`, [P, 2] in pixels."""
+    flat = [tuple(point) for point in points.tolist()]
+    draw.line(flat, fill=0, width=round(width), joint="curve")
+    for x, y in flat:
+        draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=0)
+
+
+def _smooth(points: NDArray[np.float64], samples: int = 12) -> NDArray[np.float64]:
+    """Return a Catmull-Rom spline through `points`."""
+    padded = np.concatenate([points[:1], points, points[-1:]])
+    t = np.linspace(0, 1, samples)[:, None]
+    parts = []
+    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        parts.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+    return np.concatenate(parts)
+
+
+@cache
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(FONTS / f"{name}.ttf", 180)
+
+
+def _printed(letters: str, rng: np.random.Generator) -> Picture:
+    picture, draw = _canvas()
+    draw.text((140, 140), rng.choice(list(letters)), fill=0, anchor="mm", font=_font(rng.choice(LETTER_FONTS)))
+    return np.array(picture.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, fillcolor=255))
+
+
+def letter(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a printed letter that no hand writes like a digit."""
+    return _printed(LETTERS, rng)
+
+
+def lookalike(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a printed letter that some hand writes like a digit."""
+    return _printed(LOOKALIKES, rng)
+
+
+def scribble(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return one to three random strokes."""
+    picture, draw = _canvas()
+    width = rng.uniform(14, 32)
+    for _number in range(rng.integers(1, 4)):
+        points = rng.uniform(40, 240, (rng.integers(3, 8), 2))
+        _stroke(draw, _smooth(points) if rng.random() < 0.6 else points, width)
+    return np.array(picture)
+
+
+def shape(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a square, a cross, a triangle or a blot."""
+    picture, draw = _canvas()
+    kind, width = rng.integers(4), rng.uniform(14, 32)
+    angle, size = rng.uniform(0, 2 * math.pi), rng.uniform(60, 100, 2)
+    if kind < 2:
+        corners = 4 - kind
+        turns = angle + 2 * math.pi * np.arange(corners + 1) / corners
+        if corners == 4 and rng.random() < 0.5:
+            turns = turns - angle + math.pi / 4
+        _stroke(draw, 140 + size * np.stack([np.cos(turns), np.sin(turns)], 1), width)
+    elif kind == 2:
+        for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2)):
+            arm = size * (math.cos(turn), math.sin(turn))
+            _stroke(draw, np.stack([140 - arm, 140 + arm]), width)
+    else:
+        turns = np.linspace(0, 2 * math.pi, 9)[:-1]
+        radii = rng.uniform(0.4, 1.3, (8, 1)) * size
+        points = 140 + radii * np.stack([np.cos(turns), np.sin(turns)], 1)
+        outline = _smooth(np.concatenate([points, points[:2]]))
+        draw.polygon([tuple(point) for point in outline.tolist()], fill=0)
+    return np.array(picture)
+
+
+def _enlarged(digit: Picture) -> Picture:
+    return np.array(Image.fromarray(255 - digit).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def _some(rng: np.random.Generator, digits: Digits, among: str = "0123456789") -> Picture:
+    images, labels = digits
+    return images[rng.choice(np.flatnonzero(np.isin(labels, [int(digit) for digit in among])))]
+
+
+def two_digits(rng: np.random.Generator, digits: Digits) -> Picture:
+    """Return two digits beside each other, which touch or nearly so: apart, the service refuses them."""
+    left, right = (_cropped(_some(rng, digits)) for _ in range(2))
+    canvas = np.zeros((28, 60), np.uint8)
+    canvas[:, : left.shape[1]] = left
+    at = left.shape[1] - rng.integers(0, 4)
+    part = canvas[:, at : at + right.shape[1]]
+    part[:] = np.maximum(part, right)
+    wide = np.pad(canvas[:, : at + right.shape[1]], 6)
+    height, width = wide.shape
+    return np.array(Image.fromarray(255 - wide).resize((8 * width, 8 * height), Image.Resampling.BICUBIC))
+
+
+def _cropped(digit: Picture) -> Picture:
+    columns = np.flatnonzero(digit.max(axis=0))
+    return digit[:, columns[0] : columns[-1] + 1]
+
+
+def turned(rng: np.random.Generator, digits: Digits) -> Picture:
+    """Return a digit turned by a quarter, left or right; no 0, which stays one."""
+    return np.rot90(_enlarged(_some(rng, digits, "123456789")), rng.choice([1, 3])).copy()
+
+
+def blocks(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a random pattern of blocks."""
+    count = rng.integers(3, 8)
+    pattern = rng.random((count, count)) < rng.uniform(0.3, 0.6)
+    pattern[rng.integers(count), rng.integers(count)] = True
+    side = 200 // count
+    return np.pad(np.where(np.kron(pattern, np.ones((side, side))), 0, 255), 40, constant_values=255).astype(np.uint8)
+
+
+# Kept aside.
+
+# Skeletons in a box of 0–1, y downwards: strokes as points.
+HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
+    "A": (((0, 1), (0.5, 0), (1, 1)), ((0.2, 0.6), (0.8, 0.6))),
+    "E": (((0.9, 0), (0, 0), (0, 1), (0.9, 1)), ((0, 0.5), (0.7, 0.5))),
+    "F": (((0.9, 0), (0, 0), (0, 1)), ((0, 0.5), (0.7, 0.5))),
+    "H": (((0, 0), (0, 1)), ((0.9, 0), (0.9, 1)), ((0, 0.5), (0.9, 0.5))),
+    "K": (((0, 0), (0, 1)), ((0.8, 0), (0, 0.55), (0.8, 1))),
+    "M": (((0, 1), (0, 0), (0.5, 0.6), (1, 0), (1, 1)),),
+    "N": (((0, 1), (0, 0), (0.8, 1), (0.8, 0)),),
+    "P": (((0, 1), (0, 0), (0.6, 0), (0.8, 0.25), (0.6, 0.5), (0, 0.5)),),
+    "R": (((0, 1), (0, 0), (0.6, 0), (0.8, 0.25), (0.6, 0.5), (0, 0.5), (0.8, 1)),),
+    "T": (((0, 0), (1, 0)), ((0.5, 0), (0.5, 1))),
+    "V": (((0, 0), (0.45, 1), (0.9, 0)),),
+    "W": (((0, 0), (0.25, 1), (0.5, 0.3), (0.75, 1), (1, 0)),),
+    "X": (((0, 0), (0.9, 1)), ((0.9, 0), (0, 1))),
+    "Y": (((0, 0), (0.45, 0.5), (0.9, 0)), ((0.45, 0.5), (0.45, 1))),
+    "h": (((0, 0), (0, 1)), ((0, 0.6), (0.35, 0.4), (0.6, 0.6), (0.6, 1))),
+    "m": (((0, 0.3), (0, 1)), ((0, 0.5), (0.3, 0.3), (0.5, 0.5), (0.5, 1)), ((0.5, 0.5), (0.8, 0.3), (1, 0.5), (1, 1))),
+    "k": (((0, 0), (0, 1)), ((0.6, 0.35), (0, 0.7), (0.65, 1))),
+    "e": (((0.05, 0.55), (0.9, 0.5), (0.8, 0.15), (0.4, 0), (0.05, 0.4), (0.2, 0.9), (0.6, 1), (0.9, 0.85)),),
+    "a": (((0.8, 0.1), (0.3, 0.05), (0, 0.5), (0.3, 0.95), (0.75, 0.6), (0.8, 0.05), (0.8, 0.7), (1, 1)),),
+    "u": (((0, 0), (0.05, 0.8), (0.4, 1), (0.75, 0.7), (0.8, 0)), ((0.8, 0), (0.85, 0.8), (1, 1))),
+    "r": (((0, 0), (0, 1)), ((0, 0.4), (0.3, 0.05), (0.6, 0.1))),
+    "f": (((0.8, 0.1), (0.5, 0), (0.35, 0.2), (0.35, 1)), ((0, 0.45), (0.75, 0.45))),
+}
+
+
+def hand_letter(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a letter as if by hand: strokes with unsteady points, slanted, some smooth."""
+    picture, draw = _canvas()
+    strokes = HAND[rng.choice(list(HAND))]
+    width, slant, smooth = rng.uniform(14, 30), rng.uniform(-0.25, 0.25), rng.random() < 0.5
+    size = 180 * np.array([rng.uniform(0.6, 1), 1])
+    for stroke in strokes:
+        points = np.array(stroke) + rng.normal(0, 0.05, (len(stroke), 2))
+        points[:, 0] += slant * (0.5 - points[:, 1])
+        points = 50 + points * size
+        _stroke(draw, _smooth(points) if smooth else points, width)
+    return np.array(picture)
+
+
+def arrow(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return an arrow in any direction."""
+    picture, draw = _canvas()
+    turn = rng.uniform(0, 2 * math.pi)
+    ahead = np.array([math.cos(turn), math.sin(turn)])
+    tip, tail, width = 140 + 90 * ahead, 140 - 90 * ahead, rng.uniform(14, 26)
+    spread, barb = rng.uniform(0.4, 0.8), rng.uniform(50, 90)
+    barbs = [
+        tip - barb * np.array([math.cos(turn + side * spread), math.sin(turn + side * spread)]) for side in (1, -1)
+    ]
+    _stroke(draw, np.stack([tail, tip]), width)
+    _stroke(draw, np.stack([barbs[0], tip, barbs[1]]), width)
+    return np.array(picture)
+
+
+def smiley(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a face."""
+    picture, draw = _canvas()
+    width, radius = rng.uniform(10, 20), rng.uniform(80, 110, 2)
+    turns = np.linspace(0, 2 * math.pi, 50)
+    circle = np.stack([np.cos(turns), np.sin(turns)], 1)
+    _stroke(draw, 140 + radius * circle, width)
+    for side in (-0.35, 0.35):
+        _stroke(draw, 140 + radius * np.array([[side, -0.35], [side, -0.2]]), width)
+    happy = 1 if rng.random() < 0.7 else -1
+    arc = np.linspace(0.2 * math.pi, 0.8 * math.pi, 12)
+    mouth = np.stack([0.55 * np.cos(arc), 0.25 + 0.3 * happy * (np.sin(arc) - 0.5)], 1)
+    _stroke(draw, 140 + radius * mouth, width)
+    return np.array(picture)
+
+
+def texture(rng: np.random.Generator, _: Digits) -> Picture:
+    """Return a round or square patch of stripes, of a check or of smooth noise."""
+    y, x = np.mgrid[-1:1:200j, -1:1:200j]
+    kind, turn, waves = rng.integers(3), rng.uniform(0, math.pi), rng.uniform(6, 14)
+    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    if kind == 0:
+        value = np.sin(waves * along)
+    elif kind == 1:
+        value = np.sin(waves * along) * np.sin(waves * across)
+    else:
+        noise = Image.fromarray(rng.integers(0, 256, (200, 200), np.uint8))
+        value = np.array(noise.filter(ImageFilter.GaussianBlur(200 / waves / 3)), np.float64)
+        value -= np.median(value)
+    patch = (x**2 + y**2 < 1) if rng.random() < 0.5 else np.ones_like(x, bool)
+    return np.pad(np.where(patch & (value > 0), 0, 255), 40, constant_values=255).astype(np.uint8)
+
+
+def half_digit(rng: np.random.Generator, digits: Digits) -> Picture:
+    """Return the left, right, upper or lower half of a digit; no 1, whose halves are ones."""
+    digit = _some(rng, digits, "023456789").copy()
+    cut = (np.s_[:14], np.s_[14:], np.s_[:, :14], np.s_[:, 14:])[rng.integers(4)]
+    digit[cut] = 0
+    return _enlarged(digit)
+
+
+FITTED: dict[str, Draw] = {
+    "printed letters": letter,
+    "scribbles": scribble,
+    "squares, crosses, triangles, blots": shape,
+    "two digits beside each other": two_digits,
+    "digits turned by a quarter": turned,
+    "random blocks": blocks,
+}
+KEPT_ASIDE: dict[str, Draw] = {
+    "letters as if by hand": hand_letter,
+    "arrows": arrow,
+    "smileys": smiley,
+    "textures": texture,
+    "half digits": half_digit,
+}
+LIKE_DIGITS: dict[str, Draw] = {"printed I, O, S, Z, b, g, l, q, o, s, z": lookalike}

@@ -1,0 +1,54 @@
+"""The doubt tells digits from what is none, leaves the network as it is, and doubts a hundredth of the digits."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.classifier import DigitClassifier, DoubtHead
+from model.networks import Model_2, Model_3, parameter_count
+from train import doubt, paths
+from train.data import load
+from train.nondigits import draw
+from train.predict import predict
+from train.progression import PARAMETER_BUDGET
+from train.verify import load_classifier
+
+
+@pytest.fixture(scope="module")
+def data(part):
+    return load(part("doubt", 4_800, 300))
+
+
+@pytest.fixture
+def network():
+    """Return the network that ships."""
+    return load_classifier(Model_3(), (paths.RELEASE / "model.safetensors").read_bytes(), paths.RELEASE).network
+
+
+def test_fit_tells_digits_from_others_and_leaves_the_network(network, data):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    classifier = DigitClassifier(network, doubt.fit(network, data))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    found = doubt.measure(classifier, data)
+    assert found.validation_doubted == 0.01
+    assert found.test_doubted <= 0.05
+    assert min(found.caught.values()) > 0.3
+    turned = predict(classifier, draw("turned digits", 200, data.test, seed=5))[2]
+    assert np.mean(turned > found.threshold) > 0.6
+
+
+def test_fit_is_deterministic_and_leaves_torchs_random_numbers(network, data):
+    state = torch.random.get_rng_state()
+    one, same = (doubt.fit(network, data) for _ in range(2))
+    assert torch.equal(one.detectors.weight, same.detectors.weight)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", [Model_2, Model_3])
+def test_network_and_head_keep_to_the_budget(kind):
+    network = kind()
+    assert parameter_count(network) + parameter_count(DoubtHead.of(network)) <= PARAMETER_BUDGET
+
+
+def test_threshold_is_midway_between_the_last_doubted_and_the_next():
+    assert doubt.choose_threshold(np.arange(200, dtype=np.float32)) == 197.5

@@ -1,0 +1,19 @@
+"""What a classifier says of many images, computed by PyTorch on the CPU."""
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.classifier import DigitClassifier
+
+BATCH = 1_000  # images at once
+
+
+def predict(classifier: DigitClassifier, images: Tensor) -> tuple[NDArray[Any], ...]:
+    """Return the outputs of `classifier` for uint8 [N, 28, 28] `images`: see DigitClassifier.forward."""
+    classifier = classifier.cpu().eval()
+    with torch.inference_mode():
+        outputs = zip(*(classifier(batch) for batch in images.cpu().split(BATCH)), strict=True)
+        return tuple(torch.cat(parts).numpy() for parts in outputs)
