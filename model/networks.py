@@ -7,10 +7,20 @@ Model_1 and Model_2 are the reference's, layer for layer; Model_3 is ours.
 from torch import nn
 
 
-def block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
+def block(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> list[nn.Module]:
     """Convolution without padding, batch normalisation, ReLU: [N, inputs, H, W] → [N, outputs, H', W']."""
     # The normalisation that follows has a bias of its own: one in the convolution would be cancelled by it.
-    return [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    convolution = nn.Conv2d(inputs, outputs, kernel, dilation=dilation, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def max_blur_pool() -> list[nn.Module]:
+    """Anti-aliased max pooling: [N, C, H, W] → [N, C, H/2, W/2]. It has no parameters.
+
+    A dense 2×2 maximum, then a 3×3 binomial blur (1 2 1) with stride 2, here as two averages over 2×2. Source: Zhang,
+    "Making Convolutional Networks Shift-Invariant Again", 2019.
+    """
+    return [nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, stride=1, padding=1), nn.AvgPool2d(2)]
 
 
 class Model_1(nn.Sequential):
@@ -56,20 +66,25 @@ class Model_2(nn.Sequential):
 
 
 class Model_3(nn.Sequential):
-    """The experiment that reaches the goal, 7,578 parameters: capacity moved to where the maps are small."""
+    """The experiment that reaches the goal, 7,578 parameters: anti-aliased, most channels where the maps are small.
 
-    def __init__(self) -> None:
+    The first pooling is blurred. The second one is dense (stride 1), and the convolution after it is dilated by 2
+    (à trous), so that the average over the map sees every phase. `channels` are those of the five convolutions.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int, int] = (8, 12, 16, 16, 16)) -> None:
+        first, second, third, fourth, fifth = channels
         super().__init__(
-            *block(1, 8),
-            *block(8, 12),
-            nn.MaxPool2d(2),
-            *block(12, 16),
-            *block(16, 16),
-            nn.MaxPool2d(2),
-            *block(16, 16),
+            *block(1, first),
+            *block(first, second),
+            *max_blur_pool(),
+            *block(second, third),
+            *block(third, fourth),
+            nn.MaxPool2d(2, stride=1),
+            *block(fourth, fifth, dilation=2),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(16, 10),
+            nn.Linear(fifth, 10),
         )
 
 

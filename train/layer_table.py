@@ -44,10 +44,10 @@ def summary(network: nn.Module) -> torchinfo.ModelStatistics:
 
 
 def _window(module: nn.Module, input_side: int) -> tuple[int, int]:
-    """Return the kernel size and stride of a layer along one side; 1 and 1 where it looks at single points."""
+    """Return the window (with its dilation) and the stride of a layer along one side; 1 and 1 if it sees one point."""
     match module:
         case nn.Conv2d():
-            return module.kernel_size[0], module.stride[0]
+            return (module.kernel_size[0] - 1) * module.dilation[0] + 1, module.stride[0]
         case nn.MaxPool2d() | nn.AvgPool2d():
             return int(module.kernel_size), int(module.stride)  # type: ignore[arg-type]
         case nn.AdaptiveAvgPool2d():

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from model.networks import Model_1, Model_2, Model_3, parameter_count
+from model.networks import Model_1, Model_2, Model_3, max_blur_pool, parameter_count
 
 # The reference's tables: layer, output shape of one image, parameters.
 TABLES = {
@@ -91,6 +92,15 @@ def test_parameter_count_is_that_of_the_reference(network):
 
 def test_model_3_keeps_to_the_budget():
     assert parameter_count(Model_3()) <= 8_000
+
+
+def test_blur_pooling_is_a_dense_maximum_then_a_binomial_filter():
+    images = torch.rand(2, 3, 24, 24)
+    binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel = (binomial[:, None] * binomial).expand(3, 1, 3, 3)
+    dense = F.max_pool2d(images, 2, stride=1)
+    expected = F.conv2d(dense, kernel, stride=2, padding=1, groups=3)
+    torch.testing.assert_close(nn.Sequential(*max_blur_pool())(images), expected)
 
 
 @pytest.mark.parametrize("network", [Model_1, Model_2, Model_3])

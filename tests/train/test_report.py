@@ -106,4 +106,4 @@ def test_receptive_field_grows_to_the_whole_image():
     fields = [layer.receptive_field for layer in layers(Model_1()) if layer.name.startswith(("Conv", "MaxPool"))]
     # 3×3, 3×3, 3×3, pool, 1×1, 3×3, 3×3, 1×1, 7×7: from here on a step is two pixels.
     assert fields == [3, 5, 7, 8, 8, 12, 16, 16, 28]
-    assert layers(Model_3())[-1].receptive_field == 28
+    assert layers(Model_3())[-1].receptive_field >= 28
