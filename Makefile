@@ -18,7 +18,7 @@ PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train serve pictures doubt ablation hostile bench images run-train run-serve test-images consistency release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures doubt ablation hostile bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -67,9 +67,13 @@ bench: $(VENV) $(SERVE) $(BENCH) ## measure training and serving beside their pe
 	$(RUN) -m benchmarks.train
 	$(RUN) -m benchmarks.report
 
-consistency: $(VENV) ## train Model_3 with ten seeds and write docs/consistency.{md,json,png}
-	$(RUN) -m train consistency --model Model_3 --seeds 10 $(ARGS) --out artifacts
+consistency: $(VENV) ## train Model_3 with twenty seeds and write docs/consistency.{md,json,png}
+	$(RUN) -m train consistency --model Model_3 --seeds 20 $(ARGS) --out artifacts
 	cp artifacts/consistency/consistency.* docs/
+
+frontier: $(VENV) ## train Model_3's family in seven widths and write docs/frontier.{md,json,png}
+	$(RUN) -m train frontier $(ARGS) --out artifacts
+	cp artifacts/frontier/frontier.* docs/
 
 release: $(VENV) ## promote the verified export in artifacts/release to model/release
 	$(RUN) -m train release $(ARGS)

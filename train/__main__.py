@@ -29,6 +29,12 @@ def _consistency(**options: Any) -> None:
     consistency(**options)
 
 
+def _frontier(**options: Any) -> None:
+    from train.frontier import frontier
+
+    frontier(**options)
+
+
 def _verify(folder: Path, data_directory: Path) -> None:
     from train.data import load
     from train.verify import verify
@@ -49,6 +55,7 @@ def _release(out: Path, **options: Any) -> None:
 EXAMPLES = """\
 other commands, each with a --help of its own:
   consistency   train one model with many seeds, and write their table and plot
+  frontier      train Model_3's family in several widths, and write accuracy over parameters
   verify        check an export: hashes, graph, and every test image against PyTorch
   release       promote OUT/release to model/release, verified once more, with a model card
 
@@ -74,6 +81,12 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, tuple[str, ...]]] = {
         "plot and every epoch's figures as JSON. Seeds that are done are not run again. With RAY_ADDRESS set, they are "
         "trained on that Ray cluster.",
         ("--model", "--seeds", "--epochs", "--device", "--out", "--data"),
+    ),
+    "frontier": (
+        _frontier,
+        "Train Model_3's family in several widths, each with several seeds, and write OUT/frontier/: the table "
+        "(frontier.md), its plot and the figures as JSON. Seeds that `consistency` has trained are not run again.",
+        ("--epochs", "--device", "--out", "--data"),
     ),
     "verify": (
         _verify,

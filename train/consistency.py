@@ -27,24 +27,13 @@ def consistency(
     """
     (experiment,) = experiments([name], epochs)
     folder = out / "consistency"
-    trainings = [
-        Training(experiment, seed, folder / "trials" / f"{name}-seed-{seed:03d}", device_name)
-        for seed in range(1, seeds + 1)
-    ]
+    trainings = [seed_training(experiment, seed, folder, device_name) for seed in range(1, seeds + 1)]
     with locked(folder):
         data = load(data_directory)
         ends = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
         errors = {one.seed: end for one, end in zip(trainings, ends, strict=True) if isinstance(end, DivergenceError)}
         diverged = {seed: error.epoch for seed, error in errors.items()}
-        trials = [
-            {
-                "settings": settings(experiment, data, end.seed),
-                "provenance": end.provenance,
-                "history": [asdict(epoch) for epoch in end.history],
-            }
-            for end in ends
-            if isinstance(end, Trained)
-        ]
+        trials = [trial(end, data) for end in ends if isinstance(end, Trained)]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, experiment) | {"diverged": diverged}
@@ -62,6 +51,20 @@ def consistency(
         print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
     if diverged:
         raise DivergenceError(_completion(len(trials), diverged))
+
+
+def seed_training(experiment: Experiment, seed: int, folder: Path, device_name: str) -> Training:
+    """Return the training of `experiment` with `seed`; its checkpoints are below `folder`."""
+    return Training(experiment, seed, folder / "trials" / f"{experiment.name}-seed-{seed:03d}", device_name)
+
+
+def trial(trained: Trained, data: Data) -> dict[str, Any]:
+    """Return what consistency.json records of a finished training."""
+    return {
+        "settings": settings(trained.experiment, data, trained.seed),
+        "provenance": trained.provenance,
+        "history": [asdict(epoch) for epoch in trained.history],
+    }
 
 
 def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
@@ -87,10 +90,10 @@ def sentence(figures: dict[str, Any]) -> str:
     diverged = figures.get("diverged")  # unknown to older files
     return (
         f"{figures['model']} ({figures['parameters']:,} parameters, {figures['epochs']} epochs): test accuracy at the "
-        f"last epoch {_percent(figures['mean'])} ± {_percent(figures['standard_deviation'])} "
-        f"(mean ± standard deviation, n = {figures['seeds']} seeds), worst {_percent(figures['worst'])}, "
-        f"best {_percent(figures['best'])}; {figures['reached_target']} of {figures['seeds']} reach "
-        f"{_percent(figures['target'])}." + (f" {_completion(figures['seeds'], diverged)}." if diverged else "")
+        f"last epoch {percent(figures['mean'])} ± {percent(figures['standard_deviation'])} "
+        f"(mean ± standard deviation, n = {figures['seeds']} seeds), worst {percent(figures['worst'])}, "
+        f"best {percent(figures['best'])}; {figures['reached_target']} of {figures['seeds']} reach "
+        f"{percent(figures['target'])}." + (f" {_completion(figures['seeds'], diverged)}." if diverged else "")
     )
 
 
@@ -107,8 +110,8 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data,
     for trial in trials:
         last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
         rows.append(
-            f"| {trial['settings']['seed']} | {_percent(last['validation_accuracy'])} "
-            f"| {_percent(last['test_accuracy'])} | {last['test_loss']:.4f} | {seconds:.0f} |"
+            f"| {trial['settings']['seed']} | {percent(last['validation_accuracy'])} "
+            f"| {percent(last['test_accuracy'])} | {last['test_loss']:.4f} | {seconds:.0f} |"
         )
     rows += [f"| {seed} | diverged in epoch {epoch} | | | |" for seed, epoch in figures["diverged"].items()]
     table = "\n".join(rows)
@@ -134,5 +137,6 @@ Every epoch's figures are in [consistency.json](consistency.json).
 """
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share of 1 as a percentage in words."""
     return f"{100 * share:.2f} %"

@@ -155,6 +155,43 @@ def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes
     return _png(figure)
 
 
+def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, float]], target: float) -> bytes:
+    """Plot mean test accuracy over parameters: Model_3's family as a line, other networks as single points.
+
+    `figures` are from consistency.summarise; `published` has parameters and accuracy by label. The bars span the worst
+    seed and the best one. The error is on a logarithmic axis, labelled as accuracy.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+    family = sorted((one for one in figures if one["model"].startswith("Model_3")), key=lambda one: one["parameters"])
+    others = [one for one in figures if one not in family]
+    for colour, group, line in ((TEST, family, "-"), (TRAIN, others, "")):
+        parameters = [one["parameters"] for one in group]
+        errors = [100 * (1 - one["mean"]) for one in group]
+        spread = [
+            [100 * (one["best"] - one["mean"]) for one in group],
+            [100 * (one["mean"] - one["worst"]) for one in group],
+        ]
+        axes.errorbar(parameters, errors, yerr=spread, color=colour, marker="o", linestyle=line, capsize=3)
+        for one, x, y in zip(group, parameters, errors, strict=True):
+            label = f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"]
+            axes.annotate(label, (x, y), xytext=(8, -16), textcoords="offset points", color=colour, fontsize=8)
+    for name, (x, accuracy) in published.items():
+        axes.plot(x, 100 * (1 - accuracy), color=MUTED, marker="x", linestyle="")
+        axes.annotate(
+            name, (x, 100 * (1 - accuracy)), xytext=(4, 5), textcoords="offset points", color=MUTED, fontsize=8
+        )
+    axes.axhline(100 * (1 - target), color=TARGET, linewidth=1, linestyle="--")
+    axes.set(
+        xscale="log", yscale="log", xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters"
+    )
+    axes.invert_yaxis()
+    ticks = [3, 2, 1, 0.8, 0.6, 0.5, 0.4, 0.3]
+    axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks], minor=False)
+    axes.set_xticks([500, 1_000, 2_000, 4_000, 8_000], ["500", "1,000", "2,000", "4,000", "8,000"])
+    axes.minorticks_off()
+    return _png(figure)
+
+
 def _epoch_axis(axes: Axes, epochs: int) -> None:
     axes.set_xlabel("epoch")
     axes.set_xticks(np.unique(np.linspace(1, epochs, min(epochs, 8)).round()))

@@ -1,6 +1,6 @@
 """The progression: one entry a model, with what it sets out to try, how it trains, and what is expected of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -44,7 +44,7 @@ class Experiment:
     """One entry of the progression. `reference` is what the reference document reports for it."""
 
     name: str
-    network: type[nn.Module]
+    network: Callable[[], nn.Module]
     target: tuple[str, ...]
     expectation: str
     recipe: Recipe

@@ -1,0 +1,39 @@
+"""Accuracy over parameters: every width is trained with its seeds, once."""
+
+import json
+
+import pytest
+
+from model.networks import Model_3, parameter_count
+from train import frontier
+from train.__main__ import main
+
+
+def test_widths_keep_to_the_budgets():
+    parameters = [parameter_count(Model_3(channels)) for channels in frontier.WIDTHS]
+    assert parameters == sorted(parameters)
+    assert parameters[0] < 600
+    assert parameters[-1] == parameter_count(Model_3()) <= 8_000
+    assert any(2_000 < count <= 2_500 for count in parameters)
+    assert any(3_500 < count <= 4_000 for count in parameters)
+
+
+@pytest.mark.slow
+def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(frontier, "WIDTHS", {(2, 3, 4, 4, 4): 2, (8, 12, 16, 16, 16): 1})
+    options = ["--epochs", "4", "--device", "cpu", "--data", str(tiny), "--out", str(tmp_path)]
+    assert main(["consistency", "--seeds", "1", *options]) == 0
+    assert main(["frontier", *options]) == 0
+    assert "1 of 5 trainings were done before" in capfd.readouterr().out
+    folder = tmp_path / "frontier"
+    figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())}
+    assert {name: (one["parameters"], one["seeds"]) for name, one in figures.items()} == {
+        "Model_1": (10_970, 1),
+        "Model_2": (6_664, 1),
+        "Model_3-2-3-4-4-4": (552, 2),
+        "Model_3": (7_578, 1),
+    }
+    table = (folder / "frontier.md").read_text()
+    for one in figures.values():
+        assert f"| {one['model']} | {one['parameters']:,} | {one['seeds']} |" in table
+    assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
