@@ -42,6 +42,7 @@ def test_leaves_checkpoints_report_and_export(trained):
         "report/progression.png",
         "report/Model_2.png",
         "report/Model_3.png",
+        "report/reliability.png",
         "report/confusion.png",
         "report/mistakes.png",
     }
