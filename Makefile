@@ -1,4 +1,4 @@
-# `make` lists what can be made. Every target but `help` installs what it needs first, when it is missing or its lock is newer.
+# `make` lists what can be made. Every target but `help` installs what it needs first, if it is missing or older than its lock.
 PYTHON ?= python3
 SOURCE ?= unknown
 ARGS ?=
@@ -47,22 +47,22 @@ $(BENCH): requirements/bench.txt
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-serve: $(SERVE) ## answer POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
+serve: $(SERVE) ## serve POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
 	@exec .venv-serve/bin/python -m serve
 
-pictures: $(VENV) ## measure pictures of other forms and write docs/pictures.{md,json,png}
+pictures: $(VENV) ## measure the accuracy on pictures unlike MNIST's and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)
 
-ablation: $(VENV) ## measure the same pictures less each stage of the preprocessing and write docs/ablation.md
+ablation: $(VENV) ## measure the same without each stage of the preprocessing and write docs/ablation.md
 	$(RUN) -m benchmarks.ablation $(ARGS)
 
-doubt: $(VENV) ## measure what is doubted of what is no digit and write docs/doubt.{md,png}
+doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,png}
 	$(RUN) -m benchmarks.doubt $(ARGS)
 
-hostile: $(VENV) ## measure what hostile requests do to others and write docs/hostile.md
+hostile: $(VENV) ## measure the effect of hostile requests on other clients and write docs/hostile.md
 	$(RUN) -m benchmarks.hostile
 
-bench: $(VENV) $(SERVE) $(BENCH) ## measure training and serving beside their peers and write docs/benchmarks.md (needs wrk)
+bench: $(VENV) $(SERVE) $(BENCH) ## compare training and serving with alternatives and write docs/benchmarks.md (needs wrk)
 	$(RUN) -m benchmarks.serve
 	$(RUN) -m benchmarks.train
 	$(RUN) -m benchmarks.report
@@ -78,7 +78,7 @@ frontier: $(VENV) ## train Model_3's family in seven widths and write docs/front
 release: $(VENV) ## promote the verified export in artifacts/release to model/release
 	$(RUN) -m train release $(ARGS)
 
-test: $(VENV) ## run every test (ARGS="-k parity" and so on)
+test: $(VENV) ## run all tests except those of the images (ARGS="-k parity" and so on)
 	$(PYTEST) $(PARALLEL) -m "not images" $(ARGS)
 
 test-fast: $(VENV) ## run the tests that take seconds
@@ -89,14 +89,14 @@ images: ## build the images train, serve and serve-proxy
 	docker build $(LABELS) -f Dockerfile.serve -t serve .
 	docker build -t serve-proxy docker/nginx
 
-run-train: ## train in a container into artifacts/, on a GPU where Docker has one (ARGS="--models Model_3" and so on)
+run-train: ## train in a container into artifacts/, on a GPU if Docker has one (ARGS="--models Model_3" and so on)
 	mkdir -p artifacts
 	docker run --rm $(GPUS) -v "$(CURDIR)/artifacts:/artifacts" train $(ARGS)
 
 run-serve: ## serve from a container on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
 	docker run --rm -p 127.0.0.1:$(or $(PORT),8000):8000 $(foreach name,$(SETTINGS),$(if $($(name)),-e $(name))) $(if $(MODEL_DIR),-v "$(abspath $(MODEL_DIR)):/model:ro" -e MODEL_DIR=/model) serve
 
-test-images: images $(VENV) ## build the images and test them from outside
+test-images: images $(VENV) ## build the images and test them
 	$(PYTEST) -m images $(ARGS)
 
 lint: $(VENV) ## check style and types
@@ -108,7 +108,7 @@ format: $(VENV) ## format the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-lock: ## write requirements/*.txt anew from pyproject.toml (needs uv)
+lock: ## write requirements/*.txt from pyproject.toml (needs uv)
 	$(COMPILE) --all-extras -o requirements/dev.txt pyproject.toml
 	$(COMPILE) --extra train --extra sweep --constraint requirements/dev.txt -o requirements/train.txt pyproject.toml
 	$(COMPILE) --group bench --constraint requirements/dev.txt -o requirements/bench.txt

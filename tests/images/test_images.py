@@ -128,7 +128,7 @@ def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(dock
     thread = threading.Thread(target=load)
     thread.start()
     container.wait(lambda: len(answers) > 10)
-    docker("stop", "--time", "35", container.name)  # as README says; one that takes longer is killed, with code 137
+    docker("stop", "-t", "35", container.name)  # see docs/operation.md; a container that takes longer exits with 137
     stopping.set()
     thread.join(30)
     assert container.inspect("{{.State.ExitCode}}") == "0"

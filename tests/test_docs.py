@@ -1,0 +1,92 @@
+"""The documentation names only files, headings, make targets, settings and metrics that exist."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from serve import observe
+from serve.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    ROOT / "README.md",
+    *(page for room in ("data", "deploy", "docs", "model") for page in (ROOT / room).rglob("*.md")),
+]
+CODE = re.compile(r"^```.*?^```|^ {4}[^\n]*|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+
+
+def prose(text: str) -> str:
+    """Return a page's text without its code."""
+    return CODE.sub("", text)
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the relative links of `page` whose file or heading does not exist."""
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", prose(text), re.MULTILINE)
+    broken = []
+    for target in (inline or reference for inline, reference in targets):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            broken.append(target)
+    return broken
+
+
+def unknown_targets(text: str, makefile: str) -> set[str]:
+    """Return the targets that the code in a page calls with make, and that `makefile` does not define."""
+    called = {name for code in CODE.findall(text) for name in re.findall(r"(?<![\w-])make ([a-z][a-z-]*)", code)}
+    return called - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_make_targets_exist(page):
+    assert broken_links(page) == []
+    assert unknown_targets(page.read_text(), (ROOT / "Makefile").read_text()) == set()
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / "other.md").write_text("# Start, new model, stop\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n[a](other.md) [b](other.md#start-new-model-stop) [c](#title) [d](https://example.org)\n"
+        "    [e](code.md)\n`[e](code.md)`\n"
+        "[f](missing.md) [g](other.md#missing) [h](#missing) ![i](missing.png) [j][k]\n\n[k]: missing.txt\n"
+    )
+    assert broken_links(page) == ["missing.md", "other.md#missing", "#missing", "missing.png", "missing.txt"]
+
+
+def test_unknown_make_targets_are_found():
+    text = (
+        "make nothing of it\n`make test`, `make tests`\n    make two\n```sh\nPORT=1 make serve  # make\nmake run\n```\n"
+    )
+    assert unknown_targets(text, "test: x\nserve:\n") == {"tests", "two", "run"}
+
+
+def test_every_setting_is_documented():
+    page = (ROOT / "docs/operation.md").read_text()
+    table = page.partition("## Configuration")[2].partition("\n## ")[0]
+    documented = {
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert documented == {field.name.upper() for field in fields(Config)}
+
+
+def test_every_metric_is_documented():
+    page = (ROOT / "docs/operation.md").read_text()
+    metrics = {metric.name: metric.type for metric in (*REGISTRY.collect(), *observe.WorkerRestarts().collect())}
+    names = {
+        f"{name}_total" if kind == "counter" else name for name, kind in metrics.items() if name.startswith("digits_")
+    }
+    assert names - set(re.findall(r"`(digits_\w+)`", page)) == set()
