@@ -67,7 +67,7 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
-        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were already trained")
+        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were finished before")
     device_name, remote = trainings[0].device_name, bool(os.environ.get("RAY_ADDRESS"))
     results = run_all(
         [partial(_train_remotely, one, _read_files(one.folder)) if remote else partial(_train, one) for one in pending],

@@ -68,7 +68,7 @@ def test_runs_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path, 
     capfd.readouterr()
     assert main(options(tiny, tmp_path, seeds=3)) == 0
     output = capfd.readouterr().out
-    assert "2 of 3 seeds were already trained" in output
+    assert "2 of 3 seeds were finished before" in output
     assert output.count(f"at epoch {EPOCHS}\n") == 1
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
     assert json.loads((folder / "consistency.json").read_text())["seeds"] == 3
@@ -135,7 +135,7 @@ def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch)
     assert len(before) == 2
 
     assert main(options(tiny, tmp_path, seeds=3)) == 0
-    assert "2 of 3 seeds were already trained" in capfd.readouterr().out
+    assert "2 of 3 seeds were finished before" in capfd.readouterr().out
     assert "n = 3 seeds" in (folder / "consistency.md").read_text()
     assert {path: path.read_bytes() for path in before} == before
 

@@ -72,7 +72,7 @@ def test_what_they_print_is_in_order(capfd):
     assert output.err.count("aside") == 9
 
 
-def test_they_run_at_once(tmp_path):
+def test_they_run_in_parallel(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     run([partial(meet, one, other), partial(meet, other, one)])
 
