@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
     options = parser.parse_args()
     data = load()
-    classifier, model = _classifier(options.release, data)
+    classifier, model = _classifier(options.release)
     score = _methods(classifier, data)
     thresholds = {name: doubt.choose_threshold(values) for name, values in score(data.validation.images).items()}
 
@@ -79,15 +79,12 @@ def main() -> None:
     write_together(options.out, {"doubt.png": _picture(kinds, shares), "doubt.md": text.encode()})
 
 
-def _classifier(release: Path, data: Data) -> tuple[DigitClassifier, str]:
-    """Return the classifier of a `release` and its name in words; where it has no doubt, one is fitted to it."""
+def _classifier(release: Path) -> tuple[DigitClassifier, str]:
+    """Return the classifier of a `release` and its name in words."""
     manifest = parse_manifest((release / MANIFEST).read_bytes())
     network = PROGRESSION[manifest.model].network()
     classifier = load_classifier(network, (release / WEIGHTS).read_bytes(), release)
     name = f"{manifest.model}, {manifest.onnx.sha256[:12]}"
-    if classifier.doubt is None:
-        classifier = DigitClassifier(network, doubt.fit(network, data))
-        name += ", which has no doubt yet: it was fitted to its network for this table"
     assert classifier.doubt
     parameters = parameter_count(network), parameter_count(classifier.doubt)
     return classifier, f"{name} ({parameters[0]:,} parameters and {parameters[1]} for doubt)"

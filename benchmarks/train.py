@@ -42,7 +42,7 @@ from train.files import write_json
 from train.loop import evaluate, fit
 from train.parallel import run_all
 from train.progression import PROGRESSION, Experiment
-from train.training import at_once
+from train.training import max_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = "all three"
@@ -119,7 +119,7 @@ def ours_together() -> float:
     """Return the seconds of an epoch of each model, all at once, from the first's beginning to the last's end."""
     with redirect_stdout(io.StringIO()) as said:
         tasks = [partial(_print_span, experiment) for experiment in PROGRESSION.values()]
-        deque(run_all(tasks, load(), at_once=at_once(len(tasks), DEVICE.type)), maxlen=0)
+        deque(run_all(tasks, load(), max_workers=max_workers(len(tasks), DEVICE.type)), maxlen=0)
     spans = [json.loads(line) for line in said.getvalue().splitlines()]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 

@@ -1,1 +1,1 @@
-"""What the networks are, and what a release of one is. This file, contract.py and cores.py import no torch."""
+"""The networks, and the contract between training and serving. This file, contract.py and cores.py import no torch."""

@@ -1,40 +1,40 @@
-"""The classifier that is exported: raw pixels in, probabilities, the digit and the doubt out."""
+"""The exported classifier: raw pixels in; probabilities, digit and doubt out."""
 
 import torch
 from torch import Tensor, nn
 
 from model.contract import CLASSES, SIDE
 
-MEAN, STD = 0.1307, 0.3081  # of the training pixels, scaled to 0–1; MNIST's usual figures
+MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0–1
 
 
 def scale(pixels: Tensor) -> Tensor:
-    """Return uint8 [N, 28, 28] pixels as float32 [N, 1, 28, 28] from 0, the paper, to 1, the ink."""
+    """Scale uint8 [N, 28, 28] pixels to float32 [N, 1, 28, 28], from 0 (background) to 1 (ink)."""
     return pixels.unsqueeze(1).float() / 255
 
 
 def normalise(scaled: Tensor) -> Tensor:
-    """Return float32 pixels of 0–1 with MNIST's mean taken off, in units of its standard deviation."""
+    """Normalise float32 pixels of 0–1: subtract MNIST's mean and divide by its standard deviation."""
     return (scaled - MEAN) / STD
 
 
 def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features, [N, F], that doubt reads.
+    """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features, [N, F], of the doubt head.
 
     The features are the outputs of the first ReLU layer and of the last two, averaged over the map. `network` is an
-    nn.Sequential with such layers.
+    nn.Sequential.
     """
     maps = []
     for layer in network.children():
         images = layer(images)
         if isinstance(layer, nn.ReLU):
             maps.append(images)
-    read = [*maps[:1], *maps[1:][-2:]]
-    return images, torch.cat([each.mean(dim=(2, 3)) for each in read], dim=1)
+    used = [*maps[:1], *maps[1:][-2:]]
+    return images, torch.cat([each.mean(dim=(2, 3)) for each in used], dim=1)
 
 
 class DoubtHead(nn.Module):
-    """How unlike a digit an image is: ten linear detectors, one a digit, weighted by the digits' probabilities."""
+    """Out-of-distribution score: ten linear detectors, one per digit, weighted by the digits' probabilities."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -48,15 +48,15 @@ class DoubtHead(nn.Module):
         return cls(features.shape[1])
 
     def forward(self, features: Tensor, probabilities: Tensor) -> Tensor:
-        """Map features [N, F] and probabilities [N, 10] to the doubt, float32 [N]: the log-odds of no digit."""
+        """Map features [N, F] and probabilities [N, 10] to the doubt, float32 [N]: the log-odds of "not a digit"."""
         doubt: Tensor = (probabilities * self.detectors(features)).sum(dim=1)
         return doubt
 
 
 class DigitClassifier(nn.Module):
-    """A network with all that stands between it and a picture: normalisation before, softmax after, doubt beside.
+    """A network with normalisation, softmax and doubt head.
 
-    Normalisation is part of the graph so that training and serving cannot disagree about it.
+    Normalisation is part of the graph, so that training and serving cannot disagree about it.
     """
 
     def __init__(self, network: nn.Module, doubt: DoubtHead | None = None) -> None:
@@ -65,9 +65,9 @@ class DigitClassifier(nn.Module):
         self.doubt = doubt
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Map uint8 [N, 28, 28] to probabilities, float32 [N, 10], the likeliest digit, int64 [N], and the doubt.
+        """Map uint8 [N, 28, 28] to probabilities, float32 [N, 10], the most probable digit, int64 [N], and the doubt.
 
-        The doubt is float32 [N]; a classifier without a head for it returns the first two alone.
+        The doubt is float32 [N]. A classifier without a doubt head returns only the first two.
         """
         normalised = normalise(scale(image))
         if self.doubt is None:

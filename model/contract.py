@@ -1,6 +1,6 @@
-"""What a release is: its files, its manifest and its graph's inputs and outputs. Imports the standard library only.
+"""The contract between training and serving: file names, manifest, and the graph's inputs and outputs.
 
-train writes a release, serve reads it, and both check it by this module.
+train writes these files, serve reads them, and both validate them with this module. Imports the standard library only.
 """
 
 import json
@@ -13,7 +13,7 @@ GRAPH, WEIGHTS, MANIFEST = "digits.onnx", "model.safetensors", "manifest.json"
 SIDE = 28  # pixels: an image is SIDE × SIDE
 CLASSES = 10
 
-# The fields of a manifest that the graph carries too, as metadata properties: its hash vouches for them.
+# Manifest fields that are also metadata properties of the graph, so that the graph's hash covers them.
 METADATA = ("model", "parameters", "epochs", "seed", "recipe", "settings", "source_revision")
 
 ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -21,7 +21,7 @@ ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "te
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of the graph: its name, its NumPy dtype, and the shape of one image's part."""
+    """An input or output of the graph: its name, NumPy dtype and shape without the batch dimension."""
 
     name: str
     dtype: str
@@ -36,18 +36,18 @@ INPUTS = (IMAGE,)
 OUTPUTS = (
     TensorSpec("probabilities", "float32", (CLASSES,)),
     TensorSpec("digit", "int64", ()),
-    TensorSpec("doubt", "float32", ()),  # how unlike a digit the image is: larger is less alike
+    TensorSpec("doubt", "float32", ()),  # how unlike a digit the image is: larger is less like a digit
 )
-OUTPUTS_WITHOUT_DOUBT = OUTPUTS[:2]  # of releases from before there was doubt
+OUTPUTS_WITHOUT_DOUBT = OUTPUTS[:2]  # of exports older than the doubt head
 
 
 class ContractError(ValueError):
-    """A manifest or a graph is of another form; the message names what was expected and found, in one line."""
+    """A manifest or a graph breaks the contract. The message is one line with the expected and the found."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a release."""
+    """An exported file."""
 
     file: str
     sha256: str
@@ -63,23 +63,23 @@ class GraphFile(File):
 
 @dataclass(frozen=True)
 class Parity:
-    """How the ONNX graph compares with its PyTorch network on `images` test images."""
+    """The differences between the ONNX graph and its PyTorch network on `images` test images."""
 
     images: int
     label_mismatches: int
     max_abs_probability_difference: float
-    max_abs_doubt_difference: float | None = None  # None where the graph gives no doubt
+    max_abs_doubt_difference: float | None = None  # None if the graph has no doubt
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """What the graph's output `doubt` is worth. An image is doubted where its doubt is above `threshold`."""
+    """The quality of the output `doubt`. An image is doubted if its doubt is above `threshold`."""
 
-    parameters: int  # of the head that computes it, beside the network's
+    parameters: int  # of the doubt head, in addition to the network's
     threshold: float  # chosen on the validation images
-    validation_doubted: float  # share of the validation images, which are digits
-    test_doubted: float  # share of the test images
-    caught: dict[str, float]  # share doubted of each kind of train.nondigits
+    validation_doubted: float  # fraction of the validation images, which are digits
+    test_doubted: float  # fraction of the test images
+    caught: dict[str, float]  # fraction doubted of each kind of train.nondigits
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says. Accuracies are shares of 1, of the exported weights."""
+    """The content of manifest.json. Accuracies are fractions, of the exported weights."""
 
     model: str
     parameters: int
     epochs: int
     seed: int
-    recipe: str  # in words; as data it is in `settings`
+    recipe: str  # in words; `settings` has it as data
     validation_accuracy: float
     test_accuracy: float
     test_correct: int
@@ -111,12 +111,12 @@ class Manifest:
     source_revision: str
     versions: dict[str, str]
     device: str
-    settings: dict[str, Any] | None = None  # what decided the training's result; None in releases before it was kept
-    doubt: Doubt | None = None  # None where the graph gives no doubt
+    settings: dict[str, Any]  # everything that determines the training's result
+    doubt: Doubt | None = None  # None if the graph has no doubt
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Return the manifest in `content`, JSON; what it has beyond the contract is ignored. Raises ContractError."""
+    """Parse a manifest from JSON. Unknown fields are ignored. Raises ContractError."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -125,18 +125,18 @@ def parse_manifest(content: bytes) -> Manifest:
     return manifest
 
 
-def metadata(facts: dict[str, Any]) -> dict[str, str]:
-    """Return the metadata properties of the graph whose manifest has these `facts`."""
+def metadata(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return the graph's metadata properties, given the manifest's fields."""
     return {
-        name: facts[name] if isinstance(facts[name], str) else json.dumps(facts[name], sort_keys=True)
+        name: manifest[name] if isinstance(manifest[name], str) else json.dumps(manifest[name], sort_keys=True)
         for name in METADATA
     }
 
 
 def check_graph(session: Any) -> None:
-    """Raise ContractError where the graph in `session`, ONNX Runtime's, has other inputs or outputs.
+    """Raise ContractError if the graph in `session`, of ONNX Runtime, has other inputs or outputs.
 
-    `doubt` is optional: a graph may have the outputs before it alone.
+    `doubt` is optional, so that older exports can be served.
     """
     outputs = session.get_outputs()
     expected_outputs = OUTPUTS_WITHOUT_DOUBT if len(outputs) == len(OUTPUTS_WITHOUT_DOUBT) else OUTPUTS
@@ -148,22 +148,21 @@ def check_graph(session: Any) -> None:
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:
-    """Return the JSON `value` as a `kind`: a dataclass, a dict, str, int, float, or one of them or None."""
+    """Validate the JSON `value` as a `kind`: a dataclass, dict, str, int or float, or one of these or None."""
     if isinstance(kind, UnionType):
         return None if value is None else _typed(value, get_args(kind)[0], name)
     if is_dataclass(kind):
-        hints, known = get_type_hints(kind), _typed(value, dict, name)
-        found = {}
+        hints, given, found = get_type_hints(kind), _typed(value, dict, name), {}
         for field in fields(kind):
             path = f"{name}.{field.name}".lstrip(".")
-            if field.name in known:
-                found[field.name] = _typed(known[field.name], hints[field.name], path)
+            if field.name in given:
+                found[field.name] = _typed(given[field.name], hints[field.name], path)
             elif field.default is MISSING:
                 raise ContractError(f"expected {path}, found none")
         return kind(**found)  # type: ignore[operator]
     if get_origin(kind) is dict:
-        known, of = _typed(value, dict, name), get_args(kind)[1]
-        return {key: part if of is Any else _typed(part, of, f"{name}.{key}") for key, part in known.items()}
+        given, item = _typed(value, dict, name), get_args(kind)[1]
+        return {key: part if item is Any else _typed(part, item, f"{name}.{key}") for key, part in given.items()}
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or isinstance(value, bool) or not _finite(value):
         expected = {dict: "an object", str: "text", int: "a whole number", float: "a number"}[kind]

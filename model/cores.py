@@ -1,19 +1,16 @@
-"""How many CPU cores a process may use.
-
-It is here because training and serving both ask, and this room is the one that both may import. Imports no torch.
-"""
+"""The number of CPU cores that a process may use. Training and serving both need it; imports no torch."""
 
 import os
 from pathlib import Path
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many cores this process may use, at least 1: its affinity, or its container's CPU limit if lower.
+    """Return the number of CPU cores of the process's affinity, or of its container's CPU limit if lower; at least 1.
 
-    A limit that is not a whole number is rounded down. Reads cgroup v2's cpu.max, or v1's quota and period
+    A fractional limit is rounded down. Reads cgroup v2's cpu.max, or v1's quota and period
     (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
         if (limit := cgroup / "cpu.max").exists():
@@ -23,5 +20,5 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if quota != "max" and int(quota) > 0:
             cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):
-        pass  # no cgroup that can be read: no limit that is known
+        pass  # no readable cgroup: no known limit
     return max(1, cores)

@@ -1,7 +1,7 @@
-"""How a network becomes a verified model. May import model, never serve."""
+"""Training: from the data set to a verified export. May import model, never serve."""
 
 import os
 
-# Nothing here phones home: both read these when first imported.
+# Disable telemetry. Both libraries read these when first imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -1,4 +1,4 @@
-"""The command line: python -m train [consistency | verify | release]."""
+"""The command line, python -m train [consistency | frontier | verify | release]."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ from typing import Any
 from train import paths
 from train.errors import TrainError
 
-# What a command needs is imported when it runs: torch takes seconds, and --help should not.
+# Commands import their modules when they run: importing torch takes seconds, and --help should be fast.
 
 
 def _run(**options: Any) -> None:
@@ -40,9 +40,10 @@ def _verify(folder: Path, data_directory: Path) -> None:
     from train.verify import verify
 
     export = verify(folder, load(data_directory))
+    parity = export.parity
     print(
-        f"{folder}: verified on {export.parity.images} test images: every label as PyTorch's, "
-        f"probabilities within {export.parity.max_abs_probability_difference:.1e}; {export.manifest.test_correct} right"
+        f"{folder}: verified on {parity.images} test images: every label equals PyTorch's, probabilities within "
+        f"{parity.max_abs_probability_difference:.1e}; {export.manifest.test_correct} correct"
     )
 
 
@@ -53,11 +54,11 @@ def _release(out: Path, **options: Any) -> None:
 
 
 EXAMPLES = """\
-other commands, each with a --help of its own:
-  consistency   train one model with many seeds, and write their table and plot
-  frontier      train Model_3's family in several widths, and write accuracy over parameters
-  verify        check an export: hashes, graph, and every test image against PyTorch
-  release       promote OUT/release to model/release, verified once more, with a model card
+other commands, each with its own --help:
+  consistency   train one model with many seeds, and write a table and a plot
+  frontier      train Model_3 in several widths, and write the accuracy by number of parameters
+  verify        verify an export: hashes, graph, and every test image against PyTorch
+  release       verify OUT/release again and copy it to model/release with a model card
 
 examples:
   python -m train
@@ -65,45 +66,45 @@ examples:
   python -m train consistency --model Model_3 --seeds 10
   python -m train verify artifacts/release
 
-Interrupted, the same command goes on from the last whole epoch. With RAY_ADDRESS set, the models are trained on that
-Ray cluster."""
+If interrupted, run the same command again: it resumes after the last complete epoch. If RAY_ADDRESS is set, the models
+are trained on that Ray cluster."""
 
 COMMANDS: dict[str, tuple[Callable[..., None], str, tuple[str, ...]]] = {
     "": (
         _run,
         "Train the MNIST progression (Model_1, Model_2, Model_3), export the best model within 8,000 parameters to "
-        "ONNX, verified, and write a report.",
+        "verified ONNX, and write a report.",
         ("--models", "--seed", "--epochs", "--device", "--out", "--data"),
     ),
     "consistency": (
         _consistency,
-        "Train one model with seeds 1 to N, in parallel, and write OUT/consistency/: the table (consistency.md), its "
-        "plot and every epoch's figures as JSON. Seeds that are done are not run again. With RAY_ADDRESS set, they are "
-        "trained on that Ray cluster.",
+        "Train one model with seeds 1 to N in parallel, and write OUT/consistency/: the table (consistency.md), the "
+        "plot, and the history of every seed as JSON. Finished seeds are not trained again. If RAY_ADDRESS is set, the "
+        "seeds are trained on that Ray cluster.",
         ("--model", "--seeds", "--epochs", "--device", "--out", "--data"),
     ),
     "frontier": (
         _frontier,
-        "Train Model_3's family in several widths, each with several seeds, and write OUT/frontier/: the table "
-        "(frontier.md), its plot and the figures as JSON. Seeds that `consistency` has trained are not run again.",
+        "Train Model_3 in several widths with several seeds each, and write OUT/frontier/: the table (frontier.md), "
+        "the plot, and the statistics as JSON. Seeds that `consistency` has trained are not trained again.",
         ("--epochs", "--device", "--out", "--data"),
     ),
     "verify": (
         _verify,
-        "Check the export in FOLDER against its manifest, and its graph against its weights on every image of the test "
-        "set, at four batch sizes and two optimisation levels.",
+        "Verify the export in FOLDER: its files against its manifest, and its graph against its weights on every image "
+        "of the test set, with four batch sizes and two optimisation levels.",
         ("folder", "--data"),
     ),
     "release": (
         _release,
-        "Verify the export in OUT/release once more and copy it to model/release with a model card.",
+        "Verify the export in OUT/release again and copy it to model/release with a model card.",
         ("--force", "--out", "--data"),
     ),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return the exit code: 0 done, 1 an error that is printed, 2 wrong usage."""
+    """Run the command and return the exit code: 0 for success, 1 for an error, which is printed, 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     options = _parser(name).parse_args(arguments[1:] if name else arguments)
@@ -135,7 +136,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 
 def _whole(expected: str, accepted: range) -> Callable[[str], int]:
-    """Return a parser of the whole numbers that are `accepted`; `expected` says which, in words."""
+    """Return a parser of whole numbers in `accepted`. `expected` describes them in the error message."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) not in accepted:
@@ -152,39 +153,43 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--models": {
         "nargs": "+",
         "metavar": "MODEL",
-        "help": "train these of the progression's models (default: all); the export and the report are of these alone",
+        "help": "the models to train, export and report (default: all of the progression)",
     },
     "--model": {"dest": "name", "metavar": "MODEL", "default": "Model_3", "help": "(default: Model_3)"},
-    "--seed": {"type": SEED, "default": 1, "help": "of weights, order and augmentation (default: 1)"},
-    "--seeds": {"type": POSITIVE, "default": 10, "metavar": "N", "help": "how many (default: 10)"},
-    "--epochs": {"type": POSITIVE, "metavar": "N", "help": "instead of the recipe's 15; the schedule spans them"},
+    "--seed": {"type": SEED, "default": 1, "help": "seed of weights, order and augmentation (default: 1)"},
+    "--seeds": {"type": POSITIVE, "default": 10, "metavar": "N", "help": "number of seeds (default: 10)"},
+    "--epochs": {
+        "type": POSITIVE,
+        "metavar": "N",
+        "help": "number of epochs, which the learning rate schedule spans (default: the recipe's 15)",
+    },
     "--device": {
         "dest": "device_name",
         "choices": ["auto", "cpu", "cuda"],
         "default": "auto",
-        "help": "(default: auto, a GPU where there is one)",
+        "help": "(default: auto, a GPU if available)",
     },
-    "--out": {"type": Path, "default": Path("artifacts"), "help": "the folder written to (default: artifacts)"},
+    "--out": {"type": Path, "default": Path("artifacts"), "help": "output folder (default: artifacts)"},
     "--data": {
         "dest": "data_directory",
         "metavar": "DATA",
         "type": Path,
         "default": paths.DATA,
-        "help": "a folder with the four IDX files, gzipped or plain, of MNIST or a set of its form "
+        "help": "folder with the four IDX files, gzipped or plain, of MNIST or a data set in its format "
         "(default: data/mnist)",
     },
-    "--force": {"action": "store_true", "help": "release a model under the goal's test accuracy too"},
+    "--force": {"action": "store_true", "help": "also release a model that misses the target accuracy"},
 }
 
 
 def _set_up_process() -> None:
-    """End at once, and in one line, at Ctrl-C or SIGTERM; let no output that cannot be written end the training."""
+    """Set up signals and output: end at once at Ctrl-C or SIGTERM, and ignore output that cannot be written."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's background jobs have SIGINT
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
             signal.signal(number, _interrupt)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed: the next file that is opened would take its number
+        if stream is None:  # closed: the next opened file would get its descriptor
             stream = open(os.devnull, "w")  # noqa: SIM115
         stream.flush()
         output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
@@ -193,17 +198,17 @@ def _set_up_process() -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """End the process here: an exception can be swallowed, as it is where torch imports numpy.
+    """End the process directly: an exception could be swallowed, for example while torch imports numpy.
 
-    Nothing is lost, since every file is written whole; child processes end with this one.
+    Nothing is lost, because every file is written atomically. Child processes end with this one.
     """
     with suppress(OSError):
-        os.write(2, b"\ninterrupted: what was finished is kept, and the same command goes on from there\n")
+        os.write(2, b"\ninterrupted: finished epochs are saved; run the same command again to resume\n")
     os._exit(128 + number)
 
 
 class _Output(io.FileIO):
-    """A standard stream that drops what it cannot write, as when its reader has gone (`| head`)."""
+    """A standard stream that drops output it cannot write, for example after its reader has ended (`| head`)."""
 
     def write(self, content: Any, /) -> int:
         try:

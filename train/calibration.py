@@ -1,4 +1,4 @@
-"""Calibration: how often a digit read with so much confidence is right, and from which confidence on to believe it."""
+"""Confidence calibration: reliability diagram, expected calibration error, and thresholds for a target accuracy."""
 
 from dataclasses import dataclass
 
@@ -9,88 +9,88 @@ from model.classifier import DigitClassifier
 from train.data import Data, Split
 from train.predict import predict
 
-BINS = 15  # of equal width, as Guo et al., "On Calibration of Modern Neural Networks", 2017, have them
-GOALS = (0.999, 0.9995)  # shares of the answers that are to be right
+BINS = 15  # of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
+GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The confidence in each image's digit, float [N], and whether it is right, bool [N]."""
+class Predictions:
+    """The confidence of each image's predicted digit, float [N], and whether it is correct, bool [N]."""
 
     confidence: NDArray[np.float32]
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
 
     def above(self, threshold: float) -> tuple[float, float]:
-        """Return the share answered where only confidences of `threshold` or more are, and the share of those right."""
-        answered = self.confidence >= threshold
-        return float(answered.mean()), float(self.right[answered].mean()) if answered.any() else 1.0
+        """Return the coverage and the accuracy of the predictions with a confidence of at least `threshold`."""
+        accepted = self.confidence >= threshold
+        return float(accepted.mean()), float(self.correct[accepted].mean()) if accepted.any() else 1.0
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Answer only from `threshold` on: the share answered, and of those right, of the validation and test images."""
+    """Coverage and accuracy of the validation and test images if confidences from `threshold` on are accepted."""
 
     goal: float
-    threshold: float | None  # None where no confidence reaches the goal
+    threshold: float | None  # None if no threshold reaches the goal
     validation: tuple[float, float] = (0.0, 1.0)
     test: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the confidence of a classifier is worth: on the test images; thresholds are from the validation images."""
+    """The calibration of a classifier on the test images. Thresholds are chosen on the validation images."""
 
-    bins: list[tuple[float, float, int]]  # mean confidence, share right, images; bins without images left out
-    error: float  # expected calibration error: the mean gap between the two, weighted by images
+    bins: list[tuple[float, float, int]]  # mean confidence, accuracy, number of images; without empty bins
+    error: float  # expected calibration error: the mean gap between confidence and accuracy, weighted by images
     coverage: list[Coverage]
 
 
 def calibrate(classifier: DigitClassifier, data: Data) -> Calibration:
-    """Return the calibration of `classifier` on `data`."""
-    validation, test = (_answers(classifier, split) for split in (data.validation, data.test))
+    """Measure the calibration of `classifier` on `data`."""
+    validation, test = (_predictions(classifier, split) for split in (data.validation, data.test))
     bins = reliability(test)
-    error = sum(count * abs(confidence - right) for confidence, right, count in bins) / len(test.right)
+    error = sum(count * abs(confidence - accuracy) for confidence, accuracy, count in bins) / len(test.correct)
     coverage = []
     for goal in GOALS:
         threshold = choose_threshold(validation, goal)
-        shares = () if threshold is None else (validation.above(threshold), test.above(threshold))
-        coverage.append(Coverage(goal, threshold, *shares))
+        results = () if threshold is None else (validation.above(threshold), test.above(threshold))
+        coverage.append(Coverage(goal, threshold, *results))
     return Calibration(bins, error, coverage)
 
 
-def reliability(answers: Answers) -> list[tuple[float, float, int]]:
-    """Return the mean confidence, the share right and the number of images of each of BINS bins that has any."""
-    number = np.minimum((answers.confidence * BINS).astype(int), BINS - 1)
-    chosen = [number == one for one in np.unique(number)]
+def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
+    """Return the mean confidence, the accuracy and the number of images of each non-empty bin of BINS."""
+    bins = np.minimum((predictions.confidence * BINS).astype(int), BINS - 1)
+    members = [bins == number for number in np.unique(bins)]
     return [
-        (float(answers.confidence[images].mean()), float(answers.right[images].mean()), int(images.sum()))
-        for images in chosen
+        (float(predictions.confidence[images].mean()), float(predictions.correct[images].mean()), int(images.sum()))
+        for images in members
     ]
 
 
-def choose_threshold(answers: Answers, goal: float) -> float | None:
-    """Return the least confidence from which on a share `goal` of the answers is right; None where there is none."""
-    order = np.argsort(-answers.confidence, kind="stable")
-    confidence, right = answers.confidence[order], answers.right[order]
-    share = right.cumsum() / np.arange(1, len(right) + 1)
-    ends = np.append(confidence[1:] < confidence[:-1], True)  # answers of the same confidence are given together
-    enough = np.flatnonzero((share >= goal) & ends)
+def choose_threshold(predictions: Predictions, goal: float) -> float | None:
+    """Return the lowest confidence threshold with an accuracy of at least `goal`; None if there is none."""
+    order = np.argsort(-predictions.confidence, kind="stable")
+    confidence, correct = predictions.confidence[order], predictions.correct[order]
+    accuracy = correct.cumsum() / np.arange(1, len(correct) + 1)
+    ends = np.append(confidence[1:] < confidence[:-1], True)  # equal confidences are accepted together
+    enough = np.flatnonzero((accuracy >= goal) & ends)
     return float(confidence[enough[-1]]) if enough.size else None
 
 
 def table(calibration: Calibration) -> str:
-    """Return the coverage as a table in Markdown."""
+    """Return the coverage as a Markdown table."""
     lines = [
-        "| goal: right | answer only from this confidence on | validation: answered | right | test: answered | right |",
+        "| target accuracy | confidence threshold | validation: coverage | accuracy | test: coverage | accuracy |",
         "|---:|---:|---:|---:|---:|---:|",
     ]
     for row in calibration.coverage:
-        shares = "".join(f"{100 * share:.2f} % | " for share in (*row.validation, *row.test)).rstrip()
-        reached = f"{row.threshold:.4f} | {shares}" if row.threshold is not None else "not reached | | | | |"
+        cells = " | ".join(f"{100 * value:.2f} %" for value in (*row.validation, *row.test))
+        reached = f"{row.threshold:.4f} | {cells} |" if row.threshold is not None else "not reached | | | | |"
         lines.append(f"| {100 * row.goal:.2f} % | {reached}")
     return "\n".join(lines)
 
 
-def _answers(classifier: DigitClassifier, split: Split) -> Answers:
+def _predictions(classifier: DigitClassifier, split: Split) -> Predictions:
     probabilities, digits, *_ = predict(classifier, split.images)
-    return Answers(probabilities.max(axis=1), digits == split.labels.cpu().numpy())
+    return Predictions(probabilities.max(axis=1), digits == split.labels.cpu().numpy())

@@ -1,7 +1,7 @@
-"""Checkpoints: after every epoch, all that the next one depends on, as safetensors and JSON.
+"""Checkpoints: the training's whole state after every epoch, as safetensors and JSON.
 
-A folder holds `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of
-both), which is replaced last: whenever the process dies, the folder holds one whole checkpoint.
+A folder has `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of
+both). checkpoint.json is replaced last, so the folder has a complete checkpoint at any time, even after a crash.
 """
 
 import json
@@ -24,10 +24,10 @@ from train.provenance import provenance
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to. Losses are mean cross-entropies in nats, accuracies shares of 1."""
+    """The metrics of one epoch. Losses are mean cross-entropies in nats, accuracies are fractions."""
 
     epoch: int  # from 1
-    train_loss: float  # running, over the augmented images, as the weights change
+    train_loss: float  # running mean over the augmented images while the weights change
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
@@ -37,11 +37,11 @@ class Epoch:
 
 
 def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
-    """Return what decides a training's result, as JSON values: two trainings that agree in it are the same one."""
+    """Return everything that determines a training's result, as JSON values. Equal settings mean the same training."""
     recipe = asdict(experiment.recipe)
     return {
         "model": experiment.name,
-        "network": sha256(repr(experiment.network()).encode()),  # its layers
+        "network": sha256(repr(experiment.network()).encode()),  # a hash of its layers
         "seed": seed,
         "epochs": recipe.pop("epochs"),
         "recipe": recipe,
@@ -51,13 +51,13 @@ def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The checkpoints of one training. `settings` are what decides its result, as JSON values."""
+    """The checkpoint folder of one training, which `settings` identify."""
 
     path: Path
     settings: dict[str, Any]
 
     def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[Epoch]) -> None:
-        """Write the state after the last epoch of `history`, then delete that of the one before."""
+        """Write a checkpoint after the last epoch of `history`, then delete the one before."""
         state = optimizer.state_dict()
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for index, buffers in state["state"].items():
@@ -70,7 +70,7 @@ class CheckpointFolder:
             "provenance": provenance(network),
             "weights": {"file": weights.name, "sha256": sha256(content)},
             "optimizer": state["param_groups"],
-            "scheduler": _plain(scheduler.state_dict()),
+            "scheduler": _json_values(scheduler.state_dict()),
             "history": [asdict(epoch) for epoch in history],
         }
         write_json(self.path / "checkpoint.json", checkpoint | {"sha256": _digest(checkpoint)})
@@ -81,9 +81,9 @@ class CheckpointFolder:
     def load(
         self, network: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
     ) -> tuple[list[Epoch], dict[str, Any]]:
-        """Put the last checkpoint into what is given, and return its history and provenance; without one, none of both.
+        """Load the last checkpoint into the given objects and return its history and provenance; both empty if none.
 
-        Raises SettingsError where the folder is of another training, TrainError where it is damaged.
+        Raises SettingsError if the folder belongs to another training, and TrainError if it is damaged.
         """
         if not (self.path / "checkpoint.json").exists():
             return [], {}
@@ -92,7 +92,7 @@ class CheckpointFolder:
         if optimizer and scheduler:
             momentum = _under("momentum.", tensors)
             state = {
-                # In the parameter's memory layout: another one rounds differently in the last bit.
+                # In the parameter's memory layout: another layout rounds the last bit differently.
                 index: {"momentum_buffer": torch.empty_like(parameter).copy_(momentum[str(index)])}
                 for index, parameter in enumerate(network.parameters())
             }
@@ -101,7 +101,7 @@ class CheckpointFolder:
         return [Epoch(**epoch) for epoch in checkpoint["history"]], checkpoint["provenance"]
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the checkpoint and its tensors, as they were written."""
+        """Return the checkpoint and its tensors, with settings and hashes checked."""
         path = self.path / "checkpoint.json"
         checkpoint = read_json(path)
         found = checkpoint.get("settings") if isinstance(checkpoint, dict) else None
@@ -120,15 +120,15 @@ class CheckpointFolder:
 
     def _check_hash(self, path: Path, expected: str | None, found: str) -> None:
         if found != expected:
-            raise TrainError(f"{path}: expected SHA-256 {expected}, found {found}; delete {self.path} to train anew")
+            raise TrainError(f"{path}: expected SHA-256 {expected}, found {found}; delete {self.path} to train again")
 
 
 def _digest(checkpoint: dict[str, Any]) -> str:
     return sha256(json.dumps(checkpoint, sort_keys=True).encode())
 
 
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a scheduler's state is data: JSON keeps it, floats to the last bit."""
+def _json_values(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a scheduler's state that JSON can hold. JSON keeps floats exactly."""
     return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list))}
 
 

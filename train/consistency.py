@@ -1,4 +1,4 @@
-"""Consistency: one model trained with many seeds, and what they come to together."""
+"""Consistency: train one model with many seeds and compute statistics of their accuracies."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,30 +10,34 @@ from train import paths, plots
 from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
-from train.files import locked, to_json, write_together
+from train.files import to_json, write_together
+from train.lock import locked
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
-PER_GPU = 10  # seeds at once: these networks leave most of a GPU idle
+PER_GPU = 10  # seeds in parallel: one such network uses a small part of a GPU
 
 
 def consistency(
     name: str, seeds: int, *, epochs: int | None, device_name: str, data_directory: Path, out: Path
 ) -> None:
-    """Train model `name` with seeds 1 to `seeds` and write the table, the plot and every epoch's figures.
+    """Train model `name` with seeds 1 to `seeds` and write the table, the plot and the history of every seed.
 
-    They are consistency.md, .png and .json in `out`/consistency; each seed's checkpoints are in trials/ beside them.
-    Raises DivergenceError, with what was trained to the end written all the same, where a seed diverged.
+    These are consistency.md, .png and .json in `out`/consistency; the checkpoints are in its folder trials. Raises
+    DivergenceError if a seed diverged, after writing the results of the others.
     """
     (experiment,) = experiments([name], epochs)
     folder = out / "consistency"
     trainings = [seed_training(experiment, seed, folder, device_name) for seed in range(1, seeds + 1)]
     with locked(folder):
         data = load(data_directory)
-        ends = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
-        errors = {one.seed: end for one, end in zip(trainings, ends, strict=True) if isinstance(end, DivergenceError)}
-        diverged = {seed: error.epoch for seed, error in errors.items()}
-        trials = [trial(end, data) for end in ends if isinstance(end, Trained)]
+        results = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
+        diverged = {
+            training.seed: result.epoch
+            for training, result in zip(trainings, results, strict=True)
+            if isinstance(result, DivergenceError)
+        }
+        trials = [trial(result, data) for result in results if isinstance(result, Trained)]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, experiment) | {"diverged": diverged}
@@ -54,12 +58,12 @@ def consistency(
 
 
 def seed_training(experiment: Experiment, seed: int, folder: Path, device_name: str) -> Training:
-    """Return the training of `experiment` with `seed`; its checkpoints are below `folder`."""
+    """Return the training of `experiment` with `seed`; its checkpoints are in `folder`/trials."""
     return Training(experiment, seed, folder / "trials" / f"{experiment.name}-seed-{seed:03d}", device_name)
 
 
 def trial(trained: Trained, data: Data) -> dict[str, Any]:
-    """Return what consistency.json records of a finished training."""
+    """Return the entry of a finished training in consistency.json."""
     return {
         "settings": settings(trained.experiment, data, trained.seed),
         "provenance": trained.provenance,
@@ -68,7 +72,7 @@ def trial(trained: Trained, data: Data) -> dict[str, Any]:
 
 
 def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
-    """Return the statistics of `trials`' test accuracies at their last epoch, as shares of 1."""
+    """Return statistics of the test accuracies of `trials` at the last epoch, as fractions."""
     accuracies = [trial["history"][-1]["test_accuracy"] for trial in trials]
     return {
         "model": experiment.name,
@@ -86,8 +90,8 @@ def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str,
 
 
 def sentence(figures: dict[str, Any]) -> str:
-    """Return `figures`, from summarise, in a sentence."""
-    diverged = figures.get("diverged")  # unknown to older files
+    """Return the result of summarise as a sentence."""
+    diverged = figures.get("diverged")  # missing in older files
     return (
         f"{figures['model']} ({figures['parameters']:,} parameters, {figures['epochs']} epochs): test accuracy at the "
         f"last epoch {percent(figures['mean'])} ± {percent(figures['standard_deviation'])} "
@@ -98,9 +102,9 @@ def sentence(figures: dict[str, Any]) -> str:
 
 
 def _completion(finished: int, diverged: dict[int, int]) -> str:
-    """Return how many seeds were trained to the end, and where each of the others `diverged`, in words."""
-    seeds = "; ".join(f"seed {seed} diverged in epoch {epoch}" for seed, epoch in diverged.items())
-    return f"{finished} of {finished + len(diverged)} seeds finished; {seeds}"
+    """Return as a sentence how many seeds finished, and in which epoch the others diverged."""
+    others = "; ".join(f"seed {seed} diverged in epoch {epoch}" for seed, epoch in diverged.items())
+    return f"{finished} of {finished + len(diverged)} seeds finished; {others}"
 
 
 def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data, command: str) -> str:
@@ -115,7 +119,7 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data,
         )
     rows += [f"| {seed} | diverged in epoch {epoch} | | | |" for seed, epoch in figures["diverged"].items()]
     table = "\n".join(rows)
-    return f"""# {figures["model"]} over {figures["seeds"]} seeds
+    return f"""# {figures["model"]} with {figures["seeds"]} seeds
 
 {sentence(figures)}
 
@@ -125,18 +129,18 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data,
 |---:|---:|---:|---:|---:|
 {table}
 
-All at epoch {figures["epochs"]}, the last: no epoch and no seed is selected. Trained on {len(data.train):,} images of
-{data.name}; the {len(data.validation):,} validation images are held out, and the {len(data.test):,} test images decide
-nothing.
+All values are of epoch {figures["epochs"]}, the last; no epoch or seed is selected. Each seed was trained on
+{len(data.train):,} images of {data.name}. {len(data.validation):,} validation images are held out. The
+{len(data.test):,} test images are only reported, never used.
 
-Each seed on: {"; ".join(devices)}; source revision {", ".join(revisions)}. Made by
+Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
 
     {command}
 
-Every epoch's figures are in [consistency.json](consistency.json).
+The history of every seed is in [consistency.json](consistency.json).
 """
 
 
-def percent(share: float) -> str:
-    """Return a share of 1 as a percentage in words."""
-    return f"{100 * share:.2f} %"
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage with two decimals."""
+    return f"{100 * fraction:.2f} %"

@@ -1,6 +1,6 @@
-"""The data set: four checksummed IDX files in, three splits of tensors out.
+"""The data set: read four IDX files, check their SHA-256, and split them into training, validation and test set.
 
-Any set of MNIST's form (Fashion-MNIST, KMNIST, QMNIST) is read the same way.
+Reads any data set in MNIST's format, for example Fashion-MNIST, KMNIST or QMNIST.
 """
 
 import gzip
@@ -19,8 +19,8 @@ from train.files import read_bytes, sha256
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SUMS = "SHA256SUMS"
-VALIDATION_SHARE = 12  # one training image in twelve: 5,000 of MNIST's 60,000
-VALIDATION_SEED = 20_120  # of its own, so that every run and every seed holds out the same images
+VALIDATION_DIVISOR = 12  # one of 12 training images: 5,000 of MNIST's 60,000
+VALIDATION_SEED = 20_120  # separate, so that every run and every seed holds out the same images
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class Data:
 def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory`.
 
-    Where the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises DataError,
-    naming the file, the expected and the found, where one is missing, damaged or altered.
+    If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises DataError with the
+    file, the expected and the found if a file is missing, damaged or altered.
     """
-    stated = _stated_hashes(directory / SUMS)
-    files = [_find(directory, name, stated.get(name)) for name in FILES]
-    contents = [_unpack(path, stated.get(name)) for name, path in zip(FILES, files, strict=True)]
+    hashes = _expected_hashes(directory / SUMS)
+    files = [_find(directory, name, hashes.get(name)) for name in FILES]
+    contents = [_unpack(path, hashes.get(name)) for name, path in zip(FILES, files, strict=True)]
     tensors = [_parse(path, content) for path, content in zip(files, contents, strict=True)]
     training, test = (_split(files[i], files[i + 1], tensors[i], tensors[i + 1]) for i in (0, 2))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(VALIDATION_SEED))
-    held_out, kept = order.tensor_split([len(training) // VALIDATION_SHARE])
+    held_out, kept = order.tensor_split([len(training) // VALIDATION_DIVISOR])
     return Data(
         name=directory.resolve().name,
         sha256={name: sha256(content) for name, content in zip(FILES, contents, strict=True)},
@@ -76,8 +76,8 @@ def load(directory: Path = paths.DATA) -> Data:
     )
 
 
-def _stated_hashes(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of each unpacked file, by name, as `path` states them; empty where there is no such file."""
+def _expected_hashes(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of each unpacked file, by name, from SHA256SUMS; empty if there is no such file."""
     if not path.is_file():
         return {}
     lines = (line.split() for line in read_bytes(path).decode(errors="replace").splitlines())
@@ -113,27 +113,25 @@ def _unpack(path: Path, expected: str | None) -> bytes:
 
 
 def _parse(path: Path, content: bytes) -> Tensor:
-    """Return the tensor in an unpacked IDX file: 0, 0, 8 (uint8), the number of axes, each one's length, the values."""
+    """Parse an unpacked IDX file: the bytes 0, 0, 8 (uint8), the number of axes, the length of each, the values."""
     axes = content[3] if content.startswith(b"\0\0\x08") and len(content) > 3 else 0
     start = 4 + 4 * axes
     shape = [int.from_bytes(content[i : i + 4]) for i in range(4, start, 4)]
     if not axes or not 0 < math.prod(shape) == len(content) - start:
         begin = content[:16].hex(" ") or "nothing"
-        raise DataError(
-            f"{path}: expected IDX of uint8, found {len(content):,} bytes, unpacked, that begin with {begin}"
-        )
+        raise DataError(f"{path}: expected IDX of uint8, found {len(content):,} bytes unpacked that begin with {begin}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
 
 
 def _split(images_path: Path, labels_path: Path, images: Tensor, labels: Tensor) -> Split:
-    """Return the split of these tensors. Raises DataError where they are not images and their labels."""
+    """Combine images and labels to a split. Raises DataError if they do not fit."""
     for path, tensor, shape in ((images_path, images, IMAGE.shape), (labels_path, labels, ())):
         if tensor.shape[1:] != shape:
             raise DataError(f"{path}: expected shape {['N', *shape]}, found {list(tensor.shape)}")
     if len(images) != len(labels):
-        raise DataError(f"{labels_path}: expected {len(images)} labels, one an image, found {len(labels)}")
-    if len(labels) < VALIDATION_SHARE:
-        raise DataError(f"{images_path}: expected {VALIDATION_SHARE} or more images, found {len(labels)}")
+        raise DataError(f"{labels_path}: expected {len(images)} labels, one per image, found {len(labels)}")
+    if len(labels) < VALIDATION_DIVISOR:
+        raise DataError(f"{images_path}: expected {VALIDATION_DIVISOR} or more images, found {len(labels)}")
     if labels.max() >= CLASSES:
         raise DataError(f"{labels_path}: expected labels 0–{CLASSES - 1}, found {int(labels.max())}")
     return Split(images, labels.long())

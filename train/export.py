@@ -1,4 +1,4 @@
-"""A trained network becomes a folder that can be served: graph, weights and, last, the manifest."""
+"""Export a trained network to a folder that can be served: ONNX graph, weights and manifest."""
 
 import contextlib
 import io
@@ -24,14 +24,14 @@ OPSET = 20
 
 
 def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
-    """Export `trained` into `folder` and return the manifest.
+    """Export `trained` to `folder`, verified, and return the manifest.
 
-    The graph is verified before anything is written: an older export in `folder` stays as it was where that fails.
-    Raises VerificationError, or TrainError where `folder` cannot be written.
+    The graph is verified before anything is written; if that fails, an older export in `folder` is unchanged. Raises
+    VerificationError, or TrainError if `folder` cannot be written.
     """
     network = trained.network.cpu().eval()
     weights = verify.weights(DigitClassifier(network, doubt.fit(network, data)))
-    # From the bytes to be written, so that they are what is verified.
+    # Load the classifier from the bytes to be written, so that these are verified.
     classifier = verify.load_classifier(trained.experiment.network(), weights, folder / contract.WEIGHTS)
     training = {
         "model": trained.experiment.name,
@@ -57,10 +57,10 @@ def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
 
 
 def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
-    """Return `classifier` as an ONNX graph, with `metadata` as its properties."""
+    """Convert `classifier` to an ONNX graph with `metadata` as its properties."""
     outputs = contract.OUTPUTS if classifier.doubt else contract.OUTPUTS_WITHOUT_DOUBT
     example = torch.zeros(2, *contract.IMAGE.shape, dtype=getattr(torch, contract.IMAGE.dtype))
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter is talkative
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -73,7 +73,7 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    if program is None:  # with dynamo=True it never is
+    if program is None:  # never with dynamo=True
         raise AssertionError
     graph = program.model_proto
     _strip(graph)
@@ -82,7 +82,7 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Delete what the exporter tells of the machine: stack traces, with its file paths, on every node."""
+    """Delete what the exporter stores about this machine: stack traces with file paths on every node."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")

@@ -1,22 +1,19 @@
-"""Files written whole: whoever opens one finds the old content or the new, never a half."""
+"""Atomic file writes: a reader finds the old content or the new one, never a part."""
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.errors import SettingsError, TrainError
+from train.errors import TrainError
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
-    """Write `files`, by name, of which the last vouches for the others: it is never found beside any but them.
+    """Write `files`, by name, as a set. The last is removed first and written last: if it exists, the others match it.
 
     Everything is on disk under temporary names before an old file is touched, so a full disk changes nothing. Raises
-    TrainError, naming the file and the system's reason, where one cannot be written.
+    TrainError with the file and the system's reason if one cannot be written.
     """
     temporaries = {folder / name: folder / f".{name}.tmp" for name in files}
     *others, last = temporaries
@@ -25,7 +22,10 @@ def write_together(folder: Path, files: dict[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for path, content in zip(temporaries, files.values(), strict=True):
-                _write(temporaries[path], content)
+                with temporaries[path].open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
             if others:
                 last.unlink(missing_ok=True)
             for path, temporary in temporaries.items():
@@ -38,12 +38,12 @@ def write_together(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, creating folders as needed; see write_together."""
+    """Write `content` to `path` atomically and create its folders; see write_together."""
     write_together(path.parent, {path.name: content})
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; see write_together."""
+    """Write `value` as JSON atomically; see write_together."""
     write_bytes(path, to_json(value))
 
 
@@ -53,7 +53,7 @@ def to_json(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`. Raises TrainError where it cannot be read or is not JSON."""
+    """Return the JSON value in `path`. Raises TrainError if it cannot be read or is not JSON."""
     try:
         return json.loads(read_bytes(path))
     except ValueError as error:
@@ -61,41 +61,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of `path`. Raises TrainError where it cannot be read."""
+    """Return the content of `path`. Raises TrainError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise TrainError(f"cannot read {path}: {error.strerror}") from error
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`, made if need be, against other runs; the lock ends with the process, however that ends.
-
-    Raises SettingsError where another run holds it, TrainError where it cannot be written: before hours are spent on
-    what goes there.
-    """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise TrainError(f"cannot write {path}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
-        yield
-
-
 def sha256(content: bytes) -> str:
     """Return the SHA-256 of `content` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

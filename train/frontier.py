@@ -10,7 +10,8 @@ from train import plots
 from train.consistency import PER_GPU, percent, seed_training, summarise, trial
 from train.data import load
 from train.errors import DivergenceError
-from train.files import locked, to_json, write_together
+from train.files import to_json, write_together
+from train.lock import locked
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
 from train.training import train_all
 

@@ -1,4 +1,4 @@
-"""The layer table of a network: torchinfo's for the terminal, and rows with receptive fields for the report."""
+"""The layer table of a network: torchinfo's summary for the terminal, rows with receptive fields for the report."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ class Layer:
     name: str  # type and number, as in the reference: "Conv2d-1"
     output_shape: tuple[int, ...]  # of one image: (10, 26, 26)
     parameters: int
-    receptive_field: int  # pixels of the input, along one side, that an output sees
+    receptive_field: int  # input pixels that affect one output value, along one side
 
 
 def layers(network: nn.Module) -> list[Layer]:
-    """Return the layers of `network`, in order, as they act on one 28×28 image."""
+    """Return the layers of `network` in order, for one 28×28 image."""
     rows: list[Layer] = []
     field, stride = 1, 1  # of the map so far, in input pixels
     leaves = [info for info in summary(network).summary_list if info.is_leaf_layer]
@@ -32,7 +32,7 @@ def layers(network: nn.Module) -> list[Layer]:
 
 
 def summary(network: nn.Module) -> torchinfo.ModelStatistics:
-    """Return torchinfo's summary of `network` for one image; printed, it is a table."""
+    """Return torchinfo's summary of `network` for one image; its text is a table."""
     return torchinfo.summary(
         network,
         input_size=(1, 1, SIDE, SIDE),
@@ -44,7 +44,7 @@ def summary(network: nn.Module) -> torchinfo.ModelStatistics:
 
 
 def _window(module: nn.Module, input_side: int) -> tuple[int, int]:
-    """Return the window (with its dilation) and the stride of a layer along one side; 1 and 1 if it sees one point."""
+    """Return a layer's window (with dilation) and stride along one side; (1, 1) for a pointwise layer."""
     match module:
         case nn.Conv2d():
             return (module.kernel_size[0] - 1) * module.dilation[0] + 1, module.stride[0]

@@ -1,7 +1,7 @@
-"""The training loop. The data stays on the device as whole tensors; a batch is an index into them.
+"""The training loop. The data is on the device as whole tensors; a batch is a tensor of indices.
 
-An epoch's randomness (order, augmentation, dropout) comes from torch's global generator, seeded with the training's
-seed and the epoch's number alone: a training resumed at an epoch goes on exactly as if it had never stopped.
+Each epoch seeds torch's global generator from the training's seed and the epoch's number only, for order, augmentation
+and dropout. Therefore a resumed training gives the same bits as an uninterrupted one.
 """
 
 import threading
@@ -16,17 +16,18 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from model.classifier import normalise, scale
-from train import device as devices
 from train.checkpoint import CheckpointFolder, Epoch
+from train.compile import compiled
 from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
 from train.progression import Experiment, Recipe
 
-CHECK_EVERY = 50  # batches, on a CPU; a GPU would have to wait for a check, and is checked once an epoch
-EVALUATION_BATCH = 500  # at a thousand, malloc maps Model_1's largest layer anew each time: half as fast
-MINIMUM_BATCHES = 10  # one-cycle's first fifth needs two
+# Batches between checks of the loss on a CPU. A GPU checks once per epoch: reading the loss forces a synchronisation.
+CHECK_INTERVAL = 50
+EVALUATION_BATCH_SIZE = 500  # at 1,000, malloc maps Model_1's largest layer again for each batch: half as fast
+MINIMUM_BATCHES = 10  # the first fifth of one-cycle needs two
 
-# tqdm would make a semaphore of the system's, for bars in several processes, and a process that is killed leaves it.
+# By default tqdm creates a system-wide semaphore, which leaks when the process is killed.
 tqdm.set_lock(threading.RLock())
 
 
@@ -38,13 +39,13 @@ def fit(
     device: torch.device,
     checkpoints: CheckpointFolder | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
-    bar: float | None = None,
+    progress_interval: float | None = None,
 ) -> tuple[nn.Module, list[Epoch]]:
-    """Train `experiment`'s network on `data` by its recipe and return it with the figures of each epoch.
+    """Train the network of `experiment` by its recipe and return it with its history, one entry per epoch.
 
-    Goes on from the last of `checkpoints` and writes one after every epoch; `on_epoch` is called with each epoch's
-    figures; `bar` shows a progress bar an epoch, drawn anew every so many seconds. Raises DivergenceError when the loss
-    becomes NaN or infinite.
+    Resumes from the last checkpoint in `checkpoints` and writes one after every epoch. `on_epoch` is called after every
+    epoch. `progress_interval`: seconds between updates of the progress bar, one bar per epoch; None: no bar. Raises
+    DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
     batches = len(data.train) // recipe.batch_size
@@ -67,16 +68,16 @@ def fit(
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
     if device.type == "cuda":
-        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
+        forward = compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
-        if bar is not None:
+        if progress_interval is not None:
             print(f"EPOCH: {number}/{recipe.epochs}")
         _seed(seed, number)
         started = time.perf_counter()
         try:
             figures = (
-                *_train_epoch(forward, optimizer, scheduler, recipe, data.train, bar),
+                *_train_epoch(forward, optimizer, scheduler, recipe, data.train, progress_interval),
                 *evaluate(network, data.validation),
                 *evaluate(network, data.test),
             )
@@ -96,10 +97,11 @@ def fit(
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
-    """Return the mean cross-entropy (nats) and the accuracy (share of 1) of `network` on `split`."""
+    """Return the mean cross-entropy (nats) and the accuracy (fraction) of `network` on `split`."""
     network.eval()
     loss, correct = torch.zeros((), device=split.labels.device), torch.zeros((), device=split.labels.device)
-    for images, labels in zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True):
+    batches = (tensor.split(EVALUATION_BATCH_SIZE) for tensor in (split.images, split.labels))
+    for images, labels in zip(*batches, strict=True):
         logits = network(normalise(scale(images)))
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(dim=1) == labels).sum()
@@ -115,8 +117,8 @@ def _seed(seed: int, epoch: int) -> None:
 def _scheduler(optimizer: SGD, recipe: Recipe, total: int) -> LRScheduler:
     if not recipe.one_cycle:
         return ConstantLR(optimizer, factor=1.0)
-    # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from a 25th of the peak up to it in the first
-    # fifth, then down to a 250,000th.
+    # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from 1/25 of the peak up to it in the first
+    # fifth, then down to 1/250,000 of the peak.
     return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
 
 
@@ -126,34 +128,41 @@ def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
 
 
 def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Return the mean loss on the images of `split` at the indices `batch`, augmented, and how many are right."""
+    """Return the mean loss on the augmented images of `split` at the indices `batch`, and the number correct."""
     labels = split.labels[batch]
     logits = network(_prepare(split.images[batch], recipe))
     return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()
 
 
 def _train_epoch(
-    network: nn.Module, optimizer: SGD, scheduler: LRScheduler, recipe: Recipe, split: Split, bar: float | None
+    network: nn.Module,
+    optimizer: SGD,
+    scheduler: LRScheduler,
+    recipe: Recipe,
+    split: Split,
+    progress_interval: float | None,
 ) -> tuple[float, float]:
-    """Return the running mean loss and accuracy of one pass over `split`."""
+    """Train for one epoch on `split` and return the running mean loss and accuracy."""
     network.train()
-    # A last batch that is not full is left out, another one every epoch: batch normalisation is noisy on a few images.
+    # Drop the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
     order = torch.randperm(len(split), device=split.labels.device)
     batches = order[: len(split) // recipe.batch_size * recipe.batch_size].view(-1, recipe.batch_size)
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
-    every = len(batches) if order.is_cuda else CHECK_EVERY
-    with tqdm(total=len(batches), disable=bar is None, mininterval=bar or 0, dynamic_ncols=True) as progress:
+    interval = len(batches) if order.is_cuda else CHECK_INTERVAL
+    with tqdm(
+        total=len(batches), disable=progress_interval is None, mininterval=progress_interval or 0, dynamic_ncols=True
+    ) as progress:
         for number, batch in enumerate(batches):
             loss, right = batch_loss(network, split, batch, recipe)
-            optimizer.zero_grad()  # to None, before anything reads them: a CUDA graph has written over the last ones
+            optimizer.zero_grad()  # sets gradients to None: the forward pass's CUDA graph may have overwritten them
             loss.backward()
             optimizer.step()
             scheduler.step()
             losses[number] = loss.detach()
             correct += right
             done = number + 1
-            if done % every == 0 or done == len(batches):
+            if done % interval == 0 or done == len(batches):
                 finite = losses[:done].isfinite().tolist()
                 if not all(finite):
                     first = finite.index(False)

@@ -1,7 +1,7 @@
-"""Synthetic images of what is not a digit, in MNIST's form: what the doubt is trained against.
+"""Synthetic non-digits in MNIST's format, to fit the doubt head: scribbles, glyphs, shapes, letters and others.
 
-Each kind is drawn by code, a batch at once, from a generator of random numbers; some are made of digits. All are
-brought into MNIST's form: fitted into 20×20 with their aspect ratio kept, the centre of mass in the middle of 28×28.
+Each kind is drawn in batches from a random number generator; some are made of digits. As in MNIST, the ink is scaled to
+20×20 pixels with its aspect ratio kept, and its centre of mass is moved to the middle of 28×28 pixels.
 """
 
 import math
@@ -19,20 +19,26 @@ from torch import Generator, Tensor
 from model.contract import SIDE
 from train.data import Split
 
-BOX = 20  # pixels: the square that the ink is fitted into
-CHUNK = 100  # images drawn at once
-SAMPLES = 3  # a side: samples an output pixel where a picture is reduced
+BOX = 20  # pixels: side of the square that the ink is scaled to
+CHUNK = 100  # images per batch
+SAMPLES = 3  # per side and output pixel, when an image is scaled
 THINNEST, THICKEST = 1.8, 3.2  # pixels: stroke width
-# Letters that no hand writes like a digit; I, O, S, Z, b, g, l, q, o, s, z are left out.
+# Letters that do not look like a digit: without I, O, S, Z, b, g, l, q, o, s, z.
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
-FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic")  # matplotlib's
-GLYPH = 96  # pixels: a side of a letter's picture
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSerif",
+    "DejaVuSerif-Italic",
+)  # shipped with matplotlib
+GLYPH = 96  # pixels: side of a letter's image
 
 Draw = Callable[[int, Split, Generator], Tensor]
 
 
 def draw(kind: str, count: int, split: Split, seed: int) -> Tensor:
-    """Return `count` images of a `kind` of KINDS, uint8 [count, 28, 28]; those made of digits use `split`'s."""
+    """Draw `count` images of a `kind` of KINDS, uint8 [count, 28, 28]. Some kinds are made of the digits of `split`."""
     random = torch.Generator().manual_seed(seed)
     sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     ink = torch.cat([KINDS[kind](size, split, random) for size in sizes])
@@ -40,7 +46,7 @@ def draw(kind: str, count: int, split: Split, seed: int) -> Tensor:
 
 
 def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
-    """One to four strokes, smooth or angular, chained or apart."""
+    """Draw one to four smooth or angular strokes, connected or separate."""
     strokes = 4
     controls = torch.rand(count, strokes, 4, 2, generator=random)
     chained = _chance(0.5, (count, strokes - 1, 1), random)
@@ -49,15 +55,15 @@ def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
     t = torch.linspace(0, 1, 9)
     bezier = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])  # [4, 9]
     curves = torch.einsum("nskd,kt->nstd", controls, bezier)
-    # Three straight lines through the four points, each of three pieces.
-    places = torch.linspace(0, 3, 9)
-    hats = (1 - (places - torch.arange(4)[:, None]).abs()).clip(0)
+    # Three straight lines through the four points.
+    positions = torch.linspace(0, 3, 9)
+    hats = (1 - (positions - torch.arange(4)[:, None]).abs()).clip(0)
     paths = torch.where(straight, torch.einsum("nskd,kt->nstd", controls, hats), curves)
     return _strokes(_only(_segments(paths), torch.randint(1, strokes + 1, (count,), generator=random)), random)
 
 
 def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
-    """Two to five straight or curved strokes between the nodes of a 3×3 lattice, as letters and signs have."""
+    """Draw two to five straight or curved strokes between the nodes of a 3×3 lattice, similar to letters and signs."""
     strokes = 5
     start = torch.randint(0, 9, (count, strokes), generator=random)
     step = torch.randint(1, 9, (count, strokes), generator=random)
@@ -79,7 +85,7 @@ def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
 
 
 def _shapes(count: int, _: Split, random: Generator) -> Tensor:
-    """Polygons of three to six corners, their outline or filled, and crosses."""
+    """Draw polygons with three to six corners, outlined or filled, and crosses."""
     corners = torch.randint(3, 7, (count, 1), generator=random)
     number = torch.arange(7).expand(count, 7)
     irregular = 0.5 * _chance(0.5, (count, 1), random) * torch.rand(count, 6, generator=random)
@@ -96,19 +102,19 @@ def _shapes(count: int, _: Split, random: Generator) -> Tensor:
 
 
 def _blots(count: int, _: Split, random: Generator) -> Tensor:
-    """Smooth noise above a threshold, most of it within a circle."""
+    """Draw smooth noise above a threshold, mostly within a circle."""
     cells = int(torch.randint(3, 9, (), generator=random))
     noise = torch.randn(count, 1, cells, cells, generator=random)
     value = F.interpolate(noise, size=(40, 40), mode="bicubic", align_corners=False)[:, 0]
     axis = torch.linspace(-1, 1, 40)
     falloff = (axis[:, None] ** 2 + axis**2) * 2 * torch.rand(count, 1, 1, generator=random)
     value = value - falloff
-    above = 0.4 + 1.6 * torch.rand(count, 1, 1, generator=random)  # so far below the peak is the threshold
+    above = 0.4 + 1.6 * torch.rand(count, 1, 1, generator=random)  # distance of the threshold from the maximum
     return _fitted((4 * (value - value.amax(dim=(1, 2), keepdim=True) + above)).clip(0, 1))
 
 
 def _blocks(count: int, _: Split, random: Generator) -> Tensor:
-    """Random patterns of 3×3 to 8×8 blocks."""
+    """Draw random patterns of 3×3 to 8×8 blocks."""
     cells = int(torch.randint(3, 9, (), generator=random))
     share = 0.3 + 0.4 * torch.rand(count, 1, 1, generator=random)
     pattern = (torch.rand(count, cells, cells, generator=random) < share).float()
@@ -117,7 +123,7 @@ def _blocks(count: int, _: Split, random: Generator) -> Tensor:
 
 
 def _letters(count: int, _: Split, random: Generator) -> Tensor:
-    """Return printed letters, turned, slanted and stretched a little."""
+    """Draw printed letters, slightly rotated, slanted and stretched."""
     glyphs = _letter_masks()
     chosen = glyphs[torch.randint(0, len(glyphs), (count,), generator=random)].float()
     draws = torch.rand(count, 4, generator=random) * 2 - 1
@@ -130,22 +136,22 @@ def _letters(count: int, _: Split, random: Generator) -> Tensor:
 
 @cache
 def _letter_masks() -> Tensor:
-    """Return every letter of every font, uint8 [N, GLYPH, GLYPH] of 0 and 1, its strokes thinned to two widths."""
+    """Return every letter of every font in two stroke widths, uint8 [N, GLYPH, GLYPH] of 0 and 1."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     masks = []
     for name in FONTS:
         font = ImageFont.truetype(folder / f"{name}.ttf", round(0.8 * GLYPH))
         for letter in LETTERS:
-            picture = Image.new("L", (GLYPH, GLYPH))
-            ImageDraw.Draw(picture).text((GLYPH / 2, GLYPH / 2), letter, fill=255, anchor="mm", font=font)
-            mask = torch.from_numpy(np.array(picture) > 127).float()
+            image = Image.new("L", (GLYPH, GLYPH))
+            ImageDraw.Draw(image).text((GLYPH / 2, GLYPH / 2), letter, fill=255, anchor="mm", font=font)
+            mask = torch.from_numpy(np.array(image) > 127).float()
             for width in (2.2, 2.8):
                 masks.append(_thinned(mask, width * GLYPH * 0.6 / BOX))
     return torch.stack(masks).to(torch.uint8)
 
 
 def _thinned(mask: Tensor, width: float) -> Tensor:
-    """Return the `mask`, [H, W], eroded until its mean stroke width is at most `width` pixels."""
+    """Erode the `mask`, [H, W], until its mean stroke width is at most `width` pixels."""
     for _ in range(GLYPH // 8):
         outline = sum(float(mask.diff(dim=axis).abs().sum()) for axis in (0, 1)) * math.pi / 4
         if 2 * float(mask.sum()) / outline <= width:
@@ -158,7 +164,7 @@ def _thinned(mask: Tensor, width: float) -> Tensor:
 
 
 def _pairs(count: int, split: Split, random: Generator) -> Tensor:
-    """Two digits beside each other, touching or apart."""
+    """Draw two digits next to each other, touching or separate."""
     left, right = (_digits(count, split, random) for _ in range(2))
     canvas = torch.zeros(count, SIDE, 2 * SIDE)
     canvas[:, :, :SIDE] = left
@@ -169,7 +175,7 @@ def _pairs(count: int, split: Split, random: Generator) -> Tensor:
 
 
 def _turned(count: int, split: Split, random: Generator) -> Tensor:
-    """Digits other than 0, which stays one, turned by a quarter or nearly so."""
+    """Draw digits rotated by about 90°, without 0, which would still be a digit."""
     digits = _digits(count, split, random, without=(0,))
     quarter = torch.where(_chance(0.5, (count,), random), 1.0, -1.0)
     angle = quarter * math.pi / 2 + 0.4 * (torch.rand(count, generator=random) - 0.5)
@@ -197,8 +203,8 @@ def _digits(count: int, split: Split, random: Generator, without: tuple[int, ...
     return split.images[among[torch.randint(0, len(among), (count,), generator=random)]].float() / 255
 
 
-def _chance(share: float, shape: tuple[int, ...], random: Generator) -> Tensor:
-    return torch.rand(shape, generator=random) < share
+def _chance(probability: float, shape: tuple[int, ...], random: Generator) -> Tensor:
+    return torch.rand(shape, generator=random) < probability
 
 
 def _segments(paths: Tensor) -> Tensor:
@@ -207,16 +213,16 @@ def _segments(paths: Tensor) -> Tensor:
 
 
 def _only(segments: Tensor, strokes: Tensor) -> Tensor:
-    """Return the segments of the first so many strokes; the others become copies of the first segment."""
+    """Keep the segments of the first `strokes`, int [N]; replace the others by copies of the first segment."""
     number = torch.arange(segments.shape[1])
     most = segments.shape[1] // int(strokes.max())
     return torch.where((number < most * strokes[:, None])[:, :, None, None], segments, segments[:, :1])
 
 
 def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) -> Tensor:
-    """Return strokes along `segments`, [N, K, 2 ends, x and y], fitted into the box: float32 [N, 28, 28] of 0–1.
+    """Draw strokes along `segments`, [N, K, 2 ends, x and y], scaled to the box: float32 [N, 28, 28] of 0–1.
 
-    What the segments enclose, a convex polygon, is filled in the images that `filled`, bool [N], names.
+    `filled`, bool [N], marks the images in which the convex polygon of the segments is filled.
     """
     count = len(segments)
     width = THINNEST + (THICKEST - THINNEST) * torch.rand(count, 1, 1, generator=random)
@@ -225,7 +231,10 @@ def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) 
     segments = (segments - (low + high) / 2) * scale + SIDE / 2
     start, end = segments[:, :, 0, :, None, None], segments[:, :, 1, :, None, None]  # [N, K, 2, 1, 1]
     (dx, dy), axis = (end - start).unbind(dim=2), torch.arange(SIDE) + 0.5
-    x, y = axis - start[:, :, 0], axis[:, None] - start[:, :, 1]  # from a segment's start: [N, K, 1, 28], [N, K, 28, 1]
+    x, y = (
+        axis - start[:, :, 0],
+        axis[:, None] - start[:, :, 1],
+    )  # relative to a segment's start: [N, K, 1, 28], [N, K, 28, 1]
     length = (dx * dx + dy * dy).clip(1e-6)
     t = (x * (dx / length) + y * (dy / length)).clip(0, 1)
     distance = ((x - t * dx).square_() + (y - t * dy).square_()).amin(dim=1).sqrt()
@@ -236,17 +245,17 @@ def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) 
     return ink
 
 
-def _fitted(pictures: Tensor) -> Tensor:
-    """Return pictures, float [N, H, W], the bounding box of each one's ink fitted into the box: [N, 28, 28] of 0–1."""
-    _, height, width = pictures.shape
-    mask = pictures > 0.2
+def _fitted(images: Tensor) -> Tensor:
+    """Scale the bounding box of the ink of each image, float [N, H, W], to the box: [N, 28, 28] of 0–1."""
+    _, height, width = images.shape
+    mask = images > 0.2
     boxes = []
     for axis, size in ((1, height), (2, width)):
         used = mask.any(dim=3 - axis)
         first, last = used.int().argmax(dim=1), size - used.flip(1).int().argmax(dim=1)
         boxes.append((first, last))
     (top, bottom), (left, right) = boxes
-    # Sample positions, in pixels of the picture: SAMPLES × SAMPLES a pixel of the result.
+    # Sample positions in pixels of the input: SAMPLES × SAMPLES per output pixel.
     scale = torch.maximum(bottom - top, right - left).float() / BOX
     offsets = (torch.arange(SIDE * SAMPLES) + 0.5) / SAMPLES - SIDE / 2
     y = ((top + bottom) / 2)[:, None] + offsets * scale[:, None]
@@ -258,19 +267,19 @@ def _fitted(pictures: Tensor) -> Tensor:
         ],
         dim=3,
     )
-    sampled = F.grid_sample(pictures[:, None], grid, align_corners=False)
+    sampled = F.grid_sample(images[:, None], grid, align_corners=False)
     result = F.avg_pool2d(sampled, SAMPLES)[:, 0]
     return result / result.amax(dim=(1, 2), keepdim=True).clip(1e-3)
 
 
 def _centred(ink: Tensor) -> Tensor:
-    """Return `ink`, [N, 28, 28] of 0–1, as uint8, its centre of mass shifted to the middle by whole pixels."""
+    """Convert `ink`, [N, 28, 28] of 0–1, to uint8 and shift its centre of mass to the middle by whole pixels."""
     images = (255 * ink).round().to(torch.uint8)
     mass = images.sum(dim=(1, 2)).clip(1)
-    places = torch.arange(SIDE)
+    positions = torch.arange(SIDE)
     shifts = [
-        (SIDE / 2 - 0.5 - (images.sum(dim=3 - axis) * places).sum(dim=1) / mass).round().long().clip(-4, 4)
+        (SIDE / 2 - 0.5 - (images.sum(dim=3 - axis) * positions).sum(dim=1) / mass).round().long().clip(-4, 4)
         for axis in (1, 2)
     ]
-    rows, columns = ((places - shift[:, None]) % SIDE for shift in shifts)
+    rows, columns = ((positions - shift[:, None]) % SIDE for shift in shifts)
     return images[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,7 +1,7 @@
-"""Run independent tasks in parallel: in processes of this machine or, where RAY_ADDRESS names one, on a Ray cluster.
+"""Run independent tasks in parallel, in processes of this machine or, if RAY_ADDRESS is set, on a Ray cluster.
 
-What they print appears as if one had run after the other. A process and a pipe a task, and not concurrent.futures: its
-pool passes no output on, ends no task that runs (before Python 3.14), and does not tell which one was killed.
+The tasks' output is printed in their order. One process and one pipe per task instead of concurrent.futures, whose pool
+forwards no output, cannot end a running task (before Python 3.14), and does not say which task was killed.
 """
 
 import ctypes
@@ -20,119 +20,118 @@ from typing import Any, TypeVar
 
 from train.errors import TrainError
 
-# Nothing of torch is imported here: it takes seconds, and a child is to end with its parent from its first line on.
+# Do not import torch here: it takes seconds, and a child must be able to end with its parent from its first line on.
 
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-# ("stdout" or "stderr", text) any number of times, then ("result", what the task returned) or its error
+# ("stdout" or "stderr", text) any number of times, then ("result", the task's return value) or its error
 Message = tuple[str, Any] | Exception
 Send = Callable[[Message], object]
 
 
 def run_all(
-    tasks: Sequence[Callable[[Shared], Result]], shared: Shared, *, at_once: int, gpu_share: float = 0
+    tasks: Sequence[Callable[[Shared], Result]], shared: Shared, *, max_workers: int, gpu_share: float = 0
 ) -> Iterator[tuple[int, Result]]:
-    """Call every task with `shared`, so many `at_once`, and yield each one's number and result as soon as it ends.
+    """Call every task with `shared`, `max_workers` in parallel, and yield each task's number and result when it ends.
 
-    With `at_once` 1 they run in this process; else both have to be picklable, and each has an even share of torch's
-    threads. The tasks end when this process does, however that ends. On a cluster a task has one thread and `gpu_share`
-    of a GPU.
+    With one worker the tasks run in this process. With more, each runs in a process with an equal part of torch's
+    threads; tasks and `shared` must be picklable. The processes end with this one, even if it is killed. On a cluster a
+    task has one thread and `gpu_share` of a GPU.
 
-    Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError where a process is
-    gone without an outcome.
+    Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError if a process ends
+    without a result.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         from train import cluster
 
         messages = cluster.messages(address, tasks, shared, gpu_share)
-    elif at_once > 1:
+    elif max_workers > 1:
         import torch
 
-        messages = _messages(deque(enumerate(tasks)), shared, at_once, max(1, torch.get_num_threads() // at_once))
+        threads = max(1, torch.get_num_threads() // max_workers)
+        messages = _messages(deque(enumerate(tasks)), shared, max_workers, threads)
     else:
         yield from ((number, task(shared)) for number, task in enumerate(tasks))
         return
-    unsaid: list[deque[Message]] = [deque() for _ in tasks]
-    turn = 0  # of the task whose messages are printed, or raised, as they come
+    pending: list[deque[Message]] = [deque() for _ in tasks]  # not yet printed or raised
+    current = 0  # the task whose messages are printed as they arrive
     with closing(messages):
         for number, message in messages:
             match message:
                 case ("result", value):
                     yield number, value
-            unsaid[number].append(message)
-            while turn < len(tasks) and unsaid[turn]:
-                match unsaid[turn].popleft():
+            pending[number].append(message)
+            while current < len(tasks) and pending[current]:
+                match pending[current].popleft():
                     case Exception() as error:
                         raise error
                     case ("result", _):
-                        turn += 1
+                        current += 1
                     case (stream, text):
                         print(text, end="", file=getattr(sys, stream), flush=True)
 
 
 def _messages(
-    waiting: deque[tuple[int, Callable[[Any], Any]]], shared: Any, at_once: int, threads: int
+    waiting: deque[tuple[int, Callable[[Any], Any]]], shared: Any, max_workers: int, threads: int
 ) -> Generator[tuple[int, Message], None, None]:
-    """Yield every message of the `waiting` tasks, with the task's number, as it arrives."""
-    running: dict[Any, int] = {}  # by the connection: the number of its task
+    """Run the `waiting` tasks and yield every message, with the task's number, as it arrives."""
+    running: dict[Any, int] = {}  # task number by connection
     with ExitStack() as stack:
         while waiting or running:
-            while waiting and len(running) < at_once:
+            while waiting and len(running) < max_workers:
                 number, task = waiting.popleft()
                 running[_start(partial(task, shared), threads, stack)] = number
-            child: Any
-            for child in wait(list(running)):
-                number = running[child]
+            connection: Any
+            for connection in wait(list(running)):
+                number = running[connection]
                 try:
-                    message: Message = child.recv()
+                    message: Message = connection.recv()
                 except (EOFError, OSError):
-                    message = TrainError(
-                        "a training's process ended without an outcome: was it killed, for its memory?"
-                    )
+                    message = TrainError("a training process ended without a result: was it killed for its memory?")
                 if isinstance(message, Exception) or message[0] == "result":
-                    del running[child]
+                    del running[connection]
                 yield number, message
 
 
 def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connection:
-    """Start `task` in a process, which `stack` ends, and return the connection on which it speaks."""
-    context = get_context("spawn")  # a fork would have torch's locks but not its threads
-    connection, childs = context.Pipe()
-    process = context.Process(target=_work, args=(threads, childs, os.getpid()), daemon=True)
-    resource_tracker.ensure_running()  # else started by the next line, and it would unblock the signal
-    # Deaf to a terminal's Ctrl-C: this process hears it and ends the others.
+    """Start `task` in a child process, which `stack` ends, and return the connection for its messages."""
+    context = get_context("spawn")  # a fork would copy torch's locks but not its threads
+    connection, child_end = context.Pipe()
+    process = context.Process(target=_work, args=(threads, child_end, os.getpid()), daemon=True)
+    resource_tracker.ensure_running()  # otherwise started by the next lines, and it would unblock the signal
+    # With SIGINT blocked: this process handles Ctrl-C and ends its children.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     stack.callback(process.join)
-    stack.callback(process.terminate)  # before it is joined
-    childs.close()  # the child has its own: when that is gone, there is no more to receive
-    with suppress(OSError):  # it is gone
+    stack.callback(process.terminate)  # runs before join
+    child_end.close()  # so that recv raises EOFError when the child has ended
+    with suppress(OSError):  # the child has already ended
         connection.send_bytes(pickle.dumps(task))
     return connection
 
 
 def _work(threads: int, connection: Connection, parent: int) -> None:
-    """Do the pickled task that `connection` brings, in a child process."""
-    if sys.platform == "linux":  # elsewhere a child ends when it next prints, into a pipe that nobody reads
+    """Run the pickled task from `connection` in a child process."""
+    if sys.platform == "linux":  # elsewhere a child without a parent ends at its next print
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was gone before
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
-    # Received, and what it needs imported, once this process ends with its parent.
+    # Unpickled here, because that imports torch: from now on this process ends with its parent.
     perform(pickle.loads(connection.recv_bytes()), threads, connection.send)
 
 
 def perform(task: Callable[[], Any], threads: int, send: Send) -> None:
-    """Do `task` on so many torch threads, `send` what it prints and, at last, its outcome."""
+    """Run `task` with `threads` torch threads, `send` its output and, last, its result or error."""
     import torch
 
     torch.set_num_threads(threads)
-    with redirect_stdout(_Sender(send, "stdout")), redirect_stderr(_Sender(send, "stderr")):
+    with redirect_stdout(_PipeWriter(send, "stdout")), redirect_stderr(_PipeWriter(send, "stderr")):
         try:
             outcome: Message = ("result", task())
         except (TrainError, OSError) as error:
@@ -140,8 +139,8 @@ def perform(task: Callable[[], Any], threads: int, send: Send) -> None:
     send(outcome)
 
 
-class _Sender(io.TextIOBase):
-    """A stream whose text is sent."""
+class _PipeWriter(io.TextIOBase):
+    """A text stream that sends what is written to it as messages."""
 
     encoding = "utf-8"
 

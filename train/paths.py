@@ -1,4 +1,4 @@
-"""Where the repository keeps what the commands read and write by default."""
+"""Default paths in the repository."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The pictures of the report and of the consistency table, each returned as the bytes of a PNG."""
+"""The plots of the report and of the consistency table, each returned as PNG bytes."""
 
 import io
 from itertools import cycle
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from train.checkpoint import Epoch
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
-COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # a model each, then again
+COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # one per model, repeated
 plt.rc("figure", dpi=110)
 plt.rc("font", size=10)
 plt.rc("axes", grid=True, axisbelow=True, titlelocation="left")
@@ -26,8 +26,8 @@ plt.rc("grid", color="#e6e6e6")
 plt.rc("legend", frameon=False)
 
 
-def curves(name: str, history: list[Epoch], target: float) -> bytes:
-    """Plot one training: loss, accuracy and the gap between training and test, by epoch."""
+def training_curves(name: str, history: list[Epoch], target: float) -> bytes:
+    """Plot loss, accuracy and the gap between training and test accuracy of one training, by epoch."""
     epochs = [epoch.epoch for epoch in history]
     figure, (losses, accuracies, gaps) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     losses.plot(epochs, [epoch.train_loss for epoch in history], color=TRAIN, marker=".", label="training (running)")
@@ -39,7 +39,7 @@ def curves(name: str, history: list[Epoch], target: float) -> bytes:
     accuracies.plot(epochs, train, color=TRAIN, marker=".", label="training (running)")
     accuracies.plot(epochs, test, color=TEST, marker=".", label="test")
     _target_line(accuracies, target)
-    # The first epoch's climb would flatten all that follows.
+    # Without the first epoch, whose low accuracy would compress the rest of the plot.
     low = min(train[1:].min(), test[1:].min()) if len(history) > 2 else min(train.min(), test.min())
     accuracies.set(title=f"{name}: accuracy", ylabel="%", ylim=(max(0, low - 0.3), 100.05))
     accuracies.legend(loc="lower right")
@@ -47,16 +47,16 @@ def curves(name: str, history: list[Epoch], target: float) -> bytes:
     gaps.bar(epochs, gap, color=[TRAIN if value > 0 else TEST for value in gap])
     gaps.axhline(0, color="black", linewidth=0.8)
     if len(history) > 2:
-        reach = 1.15 * np.abs(gap[1:]).max() + 0.05
-        gaps.set_ylim(-reach, reach)
+        limit = 1.15 * np.abs(gap[1:]).max() + 0.05
+        gaps.set_ylim(-limit, limit)
     gaps.set(title="training − test", ylabel="percentage points")
     for axes in (losses, accuracies, gaps):
         _epoch_axis(axes, len(history))
     return _png(figure)
 
 
-def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
-    """Plot the test accuracy of every model by epoch in one picture."""
+def accuracy_curves(histories: dict[str, list[Epoch]], target: float) -> bytes:
+    """Plot the test accuracy of every model by epoch in one figure."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     lows = []
     for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
@@ -75,11 +75,11 @@ def side_by_side(histories: dict[str, list[Epoch]], target: float) -> bytes:
 
 
 def confusion(matrix: NDArray[np.int64]) -> bytes:
-    """Plot a confusion matrix [10, 10], true digits down, predicted ones across; only mistakes are coloured."""
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
+    """Plot a confusion matrix [10, 10]: rows are true digits, columns predicted ones; only errors are coloured."""
+    errors = matrix.copy()
+    np.fill_diagonal(errors, 0)
     figure, axes = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
-    axes.imshow(mistakes, cmap="Oranges", vmax=max(1, mistakes.max()) * 1.4)
+    axes.imshow(errors, cmap="Oranges", vmax=max(1, errors.max()) * 1.4)
     for true in range(10):
         for predicted in range(10):
             if count := matrix[true, predicted]:
@@ -94,29 +94,29 @@ def confusion(matrix: NDArray[np.int64]) -> bytes:
 
 
 def reliability(bins: list[tuple[float, float, int]], error: float) -> bytes:
-    """Plot a reliability diagram: of each bin, the mean confidence, the share right, and how many images it has."""
-    confidence, right, count = (np.array(values) for values in zip(*bins, strict=True))
-    figure, (shares, counts) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    shares.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="calibrated")
-    spread = 2 * np.sqrt(right * (1 - right) / count)
-    shares.errorbar(confidence, right, spread, color=TEST, marker="o", linestyle="none", label="share right ± 2 SE")
-    shares.set(
-        title=f"Reliability, test set: error {100 * error:.2f} %", xlabel="mean confidence", ylabel="share right"
+    """Plot a reliability diagram: the accuracy and the number of images of each bin by its mean confidence."""
+    confidence, accuracy, count = (np.array(values) for values in zip(*bins, strict=True))
+    figure, (accuracies, counts) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    accuracies.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="calibrated")
+    spread = 2 * np.sqrt(accuracy * (1 - accuracy) / count)
+    accuracies.errorbar(confidence, accuracy, spread, color=TEST, marker="o", linestyle="none", label="accuracy ± 2 SE")
+    accuracies.set(
+        title=f"Reliability, test set: error {100 * error:.2f} %", xlabel="mean confidence", ylabel="accuracy"
     )
-    shares.legend(loc="upper left")
+    accuracies.legend(loc="upper left")
     counts.bar(confidence, count, width=0.04, color=TEST)
     counts.set(title="Images", xlabel="mean confidence", yscale="log", xlim=(0, 1.05))
     return _png(figure)
 
 
-def mistakes(
+def errors(
     indices: NDArray[np.int64],
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     digits: NDArray[np.int64],
     probabilities: NDArray[np.float32],
 ) -> bytes:
-    """Plot misread images [N, 28, 28]: index, true label, what was read, and the probabilities of both."""
+    """Plot misclassified images [N, 28, 28] with index, true and predicted digit, and the probabilities of both."""
     columns = 10
     rows = max(1, -(-len(images) // columns))
     figure, grid = plt.subplots(rows, columns, figsize=(12, 1.75 * rows), layout="constrained", squeeze=False)
@@ -127,13 +127,13 @@ def mistakes(
     ):
         axes.imshow(image, cmap="gray_r", interpolation="nearest")
         axes.set_title(
-            f"#{index}\n{label} read as {digit}\n{row[label]:.2f} · {row[digit]:.2f}", fontsize=8, loc="center"
+            f"#{index}\n{label}, predicted {digit}\n{row[label]:.2f} · {row[digit]:.2f}", fontsize=8, loc="center"
         )
     return _png(figure)
 
 
 def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes:
-    """Plot every seed's test accuracy by epoch and, beside it, at the last epoch."""
+    """Plot the test accuracy of every seed by epoch and, in a second plot, at the last epoch."""
     figure, (by_epoch, last) = plt.subplots(
         1, 2, figsize=(11, 4), layout="constrained", width_ratios=(2, 1), sharey=True
     )
@@ -156,10 +156,10 @@ def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes
 
 
 def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, float]], target: float) -> bytes:
-    """Plot mean test accuracy over parameters: Model_3's family as a line, other networks as single points.
+    """Plot mean test accuracy by number of parameters: the widths of Model_3 as a line, other networks as points.
 
-    `figures` are from consistency.summarise; `published` has parameters and accuracy by label. The bars span the worst
-    seed and the best one. The error is on a logarithmic axis, labelled as accuracy.
+    `figures` are from consistency.summarise; `published` has parameters and accuracy by label. Error bars span the
+    worst and the best seed. The axis is the logarithm of the error, labelled as accuracy.
     """
     figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
     family = sorted((one for one in figures if one["model"].startswith("Model_3")), key=lambda one: one["parameters"])

@@ -1,4 +1,4 @@
-"""What a classifier says of many images, computed by PyTorch on the CPU."""
+"""Batch prediction with PyTorch on the CPU."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from model.classifier import DigitClassifier
 
-BATCH = 1_000  # images at once
+BATCH_SIZE = 1_000
 
 
 def predict(classifier: DigitClassifier, images: Tensor) -> tuple[NDArray[Any], ...]:
-    """Return the outputs of `classifier` for uint8 [N, 28, 28] `images`: see DigitClassifier.forward."""
+    """Return the outputs of `classifier` for uint8 [N, 28, 28] `images`; see DigitClassifier.forward."""
     classifier = classifier.cpu().eval()
     with torch.inference_mode():
-        outputs = zip(*(classifier(batch) for batch in images.cpu().split(BATCH)), strict=True)
+        outputs = zip(*(classifier(batch) for batch in images.cpu().split(BATCH_SIZE)), strict=True)
         return tuple(torch.cat(parts).numpy() for parts in outputs)

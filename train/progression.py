@@ -1,4 +1,4 @@
-"""The progression: one entry a model, with what it sets out to try, how it trains, and what is expected of it."""
+"""The progression: one experiment per model, with its network, target, expected result and training recipe."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from model.networks import Model_1, Model_2, Model_3
 from train.augment import Warp
 from train.errors import SettingsError
 
-# The goal: this test accuracy at the last epoch of every seed, within this many parameters and epochs.
+# The goal: this test accuracy at the last epoch with every seed, within these budgets.
 TARGET_ACCURACY = 0.994
 PARAMETER_BUDGET = 8_000
 EPOCH_BUDGET = 15
@@ -17,15 +17,15 @@ EPOCH_BUDGET = 15
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with momentum on cross-entropy."""
+    """The hyper-parameters of a training: SGD with momentum on cross-entropy."""
 
-    learning_rate: float  # under one-cycle, its peak
+    learning_rate: float  # the peak if one_cycle
     batch_size: int = 64
     epochs: int = EPOCH_BUDGET
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    one_cycle: bool = False  # else the learning rate is constant
+    one_cycle: bool = False  # otherwise the learning rate is constant
     augmentation: Warp | None = None
 
     def __str__(self) -> str:
@@ -41,14 +41,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One entry of the progression. `reference` is what the reference document reports for it."""
+    """One entry of the progression."""
 
     name: str
     network: Callable[[], nn.Module]
     target: tuple[str, ...]
     expectation: str
     recipe: Recipe
-    reference: tuple[float, float] | None = None  # its best training and test accuracy of 15 epochs, in %
+    reference: tuple[float, float] | None = None  # the reference's best training and test accuracy, in %
 
 
 REFERENCE_RECIPE = Recipe(learning_rate=0.01)
@@ -60,10 +60,10 @@ PROGRESSION: dict[str, Experiment] = {
             name="Model_1",
             network=Model_1,
             target=(
-                "Set up the whole path: data, network, training and test loop.",
-                "Make a light network, with batch normalisation for fast and stable training.",
+                "Set up the whole pipeline: data, network, training and test loop.",
+                "Make a small network, with batch normalisation for fast and stable training.",
             ),
-            expectation="about 99.2 % at best, over-fitting: training accuracy runs ahead of test accuracy",
+            expectation="about 99.2 % at best, over-fitting: training accuracy above test accuracy",
             recipe=REFERENCE_RECIPE,
             reference=(99.80, 99.20),
         ),
@@ -71,7 +71,7 @@ PROGRESSION: dict[str, Experiment] = {
             name="Model_2",
             network=Model_2,
             target=(
-                "Come under 8,000 parameters: global average pooling for the large last layer.",
+                "Stay below 8,000 parameters: global average pooling instead of the large last layer.",
                 "Regularise with dropout, to close the gap between training and test.",
             ),
             expectation="about 99.3 % at best, no over-fitting, short of the goal",
@@ -83,9 +83,9 @@ PROGRESSION: dict[str, Experiment] = {
             network=Model_3,
             target=(
                 "Reach 99.40 % at the last epoch with every seed.",
-                "Spend the parameters where the maps are small, and show each digit turned, shifted, scaled, bent.",
+                "Use the parameters where the maps are small; rotate, shift, scale, shear and bend each digit.",
                 "Pool without aliasing: blur the first pooling, and make the second one dense before a dilated layer.",
-                "Anneal the learning rate to zero (one cycle): the last epoch is the best one and need not be picked.",
+                "Anneal the learning rate to zero (one cycle): the last epoch is the best, so none is selected.",
             ),
             expectation="99.5 % and more at the last epoch, training below test, since augmented digits are harder",
             recipe=Recipe(
@@ -101,12 +101,12 @@ PROGRESSION: dict[str, Experiment] = {
 
 
 def with_epochs(experiment: Experiment, epochs: int | None) -> Experiment:
-    """Return `experiment` with its recipe spanning `epochs`; as it is for None."""
+    """Return `experiment` with a recipe of `epochs` epochs; unchanged if None."""
     return experiment if epochs is None else replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
 
 
 def experiments(names: Iterable[str] | None = None, epochs: int | None = None) -> list[Experiment]:
-    """Return the named experiments, or all, in the progression's order, with their recipes spanning `epochs`.
+    """Return the named experiments, or all, in the progression's order, with recipes of `epochs` epochs if given.
 
     Raises SettingsError for an unknown name.
     """

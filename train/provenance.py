@@ -1,4 +1,4 @@
-"""Where a training comes from: the commit of the source, the versions of the libraries, the device."""
+"""Provenance of a training: source commit, library versions and device."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy
 
 
 def provenance(network: nn.Module) -> dict[str, Any]:
-    """Return what made `network` what it is, beside its settings, as JSON values."""
+    """Return the source revision, library versions and device of `network`'s training, as JSON values."""
     return {
         "source_revision": source_revision(),
         "versions": {"python": python_version()} | {library: version(library) for library in LIBRARIES},
@@ -24,11 +24,11 @@ def provenance(network: nn.Module) -> dict[str, Any]:
     }
 
 
-@cache  # the source that runs is the one that was there at the start
+@cache  # later changes of the files do not change the running code
 def source_revision() -> str:
-    """Return the commit of this source, with `-dirty` where files differ from it; `unknown` outside a checkout.
+    """Return the Git commit of this source, with `-dirty` if files differ from it; `unknown` outside a checkout.
 
-    An image has no checkout: there SOURCE_REVISION states it.
+    The environment variable SOURCE_REVISION takes precedence: container images have no checkout.
     """
     if stated := os.environ.get("SOURCE_REVISION"):
         return stated

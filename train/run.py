@@ -1,4 +1,4 @@
-"""The run: train the progression's models, export the best one, write the report."""
+"""The command `python -m train`: train the progression, export the best model, write the report."""
 
 import os
 import sys
@@ -11,9 +11,10 @@ from train import report
 from train.data import Data, load
 from train.errors import DivergenceError, VerificationError
 from train.export import export
-from train.files import locked
+from train.lock import locked
+from train.memory import check_memory
 from train.progression import PARAMETER_BUDGET, experiments
-from train.training import Trained, Training, at_once, train_all
+from train.training import Trained, Training, max_workers, train_all
 
 
 def run(
@@ -21,16 +22,18 @@ def run(
 ) -> None:
     """Train `models`, export the best within the parameter budget to `out`/release, and write `out`/report.md.
 
-    None means all of the progression. Every model's checkpoints are in `out`/NAME: the same call after an interruption
-    goes on from them. Raises TrainError, as one of its kinds, for all that a user can mend.
+    None means all models of the progression. Checkpoints are in `out`/NAME; the same call resumes from them. Raises
+    TrainError or a subclass for every error that the user can fix.
     """
-    bar = 0.5 if sys.stderr.isatty() else 60.0  # seconds: a log wants fewer lines than a terminal
-    trainings = [Training(one, seed, out / one.name, device_name, bar) for one in experiments(models, epochs)]
-    where = _where(device_name, len(trainings))
-    devices.check_memory()
+    progress_interval = 0.5 if sys.stderr.isatty() else 60.0  # seconds: fewer lines in a log than on a terminal
+    trainings = [
+        Training(one, seed, out / one.name, device_name, progress_interval) for one in experiments(models, epochs)
+    ]
+    device = _describe_device(device_name, len(trainings))
+    check_memory()
     with locked(out):
         data = load(data_directory)
-        print(f"Device: {where}")
+        print(f"Device: {device}")
         print(
             f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
             f"{len(data.test)} test images"
@@ -43,37 +46,36 @@ def run(
         try:
             manifest = _export(trained, data, out / "release")
         except VerificationError:
-            report.write(out, trained, data, None)  # hours of training are worth their curves all the same
+            report.write(out, trained, data, None)  # the training curves are still useful
             raise
         print(f"Report: {report.write(out, trained, data, manifest)}")
 
 
-def _where(device_name: str, trainings: int) -> str:
-    """Return in words where so many `trainings` run."""
+def _describe_device(device_name: str, trainings: int) -> str:
     if address := os.environ.get("RAY_ADDRESS"):
         return f"the Ray cluster at {address}"
     device = devices.pick(device_name)
     notes = ["no GPU is used"] * (device.type == "cpu")
-    notes += ["the models are trained in parallel"] * (at_once(trainings, device_name) > 1)
+    notes += ["the models are trained in parallel"] * (max_workers(trainings, device_name) > 1)
     return "; ".join([devices.describe(device), *notes])
 
 
 def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None:
     best = best_within_budget(trained)
     if best is None:
-        print(f"\nNothing exported: no model trained here has at most {PARAMETER_BUDGET:,} parameters")
+        print(f"\nNothing exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters")
         return None
     manifest = export(best, data, folder)
     print(
-        f"\nExported {best.experiment.name}, the best within {PARAMETER_BUDGET:,} parameters by validation accuracy "
-        f"({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
-        f"Verified on {manifest.parity.images} test images: every label as PyTorch's, probabilities within "
-        f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} right"
+        f"\nExported {best.experiment.name}, the best model within {PARAMETER_BUDGET:,} parameters by validation "
+        f"accuracy ({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
+        f"Verified on {manifest.parity.images} test images: every label equals PyTorch's, probabilities within "
+        f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} correct"
     )
     if doubt := manifest.doubt:
         print(
-            f"Doubt: of synthetic non-digits {100 * sum(doubt.caught.values()) / len(doubt.caught):.1f}% are doubted, "
-            f"of the test images {100 * doubt.test_doubted:.2f}%; {doubt.parameters} parameters"
+            f"Doubt: {100 * sum(doubt.caught.values()) / len(doubt.caught):.1f}% of synthetic non-digits and "
+            f"{100 * doubt.test_doubted:.2f}% of the test images are doubted; {doubt.parameters} parameters"
         )
     return manifest
 

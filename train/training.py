@@ -1,6 +1,6 @@
-"""Train experiments, each with a seed, in parallel; go on from their checkpoints; print how they do.
+"""Train experiments with seeds in parallel, resume them from their checkpoints, and print their progress.
 
-The one way in which `python -m train` trains its models and `python -m train consistency` its seeds.
+Used by `python -m train` (several models) and `python -m train consistency` (several seeds).
 """
 
 import os
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from train import device as devices
+from train import memory
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data
 from train.errors import DivergenceError, SettingsError
@@ -23,12 +24,12 @@ from train.loop import fit
 from train.parallel import run_all
 from train.progression import Experiment
 
-Result = tuple[DivergenceError | None, dict[str, bytes]]  # with the files of a checkpoint that was made elsewhere
+Result = tuple[DivergenceError | None, dict[str, bytes]]  # the error, and the checkpoint's files if trained elsewhere
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An experiment's network as its training left it; untrained, with no history, where that has not begun."""
+    """A trained network with its history. Before the first epoch the network is untrained and the history empty."""
 
     experiment: Experiment
     network: nn.Module
@@ -39,40 +40,40 @@ class Trained:
 
 @dataclass(frozen=True)
 class Training:
-    """An experiment to train with a seed, and the folder of its checkpoints."""
+    """An experiment to train with a seed, and its checkpoint folder."""
 
     experiment: Experiment
     seed: int
     folder: Path
-    device_name: str  # as devices.pick takes it
-    bar: float | None = None  # seconds between two drawings of a progress bar; None: print a line at the end alone
+    device_name: str  # as in devices.pick
+    progress_interval: float | None = None  # seconds between progress bar updates; None: print only the final result
 
     def checkpoints(self, data: Data) -> CheckpointFolder:
-        """Return the checkpoints of this training on `data`."""
+        """Return the checkpoint folder of this training on `data`."""
         return CheckpointFolder(self.folder, settings(self.experiment, data, self.seed))
 
     def restore(self, data: Data) -> Trained:
-        """Return what the last checkpoint holds, on the CPU. Raises what CheckpointFolder.load does."""
+        """Load the last checkpoint, on the CPU. Raises the errors of CheckpointFolder.load."""
         network = self.experiment.network().eval()
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
 def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int = 1) -> list[Trained | DivergenceError]:
-    """Train all `trainings` to their ends, and return how each ended.
+    """Train all `trainings` to the last epoch and return their results in order.
 
-    One that is finished is not trained again, one that was interrupted goes on after its last epoch. `noun` is what the
-    trainings are called; a GPU takes `per_gpu` at once. Raises SettingsError or TrainError where one cannot go on,
-    before any is trained, or fails otherwise than by diverging.
+    Finished trainings are not repeated; interrupted ones resume after their last epoch. `noun` is "models" or "seeds",
+    for messages; a GPU runs `per_gpu` trainings at the same time. Raises SettingsError or TrainError if a training
+    cannot start or resume, before any is trained, or fails otherwise than by divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
-        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were done before")
+        print(f"{len(trainings) - len(pending)} of {len(trainings)} {noun} were finished before")
     device_name, remote = trainings[0].device_name, bool(os.environ.get("RAY_ADDRESS"))
     results = run_all(
-        [partial(_train_remotely, one, _files(one.folder)) if remote else partial(_train, one) for one in pending],
+        [partial(_train_remotely, one, _read_files(one.folder)) if remote else partial(_train, one) for one in pending],
         data,
-        # As if none were done yet: on another number of threads, one that goes on would end with other bits.
-        at_once=1 if remote else at_once(len(trainings), device_name, per_gpu),
+        # From all trainings, not the pending ones: another number of threads per training changes the last bits.
+        max_workers=1 if remote else max_workers(len(trainings), device_name, per_gpu),
         gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
     )
     errors = {}
@@ -83,19 +84,19 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
     return [errors.get(one) or one.restore(data) for one in trainings]
 
 
-def at_once(trainings: int, device_name: str, per_gpu: int = 1) -> int:
-    """Return how many of so many `trainings` run at the same time on this machine, each on one thread or more.
+def max_workers(trainings: int, device_name: str, per_gpu: int = 1) -> int:
+    """Return how many `trainings` to run in parallel on this machine, within its GPU, threads and memory.
 
-    A thread a training does more than all threads for one after the other: the layers are too small to share.
+    One thread per training in parallel is faster than all threads on one training: the layers are small.
     """
     if devices.pick(device_name).type == "cuda":
         trainings = min(trainings, per_gpu)
-    return max(1, min(trainings, torch.get_num_threads(), devices.memory() // devices.MEMORY))
+    return max(1, min(trainings, torch.get_num_threads(), memory.available_memory() // memory.REQUIRED))
 
 
 def _train(training: Training, data: Data) -> Result:
-    """Train to the end, and return the error where it diverges, which it prints as well."""
-    experiment, verbose = training.experiment, training.bar is not None
+    """Train to the last epoch. If the training diverges, print and return the error."""
+    experiment, verbose = training.experiment, training.progress_interval is not None
     if verbose:
         print(f"\n--- Starting training for {experiment.name} ---\nTarget:", *experiment.target, sep="\n  - ")
         print(f"Expected: {experiment.expectation}\nRecipe: {experiment.recipe}\n{summary(experiment.network())}")
@@ -107,13 +108,13 @@ def _train(training: Training, data: Data) -> Result:
             device=devices.pick(training.device_name),
             checkpoints=training.checkpoints(data),
             on_epoch=partial(_print_epoch, data) if verbose else lambda _: None,
-            bar=training.bar,
+            progress_interval=training.progress_interval,
         )
     except DivergenceError as error:
         print(error)
         return error, {}
     except torch.OutOfMemoryError as error:
-        raise SettingsError(f"the GPU has too little memory; --device cpu needs none: {error}") from error
+        raise SettingsError(f"the GPU has too little memory; use --device cpu: {error}") from error
     result = f"{100 * history[-1].test_accuracy:.2f}% at epoch {len(history)}"
     ended = f"--- Finished training for {experiment.name}: {result} ---"
     print(ended if verbose else f"seed {training.seed}: test {result}")
@@ -121,21 +122,21 @@ def _train(training: Training, data: Data) -> Result:
 
 
 def _train_remotely(training: Training, files: dict[str, bytes], data: Data) -> Result:
-    """As _train, on another machine: go on from the checkpoint's `files`, and return the new ones."""
+    """Train on another machine: resume from the checkpoint's `files` and return the new ones."""
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)
         _write_files(training.folder, files)
         error, _ = _train(training, data)
-        return error, _files(training.folder)
+        return error, _read_files(training.folder)
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    """Return the files of the checkpoint in `folder`, the one that vouches for the others last."""
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of the checkpoint in `folder`, checkpoint.json last."""
     return {path.name: path.read_bytes() for name in ("epoch-*", "checkpoint.json") for path in folder.glob(name)}
 
 
 def _write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a checkpoint's `files`, if there are any, and delete what is left of an earlier one."""
+    """Write a checkpoint's `files`, if any, and delete the weights of an earlier one."""
     if files:
         write_together(folder, files)
         for path in {*folder.glob("epoch-*")} - {folder / name for name in files}:

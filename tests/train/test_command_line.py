@@ -17,7 +17,7 @@ from tests.polling import wait
 from tests.processes import alive
 from train import verify
 from train.__main__ import main
-from train.files import locked
+from train.lock import locked
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,13 +83,13 @@ def test_finished_run_is_not_trained_again(trained, subset, tmp_path, capfd):
 def test_model_over_the_budget_is_not_exported(subset, tmp_path, capfd):
     options = ["--models", "Model_1", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
     assert main(options) == 0
-    assert "Nothing exported: no model trained here has at most 8,000 parameters" in capfd.readouterr().out
+    assert "Nothing exported: no model of this run has at most 8,000 parameters" in capfd.readouterr().out
     assert not (tmp_path / "release").exists()
 
 
 def test_verify_prints_the_outcome(trained, subset, capfd):
     assert main(["verify", str(trained / "release"), "--data", str(subset)]) == 0
-    assert "verified on 300 test images: every label as PyTorch's" in capfd.readouterr().out
+    assert "verified on 300 test images: every label equals PyTorch's" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_run_interrupted_in_every_way_ends_with_the_weights_of_one_never_interru
     for after, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
         code, error = interrupt(tiny, tmp_path, number, after)
         assert code == 128 + number
-        assert "interrupted: what was finished is kept, and the same command goes on from there" in error
+        assert "interrupted: finished epochs are saved; run the same command again to resume" in error
         assert "Traceback" not in error
     code, _ = interrupt(tiny, tmp_path, signal.SIGKILL, 6)
     assert code == -signal.SIGKILL
@@ -275,8 +275,7 @@ def test_a_gpu_that_runs_out_of_memory_is_one_clear_line(subset, tmp_path, capfd
     monkeypatch.setattr("train.training.fit", fit)
     assert main(["--models", "Model_2", "--data", str(subset), "--out", str(tmp_path)]) == 1
     assert capfd.readouterr().err == (
-        "error: the GPU has too little memory; --device cpu needs none: "
-        "CUDA out of memory. Tried to allocate 20.00 MiB\n"
+        "error: the GPU has too little memory; use --device cpu: CUDA out of memory. Tried to allocate 20.00 MiB\n"
     )
 
 
@@ -304,7 +303,7 @@ def test_signal_during_the_imports_ends_the_run(number, tiny, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert ended.returncode == 128 + number
-    assert ended.stderr == "\ninterrupted: what was finished is kept, and the same command goes on from there\n"
+    assert ended.stderr == "\ninterrupted: finished epochs are saved; run the same command again to resume\n"
     assert not list(tmp_path.iterdir())
 
 

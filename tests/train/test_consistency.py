@@ -68,7 +68,7 @@ def test_runs_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path, 
     capfd.readouterr()
     assert main(options(tiny, tmp_path, seeds=3)) == 0
     output = capfd.readouterr().out
-    assert "2 of 3 seeds were done before" in output
+    assert "2 of 3 seeds were finished before" in output
     assert output.count(f"at epoch {EPOCHS}\n") == 1
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
     assert json.loads((folder / "consistency.json").read_text())["seeds"] == 3
@@ -107,7 +107,7 @@ def test_terminated_run_says_so_and_keeps_what_is_done(tiny, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
-    assert error.endswith("interrupted: what was finished is kept, and the same command goes on from there\n")
+    assert error.endswith("interrupted: finished epochs are saved; run the same command again to resume\n")
     assert done(tmp_path)
 
 
@@ -120,7 +120,7 @@ def diverge_in_epoch_4(experiment, data, *, seed, **options):
 @pytest.mark.slow
 def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("train.training.at_once", lambda *_: 1)
+        patch.setattr("train.training.max_workers", lambda *_: 1)
         patch.setattr("train.training.fit", diverge_in_epoch_4)
         assert main(options(tiny, tmp_path, seeds=3)) == 1
     assert capfd.readouterr().err == "error: 2 of 3 seeds finished; seed 2 diverged in epoch 4\n"
@@ -135,7 +135,7 @@ def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch)
     assert len(before) == 2
 
     assert main(options(tiny, tmp_path, seeds=3)) == 0
-    assert "2 of 3 seeds were done before" in capfd.readouterr().out
+    assert "2 of 3 seeds were finished before" in capfd.readouterr().out
     assert "n = 3 seeds" in (folder / "consistency.md").read_text()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -149,7 +149,7 @@ def test_a_seed_that_was_interrupted_goes_on_and_ends_with_the_same_bits(tiny, t
 
         return fit(*arguments, **options | {"on_epoch": interrupt})
 
-    monkeypatch.setattr("train.training.at_once", lambda *_: 1)
+    monkeypatch.setattr("train.training.max_workers", lambda *_: 1)
     with monkeypatch.context() as patch:
         patch.setattr("train.training.fit", fit_two_epochs)
         assert main(options(tiny, tmp_path / "interrupted", seeds=1)) == 1
@@ -166,7 +166,7 @@ def test_no_seed_that_finishes_is_one_clear_line(tiny, tmp_path, capfd, monkeypa
     def fit(*_, seed, **__):
         raise DivergenceError("the loss became nan", epoch=seed)
 
-    monkeypatch.setattr("train.training.at_once", lambda *_: 1)
+    monkeypatch.setattr("train.training.max_workers", lambda *_: 1)
     monkeypatch.setattr("train.training.fit", fit)
     assert main(options(tiny, tmp_path, seeds=2)) == 1
     assert capfd.readouterr().err == (
@@ -184,7 +184,7 @@ def test_each_seed_says_which_code_and_libraries_made_it(tiny, tmp_path, monkeyp
     (trial,) = json.loads((tmp_path / "consistency" / "consistency.json").read_text())["trials"]
     assert trial["provenance"]["source_revision"] == "0123456789"
     assert trial["provenance"]["versions"]["torch"] == version("torch")
-    assert "source revision 0123456789" in (tmp_path / "consistency" / "consistency.md").read_text()
+    assert "Source revision: 0123456789." in (tmp_path / "consistency" / "consistency.md").read_text()
 
 
 class Refusal(socketserver.BaseRequestHandler):

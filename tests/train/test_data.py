@@ -145,6 +145,6 @@ def test_file_that_is_not_idx_is_refused_by_name(tmp_path, subset, content):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
     begins = content[:16].hex(" ") or "nothing"
-    message = f"t10k-images-idx3-ubyte: expected IDX of uint8, found {len(content):,} bytes, .* begin with {begins}"
+    message = f"t10k-images-idx3-ubyte: expected IDX of uint8, found {len(content):,} bytes .*that begin with {begins}"
     with pytest.raises(DataError, match=message):
         load(tmp_path)

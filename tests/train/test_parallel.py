@@ -25,7 +25,7 @@ def no_cluster(monkeypatch):
 
 
 def run(tasks):
-    return dict(run_all(tasks, None, at_once=2))
+    return dict(run_all(tasks, None, max_workers=2))
 
 
 def meet(own, other, _):
@@ -72,7 +72,7 @@ def test_what_they_print_is_in_order(capfd):
     assert output.err.count("aside") == 9
 
 
-def test_they_run_at_once(tmp_path):
+def test_they_run_in_parallel(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     run([partial(meet, one, other), partial(meet, other, one)])
 
@@ -95,19 +95,19 @@ def test_an_error_of_the_system_is_raised_as_it_is():
 
 
 def test_one_that_is_killed_is_an_error():
-    with pytest.raises(TrainError, match="ended without an outcome"):
+    with pytest.raises(TrainError, match="ended without a result"):
         run([die])
 
 
 def test_a_bug_keeps_its_traceback(capfd):
-    with pytest.raises(TrainError, match="ended without an outcome"):
+    with pytest.raises(TrainError, match="ended without a result"):
         run([stumble])
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_results_of_what_they_share_arrive_with_their_numbers(at_once):
-    results = dict(run_all([partial(add, 1), partial(add, 2), partial(add, 3)], 10, at_once=at_once))
+@pytest.mark.parametrize("max_workers", [1, 2])
+def test_results_of_what_they_share_arrive_with_their_numbers(max_workers):
+    results = dict(run_all([partial(add, 1), partial(add, 2), partial(add, 3)], 10, max_workers=max_workers))
     assert results == {0: 11, 1: 12, 2: 13}
 
 
@@ -123,7 +123,7 @@ def task(_): pass
 
 def test_children_that_still_import_end_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    code = "import slow; from train.parallel import run_all; list(run_all([slow.task] * 2, None, at_once=2))"
+    code = "import slow; from train.parallel import run_all; list(run_all([slow.task] * 2, None, max_workers=2))"
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,

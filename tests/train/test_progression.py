@@ -50,7 +50,7 @@ def test_a_fourth_model_is_one_entry(subset, tmp_path, monkeypatch):
 
 def test_every_model_has_a_colour_in_the_plot():
     history = [Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)]
-    pictures = {plots.side_by_side({f"Model_{i}": history for i in range(count)}, 0.994) for count in range(1, 10)}
+    pictures = {plots.accuracy_curves({f"Model_{i}": history for i in range(count)}, 0.994) for count in range(1, 10)}
     assert len(pictures) == 9
 
 
