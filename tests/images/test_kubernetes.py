@@ -2,14 +2,13 @@
 
 import copy
 import re
-from dataclasses import fields
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 from serve.inference import MODEL
 from train.paths import ROOT
@@ -218,7 +217,7 @@ def test_the_probes_ask_routes_of_the_application(pod):
 def test_the_environment_configures_the_service(pod):
     environment = variables(pod)
     environment.pop("PROTOCOL", None)  # KServe's
-    assert set(environment) <= {field.name.upper() for field in fields(Config)}
+    assert set(environment) <= set(Config.__struct_encode_fields__)
     Config.from_environment({name: value for name, value in environment.items() if value is not None})
 
 

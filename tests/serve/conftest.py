@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 from tests.polling import PATIENCE, answers, wait
 from train.paths import ROOT

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import RELEASE, Config
 from serve.release import read
 

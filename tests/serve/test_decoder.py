@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import create_app, decoder
+from serve import decoder
+from serve.app import create_app
 from serve.config import Config
 from serve.decoder import EXCEEDED, PROCESSES, DecoderError, Decoders
 from serve.images import decode

@@ -58,7 +58,7 @@ def test_the_serving_requirements_alone_suffice(tmp_path):
     ]
     subprocess.run([*pip, "-r", ROOT / "requirements" / "serve.txt"], check=True)
     code = """
-from serve import create_app
+from serve.app import create_app
 answer = create_app().test_client().post("/predict", data=open("docs/seven.png", "rb").read(), content_type="image/png")
 print(answer.json["predictions"][0]["digit"])
 """

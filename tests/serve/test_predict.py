@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 
 JSON = "application/json"

@@ -327,7 +327,7 @@ def test_memory_does_not_grow(start, images):
 # Run without any network: a prediction, then what the kernel counted as sent.
 ALONE = """
 import socket, sys, time
-from serve import create_app
+from serve.app import create_app
 answer = create_app().test_client().post("/predict", data=open(sys.argv[1], "rb").read(), content_type="image/png")
 assert answer.json["predictions"][0]["digit"] == 7, answer.text
 if sys.argv[2] == "talk":
