@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
 
 from serve.config import Config
-from serve.decoder import Decoders
+from serve.decoder import DecoderPool
 from serve.event_loop import chunks, yield_to_event_loop
 from serve.images import FORMATS, MAX_BYTES
 from serve.preprocess import SIDE, ImageError, Preprocess, prepare
@@ -40,7 +40,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 _body = msgspec.json.Decoder(Body)
 
 
-def read_images(request: Request, config: Config, decoders: Decoders) -> NDArray[np.uint8]:
+def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDArray[np.uint8]:
     """Return the images of `request`, uint8 [N, 28, 28], N ≥ 1, white ink on black, in the order sent.
 
     Raises werkzeug's exceptions: 400 for a malformed body, 413 for too many images or bytes, 415 for a content type
@@ -113,7 +113,7 @@ def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _decode(sources: Sequence[Source], preprocess: Preprocess, decoders: Decoders) -> NDArray[np.uint8]:
+def _decode(sources: Sequence[Source], preprocess: Preprocess, decoders: DecoderPool) -> NDArray[np.uint8]:
     images = np.empty((len(sources), SIDE, SIDE), np.uint8)
     for i, source in enumerate(sources):
         if i:

@@ -15,7 +15,7 @@ from PIL import Image
 from serve import decoder
 from serve.app import create_app
 from serve.config import Config
-from serve.decoder import EXCEEDED, PROCESSES, DecoderError, Decoders
+from serve.decoder import EXCEEDED, PROCESSES, DecoderError, DecoderPool
 from serve.images import decode
 from serve.preprocess import ImageError
 from tests.polling import PATIENCE, wait
@@ -39,7 +39,7 @@ def children():
 
 @pytest.fixture
 def decoders():
-    return Decoders(MAX_PIXELS)
+    return DecoderPool(MAX_PIXELS)
 
 
 @pytest.mark.parametrize("picture", [SEVEN, PHOTO])
@@ -49,7 +49,7 @@ def test_decodes_as_the_function_does(decoders, preprocess, picture):
 
 
 def test_small_pngs_need_no_process(decoders, monkeypatch):
-    monkeypatch.setattr(decoder._Process, "ask", lambda *_: pytest.fail("a process was asked"))
+    monkeypatch.setattr(decoder._Process, "call", lambda *_: pytest.fail("a process was asked"))
     for picture in (SEVEN, png_small()):
         assert decoders.decode(picture).shape == (28, 28)
 
@@ -80,7 +80,7 @@ def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_read(decoders)
 
 @pytest.mark.slow
 def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_is_read():
-    decoders = Decoders(100_000_000)
+    decoders = DecoderPool(100_000_000)
     with pytest.raises(ImageError) as caught:
         decoders.decode(png_large(9_000, 9_000, 8, 2, 3))
     assert str(caught.value) == EXCEEDED
@@ -122,14 +122,14 @@ def test_no_more_processes_than_stated(decoders):
 
 def test_processes_end_with_their_owner():
     before = children()
-    decoders = Decoders(MAX_PIXELS)
+    decoders = DecoderPool(MAX_PIXELS)
     wait(lambda: children() - before, PATIENCE, lambda: "no process")
     del decoders
     assert children() <= before
 
 
 def test_a_bug_is_an_error_and_not_the_picture_s_fault(monkeypatch, decoders):
-    monkeypatch.setattr(decoder._Process, "ask", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
+    monkeypatch.setattr(decoder._Process, "call", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
     with pytest.raises(DecoderError, match="ZeroDivisionError"):
         decoders.decode(PHOTO)
 

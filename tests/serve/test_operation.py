@@ -68,14 +68,14 @@ def fill(folder):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: expected a whole number, found 'x'"),
-        ({"HOST": "a b"}, "HOST: expected a name or an IP address, found 'a b'"),
-        ({"HOST": "[::1"}, "HOST: expected a name or an IP address, found '[::1'"),
+        ({"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: expected a whole number from 0 to 1024, found 'x'"),
+        ({"HOST": "a b"}, "HOST: expected a host name or an IP address, found 'a b'"),
+        ({"HOST": "[::1"}, "HOST: expected a host name or an IP address, found '[::1'"),
         ({"CORS_ORIGINS": "example.org"}, "CORS_ORIGINS: expected * or origins like https://example.org, found"),
         ({"CORS_ORIGINS": "https://a.b/c"}, "CORS_ORIGINS: expected * or origins like https://example.org, found"),
         (
             {"PROMETHEUS_MULTIPROC_DIR": "/none"},
-            "PROMETHEUS_MULTIPROC_DIR: expected a folder that can be written, found",
+            "PROMETHEUS_MULTIPROC_DIR: expected a writable folder, found",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_disk_that_becomes_full_harms_no_worker(start, small_disk, images):
     workers = service.workers()
     fill(small_disk)
     service.signal(signal.SIGHUP)
-    (line,) = service.wait(lambda: [line for line in service.lines() if "is refused" in line["message"]])
+    (line,) = service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
     assert "No space left on device" in line["message"]
     for path in ("/healthz", "/", "/openapi.json", "/v2", "/v2/models/digits", "/nowhere", "/metrics"):
         assert requests.get(service.url + path, timeout=PATIENCE).status_code in (200, 404)

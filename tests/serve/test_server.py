@@ -122,7 +122,10 @@ def test_a_model_that_does_not_verify_stops_the_start_with_one_line(model_dir, d
 
 def test_a_wrong_variable_stops_the_start_with_one_line():
     ended = run(MAX_BATCH="many")
-    assert (ended.returncode, ended.stderr) == (1, "serve: MAX_BATCH: expected a whole number, found 'many'\n")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "serve: MAX_BATCH: expected a whole number from 1 to 100000, found 'many'\n",
+    )
 
 
 def test_every_test_image_is_predicted_over_http_as_the_manifest_says(service, images, labels):
