@@ -331,7 +331,7 @@ def test_prepare_states_the_form_it_expects(pixels):
 def test_what_is_none_of_the_formats_is_refused_without_echo(content):
     with pytest.raises(ImageError) as caught:
         decode(content)
-    expected = f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes that are none"
+    expected = f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes of another format"
     assert str(caught.value) == expected
     assert caught.value.__cause__ is None
 
