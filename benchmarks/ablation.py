@@ -23,7 +23,7 @@ from scipy import ndimage
 from benchmarks.forms import FORMS
 from benchmarks.pictures import CHUNK, ROOT, Pixels, _predict, _rendered, _sources
 from serve import preprocess
-from serve.images import MAX_PIXELS, _in_grey, _read
+from serve.images import MAX_PIXELS, _read, _to_grey
 from serve.preprocess import ImageError
 from train.files import write_together
 
@@ -31,16 +31,16 @@ from train.files import write_together
 WITHOUT: dict[str, dict[str, Any]] = {
     "uniform background": {"_uniform_background": lambda thumbnail: None},
     "polarity": {"_ink_is_light": lambda thumbnail, background: False},
-    "closing": {"_evenly_lit": lambda values, background: values},
-    "threshold decomposition": {"CLEAN": 255},
-    "frames": {"_frames": lambda frame, other, labels: False},
-    "dirt": {"DIRT": 0.0},
-    "texture": {"LIKE": 0.0},
-    "inner components": {"INNER": np.inf},
-    "noise": {"NOISE": 0.0},
+    "closing": {"_correct_illumination": lambda values, background: values},
+    "threshold decomposition": {"FLAT_BORDER": 255},
+    "frames": {"_is_frame": lambda frame, other, labels: False},
+    "dirt": {"MIN_INK": 0.0},
+    "texture": {"MIN_LIKENESS": 0.0},
+    "inner components": {"MIN_INNER_INK": np.inf},
+    "noise": {"MIN_SIGNAL": 0.0},
     "second pass": {"_surroundings": lambda chosen, scale: (0, 10**6, 0, 10**6)},
-    "local contrast": {"FADED": 1.0},
-    "stroke width": {"THINNEST": 0.0, "THICKEST": 20.0},
+    "local contrast": {"MIN_NEARBY_CONTRAST": 1.0},
+    "stroke width": {"MIN_STROKE": 0.0, "MAX_STROKE": 20.0},
 }
 
 
@@ -91,7 +91,7 @@ def main() -> None:
 
 def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
     """Return what each variant makes of the renderings, uint8 [variants, N, 28, 28]; 0 if it refuses one."""
-    pictures = [np.asarray(_in_grey(_read(content, None, MAX_PIXELS))) for content in _rendered(name, numbers, digits)]
+    pictures = [np.asarray(_to_grey(_read(content, None, MAX_PIXELS))) for content in _rendered(name, numbers, digits)]
     ways: list[Callable[[Pixels], Pixels]] = [baseline, preprocess.to_mnist]
     ways += [partial(_without, changes) for changes in WITHOUT.values()]
     result = np.zeros((len(ways), len(pictures), 28, 28), np.uint8)

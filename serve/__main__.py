@@ -1,8 +1,4 @@
-"""Start the service: `python -m serve` checks the configuration, then becomes gunicorn.
-
-Options are gunicorn's. gunicorn itself reads WEB_CONCURRENCY before any file of ours, and would answer a value that is
-no number with a traceback.
-"""
+"""Start the service: `python -m serve` validates the configuration and executes gunicorn with the given options."""
 
 import os
 import sys
@@ -11,5 +7,7 @@ from pathlib import Path
 from serve import wsgi
 
 if __name__ == "__main__":
-    configuration = Path(wsgi.__file__).with_name("gunicorn.conf.py")
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(configuration), *sys.argv[1:]])
+    # gunicorn reads this variable before its configuration file, and fails with a traceback if int() does.
+    os.environ["WEB_CONCURRENCY"] = str(wsgi.config.workers)
+    settings = Path(wsgi.__file__).with_name("gunicorn.conf.py")
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(settings), *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""The key: with API_KEY set, every route needs it but those that are marked public where they are defined."""
+"""Authentication: if API_KEY is set, every route requires it, except those marked `@public`."""
 
 import hmac
 from collections.abc import Callable
@@ -12,25 +12,23 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def public(view: View) -> View:
-    """Mark a view as one that needs no key. It stands below `@routes.get(…)`."""
+    """Exempt a view from authentication. Write it below `@routes.get(…)`."""
     view.public = True  # type: ignore[attr-defined]
     return view
 
 
 def require_key(app: Flask, key: str) -> None:
-    """Have every view of `app` that is not public answer 401 where `Authorization: Bearer` and `key` are not sent."""
+    """Make every view of `app` that is not public return 401 without `Authorization: Bearer` and `key`."""
 
     @app.before_request
     def check_key() -> None:
         view = app.view_functions.get(request.endpoint or "")
-        if view is None or hasattr(view, "public") or request.method == "OPTIONS":  # none: 404 or 405
+        if view is None or hasattr(view, "public") or request.method == "OPTIONS":  # None: 404 or 405 follows
             return
-        # Not request.authorization, which takes a key with "=" in it for parameters.
+        # request.authorization parses a key that contains "=" as parameters.
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
-            found = "another kind" if scheme else "none"
-            raise Unauthorized(
-                f"expected Authorization: Bearer and a key, found {found}", None, WWWAuthenticate("bearer")
-            )
+            found = "another scheme" if scheme else "none"
+            raise Unauthorized(f"expected Authorization: Bearer KEY, found {found}", None, WWWAuthenticate("bearer"))
         if not hmac.compare_digest(sent.strip().encode(), key.encode()):
-            raise Unauthorized("expected the service's key, found another", None, WWWAuthenticate("bearer"))
+            raise Unauthorized("expected the API key, found another key", None, WWWAuthenticate("bearer"))

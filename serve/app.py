@@ -1,6 +1,7 @@
-"""The application: one predictor, a blueprint a concern."""
+"""Flask application factory: one predictor, one blueprint per concern."""
 
 import io
+import os
 from typing import IO, Any
 
 from flask import Flask, Request, Response, request
@@ -9,27 +10,33 @@ from werkzeug.exceptions import NotFound
 from serve import access, health, inference, logs, observe, page, predict, problem
 from serve.config import Config
 from serve.predictor import Predictor
-from serve.release import Release
+from serve.release import Release, read
 
 
 class InMemoryRequest(Request):
-    """A request whose files stay in memory, where MAX_CONTENT_LENGTH bounds them: a full disk fails no request."""
+    """A request that keeps uploaded files in memory, up to MAX_CONTENT_LENGTH, so that a full disk does not matter."""
 
     def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
         return io.BytesIO()
 
 
-def build(config: Config, release: Release) -> Flask:
-    """Return the application that serves `release`. Raises ModelError where its graph is not the contract's."""
+def create_app(config: Config | None = None, release: Release | None = None) -> Flask:
+    """Return the application that serves `release`.
+
+    By default, `config` is read from the environment and `release` from `config.model_dir`. Raises ConfigError, and
+    ModelError if the release is damaged or its graph has other inputs or outputs than model.contract.
+    """
+    config = config or Config.from_environment(os.environ)
+    release = release or read(config.model_dir)
     predictor = Predictor(release.graph, config.threads)
     app = Flask("serve", static_folder=None)
     app.request_class = InMemoryRequest
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
-    app.url_map.merge_slashes = False  # a path of another form is not found, rather than sent elsewhere
+    app.url_map.merge_slashes = False  # //predict is 404, not a redirect
     app.before_request(_refuse_slashes)
     logs.install(config.log_level)
     observe.announce(config, release)
-    app.wsgi_app = observe.Observer(app.wsgi_app)  # type: ignore[method-assign]  # as Flask has it be done
+    app.wsgi_app = observe.Observer(app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
     problem.install(app)
     if config.api_key:
         access.require_key(app, config.api_key)
@@ -43,13 +50,13 @@ def build(config: Config, release: Release) -> Flask:
 
 
 def _refuse_slashes() -> None:
-    """Raise NotFound for a path that begins with several slashes, which werkzeug takes for one."""
+    """Raise NotFound for a path that starts with several slashes; werkzeug alone treats them as one."""
     if request.environ["PATH_INFO"].startswith("//"):
         raise NotFound
 
 
 def _allow_origins(app: Flask, origins: list[str]) -> None:
-    """Let pages of `origins` (`*`: of any) call the service from a browser (https://fetch.spec.whatwg.org)."""
+    """Cross-origin resource sharing (CORS): allow pages from `origins`, or from any (`*`), to call the service."""
 
     @app.after_request
     def allow(response: Response) -> Response:

@@ -1,78 +1,62 @@
-"""The service's configuration: environment variables, checked once, at start."""
+"""Configuration: environment variables, validated once at start."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from model.cores import available_cores
 
 RELEASE = Path(__file__).resolve().parent.parent / "model" / "release"
 IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?"
-HOST = re.compile(rf"[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]")
-ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
-LEVELS = ("debug", "info", "warning", "error")
+HOST = rf"[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]"
+ORIGIN = r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 
 
 class ConfigError(ValueError):
-    """An environment variable is not what was expected; the message names it, the expected and the found."""
+    """An environment variable is invalid; the message names it, the expected and the found value."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """What a service is started with; every field is the environment variable of its name in capitals."""
+class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
+    """The settings of the service. Each field is set by the environment variable of the same name in capitals."""
 
-    model_dir: Path = RELEASE
-    host: str = "127.0.0.1"
-    port: int = 8000
-    web_concurrency: int = 0  # workers; 0: as many as there are cores
-    max_body_bytes: int = 16 * 2**20
-    max_batch: int = 1_000
-    max_pixels: int = 25_000_000
-    request_timeout: int = 30  # seconds
-    api_key: str = ""
-    cors_origins: str = ""
-    log_level: str = "info"
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("port", 1, 65_535),
-            ("web_concurrency", 0, 1_024),
-            ("max_body_bytes", 1, 2**31),
-            ("max_batch", 1, 100_000),
-            ("max_pixels", 784, 2**28),
-            ("request_timeout", 1, 3_600),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name.upper()}: expected {low} to {high}, found {getattr(self, name)}")
-        for origin in self.cors_origins.split():
-            if origin != "*" and not ORIGIN.fullmatch(origin):
-                raise ConfigError(f"CORS_ORIGINS: expected * or origins like https://example.org, found {origin!r}")
-        if not HOST.fullmatch(self.host):
-            raise ConfigError(f"HOST: expected a name or an IP address, found {self.host!r}")
-        if not re.fullmatch(r"[!-~]*", self.api_key):  # what a header can carry; the key itself is not shown
-            raise ConfigError("API_KEY: expected printable ASCII without spaces, found other characters")
-        if self.log_level not in LEVELS:
-            raise ConfigError(f"LOG_LEVEL: expected one of {', '.join(LEVELS)}, found {self.log_level!r}")
+    model_dir: Annotated[Path, Meta(description="a folder with a verified export")] = RELEASE
+    host: Annotated[str, Meta(pattern=rf"^({HOST})\Z", description="a host name or an IP address")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
+    web_concurrency: Annotated[int, Meta(ge=0, le=1_024)] = 0  # workers; 0: one per core
+    max_body_bytes: Annotated[int, Meta(ge=1, le=2**31)] = 16 * 2**20
+    max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # images per request
+    max_pixels: Annotated[int, Meta(ge=784, le=2**28)] = 25_000_000  # per image
+    request_timeout: Annotated[int, Meta(ge=1, le=3_600)] = 30  # seconds
+    api_key: Annotated[str, Meta(pattern=r"^[!-~]*\Z", description="printable ASCII without spaces")] = ""
+    cors_origins: Annotated[
+        str, Meta(pattern=rf"^\s*(({ORIGIN})(\s+|\Z))*\Z", description="* or origins like https://example.org")
+    ] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
+    ] = "info"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
-        """Return the configuration that `environment` asks for; a variable that is not set, or empty, has its default.
+        """Return the configuration in `environment`; a variable that is not set or empty has its default.
 
-        Raises ConfigError, naming the variable, where one is not of its form.
+        Raises ConfigError if a variable is invalid.
         """
-        values: dict[str, str | int | Path] = {}
-        for field in fields(cls):
-            if text := environment.get(field.name.upper()):
-                try:
-                    values[field.name] = field.type(text)  # type: ignore[operator]  # str, int and Path are called
-                except ValueError as error:
-                    raise ConfigError(f"{field.name.upper()}: expected a whole number, found {text!r}") from error
-        return cls(**values)  # type: ignore[arg-type]
+        values = {name: environment[name] for name in cls.__struct_encode_fields__ if environment.get(name)}
+        try:
+            return msgspec.convert(values, cls, strict=False, dec_hook=lambda _, text: Path(text))
+        except msgspec.ValidationError as error:
+            name = str(error).rpartition("$.")[2].rstrip("`")
+            (meta,) = get_type_hints(cls, include_extras=True)[name.lower()].__metadata__
+            expected = meta.description or f"a whole number from {meta.ge} to {meta.le}"
+            found = "other characters" if name == "API_KEY" else repr(values[name])  # the key is never shown
+            raise ConfigError(f"{name}: expected {expected}, found {found}") from error
 
     @property
     def address(self) -> str:
-        """Return host and port as gunicorn's `bind` has them."""
+        """Return host and port in the form of gunicorn's `bind`."""
         host = self.host.strip("[]")
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -83,5 +67,5 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Return the threads of each worker's ONNX Runtime: workers × threads fit the cores."""
+        """Return the number of ONNX Runtime threads per worker, so that workers × threads ≤ cores."""
         return max(1, available_cores() // self.workers)

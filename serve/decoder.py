@@ -1,14 +1,14 @@
-"""Decode pictures in processes of their own, each with a limit of CPU time and memory, killed when it exceeds either.
+"""Sandboxed image decoding: a pool of processes with limits of CPU time and memory, killed if a picture exceeds them.
 
-So no picture, whatever a decoder's bug or a bomb makes of it, can hold or kill a worker. `python -m serve.decoder` is
-such a process: it reads requests from its standard input and answers them on its standard output, each a header and a
-payload of the length that the header says.
+No picture can block or kill a worker, whether it is a decompression bomb or triggers a bug in a decoder. `python -m
+serve.decoder` is a process of the pool: it reads requests from standard input and writes responses to standard output,
+each a header and a payload of the length in the header.
 
-A small PNG, what a drawing page sends, is decoded in the worker: nothing that it can hold takes 0.1 s or 20 MiB, and
-the way to another process would cost a fifth of the service's rate.
+A small PNG, such as the drawing page sends, is decoded in the worker: it cannot take 0.1 s or 20 MiB, and a process
+would add 0.35 ms of CPU time, a quarter of a request with a PNG of 28×28.
 
-Neither gunicorn's dirty workers nor pebble does this beside gevent: the former's timeout leaves a worker running that
-computes, and the latter waits for its processes on pipes that gevent does not patch.
+gunicorn's dirty workers and pebble do not fit: the timeout of the former does not stop a worker that is computing, and
+the latter waits for its processes on pipes that gevent does not patch.
 """
 
 import os
@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 import warnings
 import weakref
 from contextlib import suppress
@@ -30,15 +31,15 @@ import numpy as np
 from serve.images import decode
 from serve.preprocess import SIDE, Grey, ImageError, Preprocess
 
-PROCESSES = 2  # a worker: while one decodes a hostile picture, the other serves everyone else
-CPU_SECONDS = 1.0  # a picture
-MEMORY = 224 * 2**20  # bytes a picture, beside what the process has when it starts
-SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # of a PNG that the worker decodes itself
-WALL_SECONDS = 10  # a picture, where a process stands still or the machine is overloaded
+PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
+CPU_SECONDS = 1.0  # per picture
+MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has at its start
+SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
+TIMEOUT = 10  # seconds per picture, for a process that hangs or an overloaded machine
 
-PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # the latter: width and height
-REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, bytes that follow
-ANSWER = struct.Struct("<BQ")  # one of the following, bytes that follow
+PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
+REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
+RESPONSE = struct.Struct("<BQ")  # one of the following, length of the payload
 DECODED, REFUSED, TOO_LARGE, FAILED = range(4)
 
 EXCEEDED = (
@@ -48,11 +49,11 @@ EXCEEDED = (
 
 
 class DecoderError(RuntimeError):
-    """The decoding process raised what it should not; the message is its traceback."""
+    """Unexpected exception in a decoding process; the message is its traceback."""
 
 
-class Decoders:
-    """The decoding processes of one worker. The first starts at once, the others when they are needed."""
+class DecoderPool:
+    """The decoding processes of one worker. The first starts immediately, the others on demand."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
@@ -62,20 +63,20 @@ class Decoders:
             self._processes.put(None)
 
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
-        """Return what serve.images.decode does of `content`, uint8 [28, 28].
+        """Return serve.images.decode(content, preprocess), uint8 [28, 28].
 
-        Raises ImageError as that does, and where the picture needs more than a picture may; DecoderError for a bug.
+        Raises ImageError as that function does, and if the picture exceeds a limit; DecoderError for a bug.
         """
         if _is_small(content):
-            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # its header may lie
+            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # the header may lie
         process = self._processes.get()
         try:
-            if process is None or process.has_ended():  # killed while idle: by the kernel, short of memory, say
+            if process is None or process.has_ended():  # killed while idle, for example by the OOM killer
                 process = _Process()
-            kind, payload = process.ask(
+            kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException as error:  # the request's timeout too: an answer that nobody reads may be on its way
+        except BaseException as error:  # also the request's timeout: a late response must not reach the next caller
             if process:
                 process.kill()
             process = _Process()
@@ -92,7 +93,7 @@ class Decoders:
 
 
 def _is_small(content: bytes) -> bool:
-    """Return whether `content` is a PNG of few bytes whose header says that it has few pixels."""
+    """Return whether `content` is a PNG of few bytes with few pixels according to its header."""
     if not content.startswith(PNG_START) or not PNG_HEADER.size <= len(content) <= SMALL_BYTES:
         return False
     width, height = PNG_HEADER.unpack_from(content)
@@ -100,33 +101,33 @@ def _is_small(content: bytes) -> bool:
 
 
 class _Process:
-    """One decoding process, and the socket to it."""
+    """One decoding process and the socket to it."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(WALL_SECONDS)
-        with theirs:
+        self._socket, remote = socket.socketpair()
+        self._socket.settimeout(TIMEOUT)
+        with remote:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "serve.decoder"],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,  # where decoders of pictures write lines of their own
+                stdin=remote.fileno(),
+                stdout=remote.fileno(),
+                stderr=subprocess.DEVNULL,  # the decoding libraries print warnings
                 cwd=Path(__file__).parent.parent,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._answers = self._socket.makefile("rb")
-        # Called, or with the last reference gone, or at the worker's end: ends the process, whatever it does.
-        self.kill = weakref.finalize(self, _kill, self._process, self._answers, self._socket)
+        self._responses = self._socket.makefile("rb")
+        # Runs when it is called, when this object is collected, or when the worker exits.
+        self.kill = weakref.finalize(self, _kill, self._process, self._responses, self._socket)
 
     def has_ended(self) -> bool:
-        """Return whether the process is gone."""
+        """Return whether the process has exited."""
         return self._process.poll() is not None
 
-    def ask(self, head: bytes, content: bytes) -> tuple[int, bytes]:
-        """Return the answer's kind and payload. Raises OSError or EOFError where the process ended or is too slow."""
-        self._socket.sendall(head + content)
-        kind, size = ANSWER.unpack(_read(self._answers, ANSWER.size))
-        return kind, _read(self._answers, size)
+    def call(self, header: bytes, content: bytes) -> tuple[int, bytes]:
+        """Return the response's kind and payload. Raises OSError or EOFError if the process exited or timed out."""
+        self._socket.sendall(header + content)
+        kind, size = RESPONSE.unpack(_read(self._responses, RESPONSE.size))
+        return kind, _read(self._responses, size)
 
 
 def _kill(process: "subprocess.Popen[bytes]", *streams: BinaryIO | socket.socket) -> None:
@@ -149,7 +150,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _answer(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[int, bytes]:
+def _response(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[int, bytes]:
     try:
         return DECODED, decode(content, preprocess, max_pixels).tobytes()
     except ImageError as error:
@@ -157,26 +158,24 @@ def _answer(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[in
     except MemoryError:
         return TOO_LARGE, b""
     except Exception:
-        import traceback
-
         return FAILED, traceback.format_exc().encode()
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more."""
+def serve(requests: BinaryIO, responses: BinaryIO) -> None:
+    """Serve requests until the end of the input."""
     _limit_memory()
-    while head := requests.read(REQUEST.size):
-        preprocess, max_pixels, size = REQUEST.unpack(head)
+    while header := requests.read(REQUEST.size):
+        preprocess, max_pixels, size = REQUEST.unpack(header)
         content = _read(requests, size)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF, when it is over, ends the process
-        kind, payload = _answer(get_args(Preprocess)[preprocess], max_pixels, content)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # then SIGPROF kills the process
+        kind, payload = _response(get_args(Preprocess)[preprocess], max_pixels, content)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(ANSWER.pack(kind, len(payload)) + payload)
-        answers.flush()
+        responses.write(RESPONSE.pack(kind, len(payload)) + payload)
+        responses.flush()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for gunicorn, which lets requests end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # gunicorn handles Ctrl-C and finishes the requests in flight
     warnings.simplefilter("ignore")
-    with suppress(BrokenPipeError, EOFError, ConnectionError):  # the worker is gone
+    with suppress(BrokenPipeError, EOFError, ConnectionError):  # the worker has exited
         serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,4 +1,4 @@
-"""Yield to gevent's event loop between the parts of a long computation, so that a worker's other requests go on."""
+"""Cooperative scheduling: long computations yield to gevent's event loop, so that other requests are not starved."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,32 +10,32 @@ from gevent.hub import Hub
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BELOW_SOCKETS = 1  # a priority of libev; sockets have 0, the higher one
+BELOW_SOCKETS = 1  # libev priority; sockets have 0, which is higher
 
-_rounds: dict[Hub, Event] = {}  # by hub (one a thread): set once its event loop has polled the sockets
+_polls: dict[Hub, Event] = {}  # per hub (one per thread): set after the event loop's next poll of the sockets
 
 
 def yield_to_event_loop() -> None:
-    """Return once the event loop has polled the sockets; greenlets that have yielded go on in the order they did.
+    """Return after the event loop has polled the sockets. Waiting greenlets resume in the order in which they yielded.
 
-    A request whose socket is ready by then goes on before this one yields again. `gevent.sleep(0)` is not enough: as
-    long as any greenlet is ready to run, the event loop polls the sockets once in fifty iterations. An idle watcher
-    makes it poll in every iteration; with the sockets' priority it would be called only once they are all silent.
+    A request whose socket became ready resumes before this greenlet yields again. `gevent.sleep(0)` does not ensure
+    that: while any greenlet is ready to run, the event loop polls the sockets only once per 50 iterations. An idle
+    watcher makes it poll in every iteration; its priority is below the sockets', otherwise it would starve.
     """
     hub = gevent.get_hub()
-    if hub in _rounds:
-        _rounds[hub].wait()
+    if hub in _polls:
+        _polls[hub].wait()
         return
-    _rounds[hub] = over = Event()
+    _polls[hub] = polled = Event()
     try:
         gevent.idle(BELOW_SOCKETS)
     finally:
-        del _rounds[hub]
-        over.set()
+        del _polls[hub]
+        polled.set()
 
 
 def chunks(images: "NDArray[Any]", size: int) -> "Iterator[tuple[int, NDArray[Any]]]":
-    """Yield `images` [N, …] in slices of at most `size`, each with its start; yield to the event loop between them."""
+    """Yield (start, slice) for slices of `images` [N, …] of at most `size`; yield to the event loop between them."""
     for start in range(0, len(images), size):
         if start:
             yield_to_event_loop()

@@ -1,6 +1,6 @@
-"""How gunicorn runs the service; `python -m serve` starts it.
+"""gunicorn settings and hooks; `python -m serve` applies them.
 
-SIGTERM ends it once what is in flight is answered; SIGHUP serves the model that is in MODEL_DIR by then.
+SIGTERM stops the service after the requests in flight. SIGHUP loads the model in MODEL_DIR and starts new workers.
 """
 
 import atexit
@@ -12,96 +12,96 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # serve/ need not be installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # serve need not be installed
 
 from serve import logs, wsgi
 from serve.release import ModelError
 
-METRICS = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client, in each worker, leaves its figures for /metrics
-METRICS_BYTES = 2**20  # that a worker's figures need at most
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # the folder in which prometheus_client stores the metrics of every worker
+METRICS_BYTES = 2**20  # upper limit of a worker's metrics
 
 logs.prepare_standard_error()
 settings = wsgi.config
 wsgi_app = "serve.wsgi:application()"
 bind = settings.address
 workers = settings.workers
-worker_class = "serve.worker.Worker"  # gevent: a slow client costs a greenlet, not a worker or a thread
+worker_class = "serve.worker.Worker"  # gevent: a slow client occupies a greenlet, not a process or thread
 worker_connections = 1_000
-keepalive = 5  # seconds; a proxy that keeps connections open must close them sooner
-timeout = 30  # seconds without a sign of life until a worker is killed
+keepalive = 5  # seconds; a proxy must close its idle connections sooner
+timeout = 30  # seconds without a heartbeat before a worker is killed
 graceful_timeout = settings.request_timeout
 loglevel = settings.log_level
 logger_class = logs.GunicornLogger
 control_socket_disable = True
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, never used
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no thread pool for NumPy
 
 
 def on_starting(server: Any) -> None:
-    """Start with a model that verifies and room for the metrics, or not at all."""
+    """Verify the model and the disk space for the metrics; exit with one line if either fails."""
     try:
         wsgi.load()
-        _create_folder(server)
-        _check_room(server.cfg.workers)
+        _create_metrics_folder(server)
+        _check_disk_space(server.cfg.workers)
     except (ModelError, OSError) as error:
         sys.exit(f"serve: {error}")
-    _reload_by_model(server)
-    _let_sigterm_end_new_workers()
+    _reload_model_on_sighup(server)
+    _reset_sigterm_on_fork()
 
 
-def _let_sigterm_end_new_workers() -> None:
-    """Have SIGTERM end a worker that has just been forked.
+def _reset_sigterm_on_fork() -> None:
+    """Reset SIGTERM to its default action in a new worker until it installs its own handler.
 
-    It would run the master's handler until it has its own: the signal would be lost, and the end of the service would
-    wait for that worker until graceful_timeout is over.
+    Otherwise a new worker would run the master's handler and lose the signal, and the service would wait
+    graceful_timeout for that worker before it stops.
     """
     sigterm = {signal.SIGTERM}
 
-    def restore_default() -> None:
+    def reset() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
 
     os.register_at_fork(
         before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
         after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
-        after_in_child=restore_default,
+        after_in_child=reset,
     )
 
 
-def _create_folder(server: Any) -> None:
-    """Create the folder of the metrics and of gunicorn's heartbeats, deleted when the master ends."""
+def _create_metrics_folder(server: Any) -> None:
+    """Create the folder for metrics and gunicorn's heartbeat files; it is deleted when the master exits."""
     parent = os.environ.get(METRICS) or None
     try:
         folder = tempfile.mkdtemp(prefix="serve-", dir=parent)
     except OSError as error:
-        place = f"{METRICS}: expected a folder that can be written" if parent else "expected a temporary folder"
-        raise OSError(f"{place}, found: {error.strerror or error} {parent or ''}".rstrip()) from error
+        expected = f"{METRICS}: expected a writable folder" if parent else "expected a writable temporary folder"
+        raise OSError(f"{expected}, found: {error.strerror or error} {parent or ''}".rstrip()) from error
     os.environ[METRICS] = folder
     server.cfg.set("worker_tmp_dir", folder)
     master = os.getpid()
 
     def delete_folder() -> None:
-        if os.getpid() == master:  # workers inherit what is registered
+        if os.getpid() == master:  # workers inherit the registration
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(delete_folder)
 
 
-def _check_room(count: int) -> None:
-    """Raise OSError where the disk has no room for the metrics of `count` more workers, which would die of SIGBUS."""
+def _check_disk_space(count: int) -> None:
+    """Raise OSError if the disk has no space for the metrics of `count` more workers; SIGBUS would kill them."""
     folder = os.environ[METRICS]
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, count * METRICS_BYTES)
     except OSError as error:
-        expected = f"{METRICS}: expected {count} MiB of room in {folder} for the metrics of {count} workers"
+        expected = f"{METRICS}: expected {count} MiB of free space in {folder} for the metrics of {count} workers"
         raise OSError(f"{expected}, found: {error.strerror}") from error
 
 
-def _reload_by_model(server: Any) -> None:
-    """Have SIGHUP start workers that serve the model in MODEL_DIR, where it verifies and there is room for them.
+def _reload_model_on_sighup(server: Any) -> None:
+    """Make SIGHUP verify the model in MODEL_DIR and replace the workers; keep the current model if that fails.
 
-    gunicorn's own reload would read this file again, which changes nothing, start new workers in any case, and keep
-    SIGTERM waiting until the old ones have ended. The old ones end as those beyond the number of workers do.
+    gunicorn's own reload starts new workers without verifying anything, and delays SIGTERM until the old workers have
+    exited. Here gunicorn stops the old workers as it does when there are more than `workers`.
     """
     put = server.signal
     pending: list[int] = []
@@ -109,18 +109,17 @@ def _reload_by_model(server: Any) -> None:
     def enqueue(number: int, frame: Any) -> None:
         if number == signal.SIGHUP:
             if pending:
-                return  # one reload serves what all of them ask for
+                return  # one reload is enough for several signals
             pending.append(number)
         put(number, frame)
 
     def handle_hup() -> None:
         pending.clear()
         try:
-            _check_room(server.cfg.workers)
+            _check_disk_space(server.cfg.workers)
             wsgi.load()
         except (ModelError, OSError) as error:
-            message = "the new model is refused, the one of before is served: %s"
-            server.log.error(message, error)  # noqa: TRY400  # its one line says it all
+            server.log.error("the new model is refused, the current one is kept: %s", error)  # noqa: TRY400
             return
         for _ in range(server.cfg.workers):
             server.spawn_worker()
@@ -130,15 +129,15 @@ def _reload_by_model(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Allocate the files of the metrics: a disk that is full later then kills no worker."""
+    """Allocate the metrics files of a worker on disk, so that a disk that fills up later does not kill it."""
     for file in Path(os.environ[METRICS]).glob(f"*_{worker.pid}.db"):
         with file.open("r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Count a worker that died, and drop its gauges, as prometheus_client's mark_process_dead would."""
-    if server.LISTENERS and len(server.WORKERS) < server.num_workers:  # not the service's end, nor a reload's old ones
+    """Count a dead worker and delete its live gauges, as prometheus_client's mark_process_dead does."""
+    if server.LISTENERS and len(server.WORKERS) < server.num_workers:  # neither a shutdown nor a reload
         wsgi.deaths[0] += 1
     for file in Path(os.environ[METRICS]).glob(f"gauge_live*_{worker.pid}.db"):
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics: what an orchestrator and Prometheus ask."""
+"""Liveness, readiness and metrics: GET /healthz, /readyz and /metrics."""
 
 import os
 
@@ -12,7 +12,7 @@ from serve.predictor import Predictor
 
 
 def blueprint(predictor: Predictor) -> Blueprint:
-    """Return the routes; /readyz predicts with `predictor`."""
+    """Return the routes; /readyz runs `predictor` on a blank image."""
     routes = Blueprint("health", __name__)
 
     @routes.get("/healthz")
@@ -29,7 +29,7 @@ def blueprint(predictor: Predictor) -> Blueprint:
     @routes.get("/metrics")
     @public
     def metrics() -> Response:
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # one process, not gunicorn's several
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # a single process, not gunicorn's workers
             return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""Read an encoded picture: from bytes to an upright, opaque picture in grey, of at most 512 pixels a side.
+"""Image decoding: from a client's bytes to an upright, opaque, grey picture of at most 512×512 pixels.
 
-This is what touches the bytes of a client. What brings the picture into the model's form is serve.preprocess.
+serve.preprocess then brings the picture into the model's form.
 """
 
 import io
@@ -12,13 +12,13 @@ from PIL import Image
 from serve.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
-MAX_BYTES = 8 * 2**20  # of an encoded picture: a phone's photo has 2 to 6 MB
+MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-WORKING_SIDE = 512  # a larger picture is reduced to this before anything is looked for in it
-BAND = 64  # rows, once reduced, that are converted at a time
-LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue; as Pillow has it
-ORIENTATION = 0x0112  # Exif
-TURNS = {
+WORKING_SIDE = 512  # longer side that larger pictures are reduced to
+BAND = 64  # rows of the reduced picture that are converted at a time
+LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, as in Pillow
+ORIENTATION = 0x0112  # Exif tag
+ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,27 +30,27 @@ TURNS = {
 
 
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
-    """Return the picture in an encoded PNG, JPEG, WebP or GIF as the model takes it, uint8 [28, 28].
+    """Decode a PNG, JPEG, WebP or GIF into the model's input, uint8 [28, 28]; of an animation, the first frame.
 
-    `none` takes a picture of 28×28 as it is, in grey; `mnist` takes any through the whole procedure; `auto` leaves one
-    alone that is in MNIST's form already, and takes every other through it. Of an animation, the first frame counts.
-    Raises ImageError where the content is not such a picture, is damaged, has more than MAX_BYTES or `max_pixels`, has
-    no ink (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError where a limit of memory is set and too low for it.
-    The time and memory of a hostile picture are limited by the process that calls this: see serve.decoder.
+    `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.preprocess.to_mnist; `auto`
+    does the same unless the picture already has MNIST's form.
+    Raises ImageError if the content has another format, is damaged, has more than MAX_BYTES or `max_pixels`, shows no
+    single digit (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
+    The calling process limits the time and memory for hostile pictures: see serve.decoder.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     grey = np.asarray(picture.convert("L"))
     if preprocess == "none" or (preprocess == "auto" and grey.shape == (SIDE, SIDE) and in_form(grey[None])[0]):
         return grey
-    return to_mnist(np.asarray(_in_grey(picture)))
+    return to_mnist(np.asarray(_to_grey(picture)))
 
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
-    """Return the first frame, upright, opaque, L or RGB, at most WORKING_SIDE a side; or of the `expected` size."""
+    """Return the first frame: upright, opaque, L or RGB, reduced to WORKING_SIDE, or of the `expected` size."""
     if len(content) > MAX_BYTES:
         raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
     try:
-        # Pillow warns of bombs, which are refused below, and of metadata, which is not used.
+        # Pillow warns about large pictures, which are refused below, and about metadata, which is not used.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -58,12 +58,11 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
         raise ImageError(f"expected at most {max_pixels:,} pixels, found far more") from None
     except MemoryError:
         raise
-    except Exception:  # Pillow's parsers raise what comes their way
-        if content[8:12] == b"WEBP":  # libwebp reserves the memory for the whole picture when it is opened
+    except Exception:  # Pillow's parsers raise many types
+        if content[8:12] == b"WEBP":  # libwebp allocates the whole picture at once
             raise ImageError("expected a whole WebP picture, small enough for a decoder, found another") from None
-        raise ImageError(
-            f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes that are none"
-        ) from None
+        found = f"{len(content):,} bytes of another format"
+        raise ImageError(f"expected a PNG, JPEG, WebP or GIF picture, found {found}") from None
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
@@ -76,20 +75,20 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
     except MemoryError:
         raise
     except Exception:
-        raise ImageError(f"expected a whole {image.format} picture, found it cut short or damaged") from None
+        raise ImageError(f"expected a whole {image.format} picture, found a truncated or damaged one") from None
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """Turn the picture as its source's Exif says; damaged metadata does not damage a picture."""
+    """Rotate the picture by the Exif orientation of its source; damaged metadata is ignored."""
     try:
-        turn = TURNS.get(int(source.getexif().get(ORIENTATION, 1)))
+        rotation = ROTATIONS.get(int(source.getexif().get(ORIENTATION, 1)))
     except Exception:
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
+        return picture
+    return picture if rotation is None else picture.transpose(rotation)
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return the picture opaque, L or RGB, with a side of at most WORKING_SIDE; a band at a time, to spare memory."""
+    """Return the picture opaque, in L or RGB, reduced to WORKING_SIDE; it is converted in bands to save memory."""
     width, height = image.size
     factor = -(-max(width, height) // WORKING_SIDE)
     if factor == 1:
@@ -107,8 +106,8 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _plain(band: Image.Image) -> Image.Image:
-    """Return the band in one of four modes: F where it has more than 8 bits, RGBA, L or RGB."""
-    if band.mode[0] in "IF":  # I;16 and its kin are not converted by Pillow, but cut off at 255
+    """Convert the band to one of four modes: F if it has more than 8 bits, RGBA, L or RGB."""
+    if band.mode[0] in "IF":  # Pillow's own conversion of I;16 clips at 255
         return Image.fromarray(np.asarray(band, np.float32))
     if band.has_transparency_data:
         return band.convert("RGBA")
@@ -116,28 +115,28 @@ def _plain(band: Image.Image) -> Image.Image:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Scale to 0–255 by the white that the values suggest: 1, 8, 12 or 16 bits."""
+    """Scale to 0–255 by the smallest depth that holds all values: 1, 8, 12 or 16 bits."""
     values = np.asarray(picture)
     white = next(white for white in (1, 255, 4095, 65535) if values.max() <= white)
     return Image.fromarray((values / white * 255).round().astype(np.uint8))
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Put what is behind a transparent picture: more of its paper, or else black or white, whichever its ink is not."""
+    """Fill the background of a transparent picture: with its own paper, else with black or white, unlike its ink."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     if alpha.mean() > 0.5:
         fill = round(float(np.median(shades[alpha > 0.5])))
     else:
         fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0
-    behind = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
-    return Image.alpha_composite(behind, picture).convert("RGB")
+    background = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
+    return Image.alpha_composite(background, picture).convert("RGB")
 
 
-def _in_grey(picture: Image.Image) -> Image.Image:
-    """Return the picture in grey: its luminance, or where that tells too little apart, its leading colour difference.
+def _to_grey(picture: Image.Image) -> Image.Image:
+    """Convert to grey by luminance, or by the principal component of the colours if luminance has little contrast.
 
-    Yellow on white, blue on black, red on green: there the principal axis of the colours is taken.
+    Examples of the latter are yellow on white, blue on black and red on green.
     """
     if picture.mode == "L":
         return picture

@@ -8,7 +8,7 @@ from werkzeug.exceptions import BadRequest
 from serve import observe
 from serve.bodies import read_images
 from serve.config import Config
-from serve.decoder import Decoders
+from serve.decoder import DecoderPool
 from serve.predictor import Predictor
 from serve.release import Release
 
@@ -39,7 +39,7 @@ class Answer(msgspec.Struct):
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
     """Return the route."""
     routes = Blueprint("predict", __name__)
-    decoders = Decoders(config.max_pixels)
+    decoders = DecoderPool(config.max_pixels)
     model = Model(release.manifest.model, release.version)
     encoder = msgspec.json.Encoder()
 

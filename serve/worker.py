@@ -1,8 +1,8 @@
-"""gunicorn's gevent worker, made to withstand hostile clients: bodies, time limits, pipelining and malformed requests.
+"""gunicorn's gevent worker, hardened against hostile clients: bodies, timeouts, pipelining and malformed requests.
 
-What the base class does not do, read in gunicorn 27.0: it drains a body that the application did not read, for as long
-as the client sends; it parses whatever has arrived without yielding to the event loop; it answers a request that it
-cannot parse in HTML.
+It changes three behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
+long as the client sends; it parses data that has already arrived without yielding to the event loop; and it answers a
+malformed request in HTML.
 """
 
 import errno
@@ -22,12 +22,12 @@ from gunicorn.workers.ggevent import GeventWorker
 from serve import logs, wsgi
 from serve.event_loop import yield_to_event_loop
 
-LINGER = 5  # seconds in which a client that is still sending can read the answer to what it has sent
-LONGEST = 1_000  # characters of an error's detail
+LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
+MAX_DETAIL = 1_000  # characters of an error's detail
 
 
 class Connection:
-    """A client's socket: each read yields to the event loop, and closing it does not lose an answer that was sent."""
+    """A client's socket. Each read yields to the event loop; close() lets the client read the response first."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -37,25 +37,25 @@ class Connection:
         return getattr(self._socket, name)
 
     def recv(self, size: int) -> bytes:
-        """Return at most `size` bytes. gevent alone does not yield where they have arrived already."""
+        """Return at most `size` bytes. gevent alone does not yield if data is already available."""
         data = self._socket.recv(size)
         yield_to_event_loop()
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Send `data`. Raises ConnectionResetError where the client does not read it in time."""
-        from werkzeug.exceptions import RequestTimeout  # not above: see serve/__init__.py
+        """Send `data`. Raises ConnectionResetError if the client does not read it before the request's timeout."""
+        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
 
         try:
             self._socket.sendall(data)
         except RequestTimeout:
-            logs.write(logging.INFO, "the client did not read its answer in time: connection closed")
-            raise ConnectionResetError(errno.ECONNRESET, "the client did not read its answer in time") from None
+            logs.write(logging.INFO, "the client did not read its response in time: connection closed")
+            raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
 
     def close(self) -> None:
-        """Close the connection; where the client may still be sending, once it has stopped or LINGER is over.
+        """Close the connection. If the client may still be sending, first read until it stops, for LINGER seconds.
 
-        Closed with unread bytes, TCP would reset the connection, and the client could lose the answer (RFC 9112, 9.6).
+        Otherwise TCP would reset the connection and the client could lose the response (RFC 9112, section 9.6).
         """
         if self.lingers:
             with suppress(OSError), gevent.Timeout(LINGER, False):
@@ -66,12 +66,12 @@ class Connection:
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """The gevent worker with limits that hold for every request."""
+    """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # One pipelined request is answered in each iteration of the event loop, however many connections have some:
-        # they have arrived already, so that without this all of them would be served before a new client's.
+        # Pipelined requests have already arrived. One of them is served per iteration of the event loop, over all
+        # connections; otherwise all of them would be served before a new client's request.
         self._pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
@@ -79,19 +79,19 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().handle(listener, Connection(client), addr)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
-        """Answer a request within REQUEST_TIMEOUT, its body's arrival included."""
-        from werkzeug.exceptions import RequestTimeout  # not above: see serve/__init__.py
+        """Serve a request within REQUEST_TIMEOUT seconds, including the time to receive its body."""
+        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
 
-        keeps_open = req.should_close
-        req.should_close = lambda: keeps_open() or _is_unread(req.body)
+        should_close = req.should_close
+        req.should_close = lambda: should_close() or _is_unread(req.body)
         if req._expected_100_continue:
             size = int(dict(req.headers).get("CONTENT-LENGTH", 0))
-            # Where it is too large, the application answers 413, before the body is sent.
+            # If the body is too large, the application answers 413 before the client sends it.
             req._expected_100_continue = size <= wsgi.config.max_body_bytes
         seconds = wsgi.config.request_timeout
-        late = RequestTimeout(f"expected the whole request within {seconds} seconds")
+        timeout = RequestTimeout(f"expected the whole request within {seconds} seconds")
         try:
-            with gevent.Timeout(seconds, late):
+            with gevent.Timeout(seconds, timeout):
                 super().handle_request(listener_name, req, sock, addr)
         finally:
             sock.lingers = _is_unread(req.body)
@@ -101,17 +101,17 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 def _is_unread(body: Any) -> bool:
-    """Return whether a part of a request's body (gunicorn.http.body.Body) is unread, or was malformed."""
+    """Return whether part of a request's body (gunicorn.http.body.Body) was not read or was malformed."""
     reader = body.reader
     return bool(body.failed or getattr(reader, "length", 0) or getattr(reader, "parser", None))
 
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
-    """Answer a request that gunicorn cannot parse, as problem+json (RFC 9457)."""
+    """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
     request_id = uuid.uuid4().hex
     title = HTTPStatus(status).phrase
     body = msgspec.json.encode(
-        {"type": "about:blank", "title": title, "status": status, "detail": (detail or title)[:LONGEST]}
+        {"type": "about:blank", "title": title, "status": status, "detail": (detail or title)[:MAX_DETAIL]}
     )
     logs.write(logging.INFO, "malformed request", request_id=request_id, status=status)
     head = (
@@ -122,4 +122,4 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
     util.write_nonblock(sock, head.encode() + body)
 
 
-util.write_error = _write_problem  # the one function through which gunicorn answers by itself
+util.write_error = _write_problem  # gunicorn calls this function for every error response of its own

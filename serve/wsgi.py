@@ -1,11 +1,14 @@
-"""What gunicorn's processes share: the release that the master verified, and the application a worker makes of it."""
+"""gunicorn's entry point, and the state that its master shares with the workers.
+
+The master imports this module. It must not import what gevent has to patch first, so Flask, NumPy and ONNX Runtime are
+imported in the worker.
+"""
 
 import mmap
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from serve import create_app
 from serve.config import Config, ConfigError
 from serve.release import Release, verify
 
@@ -16,16 +19,18 @@ try:
     config = Config.from_environment(os.environ)
 except ConfigError as error:
     sys.exit(f"serve: {error}")
-release: Release | None = None  # set in the master, inherited by each worker when it is forked
-deaths = memoryview(mmap.mmap(-1, 8)).cast("Q")  # [1], of workers: memory that the master writes and all of them read
+release: Release | None = None  # set by the master; a worker inherits it when it is forked
+deaths = memoryview(mmap.mmap(-1, 8)).cast("Q")  # [1]: number of dead workers; shared memory, written by the master
 
 
 def load() -> None:
-    """Verify the release in MODEL_DIR and make it the one that workers serve from now on. Raises ModelError."""
+    """Verify the release in MODEL_DIR; workers that are forked from now on serve it. Raises ModelError."""
     global release
     release = verify(config.model_dir)
 
 
 def application() -> "Flask":
-    """Return a worker's application."""
+    """Return the application of a worker."""
+    from serve.app import create_app
+
     return create_app(config, release)

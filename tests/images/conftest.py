@@ -1,4 +1,4 @@
-"""The built images, and containers of them that end with their test."""
+"""Fixtures: the built images, and containers that are removed after each test."""
 
 import json
 import os
@@ -17,7 +17,7 @@ Docker = Callable[..., str]
 
 
 class Container:
-    """A container of `serve` that answers."""
+    """A running container of `serve`."""
 
     def __init__(self, docker: Docker, name: str, url: str | None) -> None:
         self.docker, self.name, self.url = docker, name, url
@@ -29,12 +29,12 @@ class Container:
         return [json.loads(line)["message"] for line in self.docker("logs", self.name).splitlines()]
 
     def workers(self) -> int:
-        """Return how many workers there are: the children of the master, which is the only child of the container."""
+        """Return the number of workers, the child processes of the container's main process."""
         parents = [line.split()[0] for line in self.docker("top", self.name, "-o", "ppid,pid").splitlines()[1:]]
         return parents.count(self.inspect("{{.State.Pid}}"))
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
-        """Return what `condition` does once that is true."""
+        """Wait until `condition` returns a true value, and return it."""
         return wait(condition, seconds, lambda: self.docker("logs", self.name))
 
     def answers(self) -> bool:
@@ -43,7 +43,7 @@ class Container:
 
 @pytest.fixture(scope="session")
 def docker() -> Docker:
-    """Return a function that returns what `docker` says; the images must be there, as `make images` builds them."""
+    """Return a function that runs `docker` and returns its output; `make images` must have built the images."""
     if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("no container engine: the image tests were not run")
 
@@ -58,7 +58,7 @@ def docker() -> Docker:
 
 @pytest.fixture
 def serve(docker) -> Iterator[Callable[..., Container]]:
-    """Return a function that runs `serve` with the options given, and waits until it answers."""
+    """Return a function that runs `serve` with the given options and waits until it is ready."""
     names = []
 
     def run(*options: object, network: bool = True) -> Container:

@@ -1,4 +1,4 @@
-"""compose.yaml as its users run it: what was trained is served, by one replica or by three behind nginx."""
+"""compose.yaml: the trained model is served by one replica, or by three behind nginx."""
 
 import json
 import os
@@ -21,7 +21,7 @@ URL = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def compose(docker, tmp_path):
-    """Return a function that runs `docker compose` on a copy of the file, the shipped release as what was trained."""
+    """Return a function that runs `docker compose` on a copy of the file, with the shipped release in artifacts."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
     shutil.copytree(RELEASE, tmp_path / "artifacts" / "release")
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
@@ -37,13 +37,13 @@ def replicas(compose):
     return compose("ps", "--quiet", "serve").split()
 
 
-def test_what_was_trained_is_served(compose, images):
+def test_the_trained_model_is_served(compose, images):
     compose("up", "--detach", "--no-build", "--wait", "serve")
     answer = requests.post(f"{URL}/predict", images[:3].tobytes(), headers=RAW)
     assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7, 2, 1]
 
 
-def test_nothing_trained_is_said_in_one_line(compose, tmp_path):
+def test_a_missing_model_is_reported_in_one_line(compose, tmp_path):
     shutil.rmtree(tmp_path / "artifacts" / "release")
     compose("up", "--detach", "--no-build", "serve")
     time.sleep(3)
@@ -53,7 +53,7 @@ def test_nothing_trained_is_said_in_one_line(compose, tmp_path):
     }
 
 
-def test_three_replicas_share_the_requests_and_one_that_is_killed_fails_none(docker, compose, images):
+def test_three_replicas_share_the_requests_and_killing_one_fails_none(docker, compose, images):
     compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
     assert len(replicas(compose)) == 3
     time.sleep(2)  # until nginx, which resolves the name once a second, has all three
@@ -76,14 +76,14 @@ def test_three_replicas_share_the_requests_and_one_that_is_killed_fails_none(doc
     stopping.set()
     for thread in threads:
         thread.join()
-    assert len(before) == 3  # the requests were spread …
+    assert len(before) == 3  # the requests were distributed
     assert min(before.values()) > 0.1 * before.total()
-    assert {status for _, status in answers} == {200}  # … and none failed: nginx asked another replica
+    assert {status for _, status in answers} == {200}  # and none failed: nginx retried on another replica
     later = answers - before
     assert later.total() > 100
 
 
-def test_metrics_say_which_replica(compose):
+def test_metrics_name_the_replica(compose):
     compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=2")
     hosts = set()
     for _ in range(20):
@@ -93,7 +93,7 @@ def test_metrics_say_which_replica(compose):
     assert hosts == {container[:12] for container in replicas(compose)}
 
 
-def test_the_file_is_whole():
+def test_the_file_defines_all_services():
     config = json.loads(
         subprocess.run(
             ["docker", "compose", "--profile", "*", "config", "--format", "json"],

@@ -1,4 +1,4 @@
-"""The images from outside, as their users have them: built by `make images`, tested by `make test-images`."""
+"""Tests of the container images, which `make images` builds; `make test-images` runs them."""
 
 import json
 import os
@@ -18,27 +18,27 @@ from train.verify import load_classifier
 pytestmark = pytest.mark.images
 
 BASE = "python:3.13-slim-trixie"
-# What the service is run with where it is run with care; one core, half a gigabyte.
+# Options of a hardened container with one core and 512 MiB.
 HARDENED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
 HARDENED += ["--memory=512m", "--cpus=1"]
 RAW = {"Content-Type": "application/octet-stream"}
 MEBIBYTE = 2**20
 
 
-def ask(container, images):
-    """Return the digits that the service finds."""
+def predict_digits(container, images):
+    """Return the predicted digits."""
     answer = requests.post(f"{container.url}/predict", images.tobytes(), headers=RAW)
     return [prediction["digit"] for prediction in answer.json()["predictions"]]
 
 
-def test_what_the_train_image_trained_is_served_with_pytorch_s_labels(mounted, serve, mnist):
+def test_the_served_labels_equal_pytorch_s(mounted, serve, mnist):
     container = serve("--volume", f"{mounted / 'release'}:/model:ro", "--env", "MODEL_DIR=/model", *HARDENED)
     classifier = load_classifier(Model_3(), (mounted / "release" / "model.safetensors").read_bytes(), mounted)
     images = mnist.test.images[:1_000]
-    assert ask(container, images.numpy()) == predict(classifier, images)[1].tolist()
+    assert predict_digits(container, images.numpy()) == predict(classifier, images)[1].tolist()
 
 
-def test_what_is_left_in_the_mounted_folder_is_its_owner_s(mounted):
+def test_the_results_belong_to_the_owner_of_the_mounted_folder(mounted):
     left = [path for path in mounted.rglob("*") if path.is_file()]
     assert {"digits.onnx", "model.safetensors", "manifest.json", "report.md"} <= {path.name for path in left}
     assert {(path.stat().st_uid, path.stat().st_gid) for path in left} == {(12345, 12346)}
@@ -52,7 +52,7 @@ def test_the_train_image_verifies_an_export(docker, mounted, subset):
     assert "verified on 300 test images" in said
 
 
-def test_the_train_image_runs_as_the_user_that_is_named(docker, tmp_path, subset):
+def test_the_train_image_runs_as_the_given_user(docker, tmp_path, subset):
     os.chown(tmp_path, 23456, 23456)
     options = ["--user", "23456:23456", "--volume", f"{tmp_path}:/artifacts", "--volume", f"{subset}:/data:ro"]
     docker("run", "--rm", *options, "train", "--models", "Model_2", "--epochs", "1", "--data", "/data")
@@ -67,7 +67,7 @@ def test_the_train_image_runs_as_the_user_that_is_named(docker, tmp_path, subset
         (["--memory", "600m"], [], "expected at least"),
     ],
 )
-def test_the_train_image_says_what_it_lacks_in_one_line(docker, tmp_path, options, arguments, word):
+def test_the_train_image_reports_a_missing_requirement_in_one_line(docker, tmp_path, options, arguments, word):
     command = ["docker", "run", "--rm", *options, "--volume", f"{tmp_path}:/artifacts", "train", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1, ended.stderr
@@ -84,9 +84,9 @@ def test_the_train_image_trains_seeds_on_as_many_threads_as_its_cpu_limit_has_co
     assert ", 1 thread;" in (tmp_path / "consistency" / "consistency.md").read_text()
 
 
-def test_the_service_as_it_ships(serve, images, labels):
+def test_the_shipped_service(serve, images, labels):
     container = serve(*HARDENED)
-    found = np.concatenate([ask(container, images[i : i + 1_000]) for i in range(0, 10_000, 1_000)])
+    found = np.concatenate([predict_digits(container, images[i : i + 1_000]) for i in range(0, 10_000, 1_000)])
     assert int((found == labels).sum()) == json.loads((RELEASE / "manifest.json").read_text())["test_correct"]
     assert container.workers() == 1
     container.wait(lambda: container.inspect("{{.State.Health.Status}}") == "healthy")
@@ -96,7 +96,7 @@ def test_as_many_workers_as_the_cpu_limit_has_cores(serve):
     assert serve("--cpus", "2").workers() == 2
 
 
-def test_a_service_without_a_network_predicts_and_nothing_tries_to_leave(docker, serve):
+def test_a_service_without_a_network_predicts_and_sends_nothing(docker, serve):
     container = serve(*HARDENED, network=False)
     container.wait(lambda: any(message == "serving" for message in container.messages()))
     code = """
@@ -135,7 +135,7 @@ def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(dock
     assert {answer.status_code for answer in answers} == {200}
 
 
-def test_sighup_serves_the_model_that_is_mounted_by_then(docker, serve, mounted, tmp_path):
+def test_sighup_serves_the_new_model(docker, serve, mounted, tmp_path):
     folder = shutil.copytree(RELEASE, tmp_path / "release")
     container = serve(*HARDENED, "--volume", f"{folder}:/model:ro", "--env", "MODEL_DIR=/model")
 
@@ -150,7 +150,7 @@ def test_sighup_serves_the_model_that_is_mounted_by_then(docker, serve, mounted,
     container.wait(lambda: version() != before)
 
 
-def test_a_corrupt_model_ends_with_one_clear_line(docker, tmp_path):
+def test_a_corrupt_model_prevents_the_start_with_one_line(docker, tmp_path):
     folder = shutil.copytree(RELEASE, tmp_path / "release")
     (folder / "digits.onnx").write_bytes(b"corrupt")
     command = ["docker", "run", "--rm", "--volume", f"{folder}:/model:ro", "--env", "MODEL_DIR=/model", "serve"]
@@ -166,21 +166,21 @@ def shell(docker, image, script, *options):
 
 
 @pytest.mark.parametrize("image", ["serve", "serve-proxy"])
-def test_the_user_has_a_number_and_may_write_to_tmp_alone(docker, image):
+def test_the_user_is_numeric_and_can_write_to_tmp_only(docker, image):
     assert docker("image", "inspect", "--format", "{{.Config.User}}", image) == "10001:10001"
     found = shell(docker, image, r"find / -xdev \( -type f -o -type d \) -writable 2>/dev/null; true")
     assert found == ["/tmp"]
 
 
 @pytest.mark.parametrize("image", ["serve", "train", "serve-proxy"])
-def test_no_file_gained_the_right_to_be_another_user(docker, image):
+def test_no_setuid_file_was_added(docker, image):
     script = "find / -xdev -perm /6000 -type f 2>/dev/null | sort; true"
     root = ["--user", "0"]
     assert set(shell(docker, image, script, *root)) <= set(shell(docker, BASE, script, *root))
 
 
 @pytest.mark.parametrize("image", ["serve", "train"])
-def test_no_secret_and_no_history_is_inside(docker, image):
+def test_the_image_contains_no_secrets_and_no_git_history(docker, image):
     secrets = (".git", ".env", "id_rsa*", "*.key", ".netrc", "pip.conf", ".docker")
     names = " -o ".join(f"-name '{name}'" for name in secrets)
     script = f"find / -xdev \\( {names} \\) -not -path '/usr/*' -not -path '/opt/venv/lib/*'"
@@ -191,7 +191,7 @@ def test_no_secret_and_no_history_is_inside(docker, image):
 
 
 @pytest.mark.parametrize("image", ["serve", "train"])
-def test_labels_say_where_an_image_comes_from(docker, image):
+def test_labels_name_the_image_s_origin(docker, image):
     labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
     stated = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
     assert stated["licenses"] == "MIT"

@@ -1,25 +1,24 @@
-"""deploy/kubernetes: valid by the published schemas, and in agreement with itself, the image and the code."""
+"""deploy/kubernetes: valid against the published schemas, and consistent with itself, the image and the code."""
 
 import copy
 import re
-from dataclasses import fields
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 from serve.inference import MODEL
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 FOLDERS = [FOLDER, FOLDER / "kserve"]
-VERSIONS = ["1.30", "1.34", "1.37"]  # preStop's sleep is there by default; is stable; the newest with a schema
+VERSIONS = ["1.30", "1.34", "1.37"]  # preStop.sleep on by default; stable; the newest schema
 DOCKERFILE = (ROOT / "Dockerfile.serve").read_text()
 
-# What an InferenceService's predictor has besides a pod's fields; of KServe 0.21, those that are used here.
+# Fields of an InferenceService's predictor besides those of a pod: the ones used here, from KServe 0.21.
 PREDICTOR = {
     "minReplicas": {"type": "integer", "minimum": 0},
     "maxReplicas": {"type": "integer", "minimum": 0},
@@ -64,7 +63,7 @@ each_pod = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 
 
 def validate(manifest, version):
-    """Raise where `manifest` is not of its schema, an InferenceService where its parts are not."""
+    """Validate `manifest` against its schema, and an InferenceService in parts. Raises jsonschema.ValidationError."""
     if manifest["kind"] != "InferenceService":
         kubernetes_validate.validate(manifest, version, strict=True)
         return
@@ -85,13 +84,13 @@ def container(pod):
 
 
 def variables(pod):
-    """Return the environment, of values that are written in it."""
+    """Return the environment variables with their literal values, or None."""
     return {variable["name"]: variable.get("value") for variable in container(pod)["env"]}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_is_of_its_schema(name, version):
+def test_a_manifest_is_valid(name, version):
     validate(MANIFESTS[name], version)
 
 
@@ -113,7 +112,7 @@ def test_a_manifest_is_of_its_schema(name, version):
         ("kserve/inferenceservice.yaml", "spec.predictor.containers.0.imagePullPolicies", "Always"),
     ],
 )
-def test_a_manifest_that_is_wrong_is_refused(name, path, value):
+def test_an_invalid_manifest_is_refused(name, path, value):
     manifest = copy.deepcopy(MANIFESTS[name])
     *parents, last = (int(key) if key.isdecimal() else key for key in path.split("."))
     place = manifest
@@ -127,7 +126,7 @@ def test_a_manifest_that_is_wrong_is_refused(name, path, value):
         validate(manifest, VERSIONS[-1])
 
 
-def test_the_sleep_needs_a_kubernetes_that_knows_it():
+def test_prestop_sleep_needs_a_recent_kubernetes():
     with pytest.raises(jsonschema.ValidationError):
         validate(DEPLOYMENT, "1.28")
 
@@ -144,10 +143,10 @@ def test_kustomize_applies_every_manifest(folder):
 def test_kustomize_sets_the_image_that_is_named(folder, pod):
     (image,) = read(folder / "kustomization.yaml")["images"]
     assert image["name"] == container(pod)["image"] == "serve"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", image["newTag"])  # a version, not what `latest` is at the time
+    assert re.fullmatch(r"\d+\.\d+\.\d+", image["newTag"])  # a version, not `latest`
 
 
-def test_every_manifest_means_the_pods_of_the_deployment():
+def test_every_manifest_selects_the_deployment_s_pods():
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
     assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
     assert SERVICE["spec"]["selector"] == labels
@@ -160,14 +159,14 @@ def test_every_manifest_means_the_pods_of_the_deployment():
     assert len({manifest["metadata"]["name"] for name, manifest in MANIFESTS.items() if "/" not in name}) == 1
 
 
-def test_the_manifests_for_kserve_mean_the_pods_that_it_makes():
+def test_the_kserve_manifests_select_kserve_s_pods():
     labels = {"serving.kserve.io/inferenceservice": KSERVE["metadata"]["name"]}
     assert MANIFESTS["kserve/networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"] == labels
     spread = PODS["kserve"]["topologySpreadConstraints"]
     assert all(constraint["labelSelector"]["matchLabels"] == labels for constraint in spread)
 
 
-def test_kserve_finds_the_model_by_the_protocol():
+def test_kserve_uses_the_protocol_and_the_model_s_name():
     assert KSERVE["metadata"]["name"] == MODEL
     assert container(PODS["kserve"])["name"] == "kserve-container"
     assert variables(PODS["kserve"])["PROTOCOL"] == "v2"
@@ -179,7 +178,7 @@ def test_kserve_runs_the_same_container():
     container(kserve)["name"] = container(plain)["name"]
     container(kserve)["env"] = [variable for variable in container(kserve)["env"] if variable["name"] != "PROTOCOL"]
     for pod in (plain, kserve):
-        del pod["topologySpreadConstraints"]  # each by its own labels
+        del pod["topologySpreadConstraints"]  # they select different labels
     assert kserve == plain
     assert PODS["kserve"]["deploymentStrategy"] == DEPLOYMENT["spec"]["strategy"]
 
@@ -203,7 +202,7 @@ def test_the_service_and_the_policies_name_that_port():
 
 
 @each_pod
-def test_the_probes_ask_routes_of_the_application(pod):
+def test_the_probes_use_routes_of_the_application(pod):
     routes = {rule.rule for rule in create_app(Config()).url_map.iter_rules() if "GET" in rule.methods}
     found = {}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -218,7 +217,7 @@ def test_the_probes_ask_routes_of_the_application(pod):
 def test_the_environment_configures_the_service(pod):
     environment = variables(pod)
     environment.pop("PROTOCOL", None)  # KServe's
-    assert set(environment) <= {field.name.upper() for field in fields(Config)}
+    assert set(environment) <= set(Config.__struct_encode_fields__)
     Config.from_environment({name: value for name, value in environment.items() if value is not None})
 
 
@@ -251,7 +250,7 @@ def test_the_pod_is_confined_as_the_container_is_tested(pod):
 
 
 @each_pod
-def test_a_pod_has_the_time_to_end(pod):
+def test_a_pod_has_enough_time_to_shut_down(pod):
     timeout = int(variables(pod)["REQUEST_TIMEOUT"])
     withdrawn = container(pod)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > withdrawn + timeout
@@ -261,7 +260,7 @@ def test_kserve_waits_as_long_as_the_service():
     assert PODS["kserve"]["timeout"] == int(variables(PODS["kserve"])["REQUEST_TIMEOUT"])
 
 
-def test_kserve_scales_alike():
+def test_kserve_scales_like_the_autoscaler():
     scaler = MANIFESTS["horizontalpodautoscaler.yaml"]["spec"]
     (metric,) = scaler["metrics"]
     predictor = PODS["kserve"]
@@ -271,9 +270,9 @@ def test_kserve_scales_alike():
     assert predictor["scaleTarget"] == metric["resource"]["target"]["averageUtilization"]
 
 
-def test_the_autoscaler_alone_sets_the_replicas():
+def test_only_the_autoscaler_sets_the_replicas():
     assert "replicas" not in DEPLOYMENT["spec"]
 
 
-def test_no_update_takes_a_replica_before_another_is_ready():
+def test_an_update_stops_no_replica_before_another_is_ready():
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0

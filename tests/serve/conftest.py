@@ -1,4 +1,4 @@
-"""The service under test: a Flask application, and real gunicorns on loopback."""
+"""Fixtures: the Flask application, and gunicorn processes on the loopback interface."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 from tests.polling import PATIENCE, answers, wait
 from train.paths import ROOT
 
 
 class Service:
-    """A real gunicorn with this configuration, ready to answer. Logs to `log`, of which it makes a new file."""
+    """A gunicorn process with the given configuration, ready for requests. It logs to the new file `log`."""
 
     def __init__(self, log: Path, **environment: object) -> None:
         with socket.socket() as free:
@@ -45,7 +45,7 @@ class Service:
         return answers(self.url)
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        """Return what `condition` does once that is true."""
+        """Wait until `condition` returns a true value, and return it."""
         return wait(condition, PATIENCE, lambda: self.log.read_text() if self.log.is_file() else "")
 
     def signal(self, number: int) -> None:
@@ -56,17 +56,17 @@ class Service:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log."""
+        """Return the log lines, parsed."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def stop(self) -> int:
-        """End it as an operator does."""
+        """Stop it with SIGTERM, as an operator does; return the exit status."""
         self.signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
     def end(self) -> None:
-        """End it, by force where it does not end by itself."""
-        self.signal(signal.SIGINT)  # which waits for no connection
+        """Stop it with SIGINT, or kill it after 10 seconds."""
+        self.signal(signal.SIGINT)  # does not wait for open connections
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -80,7 +80,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory) -> Iterator[Service]:
-    """Return a service as it is without any configuration: one for all the tests of a pytest process."""
+    """Return a service with the default configuration, shared by all tests of a pytest process."""
     service = Service(tmp_path_factory.mktemp("service") / "log")
     yield service
     try:
@@ -91,13 +91,13 @@ def service(tmp_path_factory) -> Iterator[Service]:
 
 @pytest.fixture
 def start(tmp_path) -> Iterator[Callable[..., Service]]:
-    """Return a function that starts a service with the configuration given, ended with the test."""
+    """Return a function that starts a service with a configuration; it is stopped after the test."""
     yield from starting(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def start_for_module(tmp_path_factory) -> Iterator[Callable[..., Service]]:
-    """Return the same as `start`, ended with the module."""
+    """Return the same as `start`; the services are stopped after the module."""
     yield from starting(tmp_path_factory.mktemp("services"))
 
 
@@ -115,5 +115,5 @@ def starting(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture(scope="session")
 def client() -> FlaskClient:
-    """Return a client of an application that takes at most 5 images and 100,000 bytes a request."""
+    """Return a client of an application with limits of 5 images and 100,000 bytes per request."""
     return create_app(Config(max_batch=5, max_body_bytes=100_000)).test_client()

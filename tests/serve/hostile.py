@@ -1,8 +1,7 @@
-"""Requests that a hostile client sends, and what another client and the worker's memory have to say of them.
+"""Hostile requests, and measurement of their effect on other clients and on the worker's memory.
 
-`CASES` has a raw HTTP request for each name, as an iterator of bytes: one a kind, each of which once held or killed a
-worker, or could. Most of the pictures are made by the formats' rules and not by Pillow, which would refuse to write
-them.
+`CASES` maps names to raw HTTP requests, as iterators of bytes. Each once blocked or killed a worker, or could. Most
+pictures are written byte by byte, because Pillow refuses to write them.
 """
 
 import http.client
@@ -93,7 +92,7 @@ def png_of_many_texts() -> bytes:
 
 @cache
 def png_small() -> bytes:
-    """Return a PNG that the worker decodes itself, made to take as long as one can, of a digit, so that more follow."""
+    """Return a valid PNG of a digit that the worker decodes itself and that takes as long as possible."""
     one = b"".join(
         b"\0" + (b"\xff" * 30 + b"\0" * 4 + b"\xff" * 30 if 60 < y < 450 else b"\xff" * 64) for y in range(512)
     )
@@ -126,7 +125,7 @@ def jpeg_with(extra: bytes) -> bytes:
 
 @cache
 def jpeg_of_many_scans(scans: int) -> bytes:
-    """Return a progressive JPEG of 5000×5000 with its last scan repeated, which refines every block anew."""
+    """Return a progressive JPEG of 5000×5000 with its last scan repeated; each repetition refines every block."""
     content = encode(Image.new("L", (5_000, 5_000), 128), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + content[-2:]
@@ -134,7 +133,7 @@ def jpeg_of_many_scans(scans: int) -> bytes:
 
 @cache
 def mpo_of_many_scans(scans: int) -> bytes:
-    """Return the same as a multi-picture file (CIPA DC-007), which Pillow takes for another format."""
+    """Return the same as a multi-picture file (CIPA DC-007), which Pillow treats as another format."""
     plain = Image.new("L", (5_000, 5_000), 128)
     two = encode(plain, "MPO", save_all=True, append_images=[Image.new("L", (28, 28))], progressive=True)
     second = two.index(b"\xff\xd8", 2)
@@ -160,7 +159,7 @@ def gif_of_one_comment() -> bytes:
 
 
 def gif_of_clear_codes() -> bytes:
-    """Return a GIF of 5000×5000 whose data only ever empties the table of codes."""
+    """Return a GIF of 5000×5000 whose data consists of clear codes."""
     return gif(5_000, 5_000, b"", (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10))
 
 
@@ -168,7 +167,7 @@ def gif_of_clear_codes() -> bytes:
 def webp(side: int, lossless: bool) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     if side > 2_000:
-        noise[:, : side - 500] = 0  # or it would have more bytes than a picture may
+        noise[:, : side - 500] = 0  # otherwise it would exceed MAX_BYTES
     return encode(Image.fromarray(noise), "WEBP", lossless=lossless, method=0)
 
 
@@ -197,7 +196,7 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
 
 
 def many(content: bytes, count: int) -> Parts:
-    """Return a form with a picture many times."""
+    """Return a form with the same picture `count` times."""
     body = (FILE + content + b"\r\n") * count + b"--b--\r\n"
     return post("/predict", "multipart/form-data; boundary=b", body)
 
@@ -288,9 +287,9 @@ CASES: dict[str, Callable[[], Parts]] = {
 
 
 def attack(address: tuple[str, int], parts: Parts) -> int | None:
-    """Send a request until the service stops reading; return the status it answers, None where it answers nothing."""
+    """Send a request until the service stops reading; return the response's status, or None without a response."""
     with socket.create_connection(address, timeout=60) as connection:
-        with suppress(OSError):  # it has answered and closed: the answer can be read all the same
+        with suppress(OSError):  # the service has closed the connection; the response can still be read
             for part in parts:
                 connection.sendall(part)
         with suppress(OSError):
@@ -300,7 +299,7 @@ def attack(address: tuple[str, int], parts: Parts) -> int | None:
 
 
 class Bystander:
-    """Other clients of the same worker, who ask all the time, and the memory of that worker and its decoders."""
+    """Continuous requests of other clients to the same worker, and the memory of the worker and its decoders."""
 
     REQUESTS = (
         ("GET", "/healthz", None, {}),
@@ -310,11 +309,11 @@ class Bystander:
 
     def __init__(self, address: tuple[str, int], worker: int) -> None:
         self.statuses: Counter[int] = Counter()
-        self.slowest = 0.0  # seconds from a connection's opening to the end of its answer
-        self.memory = 0.0  # MiB, resident, at most
+        self.slowest = 0.0  # seconds from connecting to the end of the response
+        self.memory = 0.0  # MiB: maximum resident memory
         self._address, self._worker = address, worker
         self._stop = threading.Event()
-        tasks = [self._watch, *(lambda request=request: self._ask(*request) for request in self.REQUESTS)]
+        tasks = [self._watch, *(lambda request=request: self._send(*request) for request in self.REQUESTS)]
         self._threads = [threading.Thread(target=task) for task in tasks]
 
     def __enter__(self) -> "Bystander":
@@ -327,7 +326,7 @@ class Bystander:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
+    def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
         while not self._stop.is_set():
             started = time.monotonic()
             connection = http.client.HTTPConnection(*self._address, timeout=60)
@@ -346,13 +345,13 @@ class Bystander:
     def _watch(self) -> None:
         while not self._stop.is_set():
             children = Path(f"/proc/{self._worker}/task/{self._worker}/children")
-            with suppress(OSError):  # a decoder, or the worker, has just ended
+            with suppress(OSError):  # a decoder or the worker has just exited
                 processes = [self._worker, *map(int, children.read_text().split())]
                 self.memory = max(self.memory, sum(map(resident, processes)))
             self._stop.wait(0.02)
 
 
 def resident(process: int) -> float:
-    """Return the memory that a process has in RAM, in MiB."""
+    """Return the resident memory of a process in MiB."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0

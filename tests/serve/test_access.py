@@ -1,12 +1,12 @@
-"""With API_KEY set, every route needs the key but those that are marked public."""
+"""Authentication: with API_KEY set, every route requires the key, except those marked public."""
 
 import pytest
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import RELEASE, Config
 from serve.release import read
 
-KEY = "s3cret/+=="  # base64, as `openssl rand -base64` makes a key
+KEY = "s3cret/+=="  # base64, like the output of `openssl rand -base64`
 RAW = "application/octet-stream"
 PUBLIC = {
     "/healthz",
@@ -27,7 +27,7 @@ def app():
     return create_app(Config(api_key=KEY))
 
 
-def test_every_route_but_the_public_ones_needs_the_key(app):
+def test_every_route_except_the_public_ones_requires_the_key(app):
     values = {"name": "page.js", "model": "digits", "version": read(RELEASE).version}
     client = app.test_client()
     open_without = set()
@@ -46,21 +46,21 @@ def test_every_route_but_the_public_ones_needs_the_key(app):
     assert open_without == PUBLIC
 
 
-def test_a_new_route_needs_the_key():
+def test_a_new_route_requires_the_key():
     app = create_app(Config(api_key=KEY))
     app.add_url_rule("/new", view_func=lambda: "secret")
     assert app.test_client().get("/new").status_code == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_the_key_lets_in(app, images, scheme):
+def test_a_request_with_the_key_is_served(app, images, scheme):
     headers = {"Authorization": f"{scheme} {KEY}"}
     answer = app.test_client().post("/predict", data=images[:1].tobytes(), content_type=RAW, headers=headers)
     assert [prediction["digit"] for prediction in answer.json["predictions"]] == [7]
 
 
 @pytest.mark.parametrize("sent", [None, "Bearer", "Bearer other", "Basic czNjcmV0", "Bearer é", f"Bearer {KEY}x", KEY])
-def test_nothing_else_does(app, images, sent):
+def test_a_request_without_the_right_key_is_refused(app, images, sent):
     headers = {"Authorization": sent} if sent else {}
     answer = app.test_client().post("/predict", data=images[:1].tobytes(), content_type=RAW, headers=headers)
     assert answer.status_code == 401

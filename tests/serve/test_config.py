@@ -1,3 +1,5 @@
+"""Configuration from environment variables."""
+
 import os
 
 import pytest
@@ -9,26 +11,33 @@ def test_an_empty_environment_gives_the_defaults():
     assert Config.from_environment({"PORT": "", "UNKNOWN": "1"}) == Config()
 
 
-def test_every_field_is_the_variable_of_its_name(tmp_path):
+def test_each_field_has_an_environment_variable(tmp_path):
     config = Config.from_environment({"MODEL_DIR": str(tmp_path), "PORT": "9000", "MAX_BATCH": "7", "API_KEY": "k"})
-    assert (config.model_dir, config.port, config.max_batch, config.api_key) == (tmp_path, 9000, 7, "k")
+    assert config == Config(model_dir=tmp_path, port=9000, max_batch=7, api_key="k")
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("PORT", "http", "PORT: expected a whole number, found 'http'"),
-        ("PORT", "0", "PORT: expected 1 to 65535, found 0"),
-        ("WEB_CONCURRENCY", "-1", "WEB_CONCURRENCY: expected 0 to 1024, found -1"),
-        ("MAX_BATCH", "1.5", "MAX_BATCH: expected a whole number, found '1.5'"),
-        ("LOG_LEVEL", "loud", "LOG_LEVEL: expected one of debug, info, warning, error, found 'loud'"),
+        ("PORT", "http", "PORT: expected a whole number from 1 to 65535, found 'http'"),
+        ("PORT", "0", "PORT: expected a whole number from 1 to 65535, found '0'"),
+        ("WEB_CONCURRENCY", "-1", "WEB_CONCURRENCY: expected a whole number from 0 to 1024, found '-1'"),
+        ("MAX_BATCH", "1.5", "MAX_BATCH: expected a whole number from 1 to 100000, found '1.5'"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL: expected debug, info, warning or error, found 'loud'"),
+        ("HOST", "a\n", "HOST: expected a host name or an IP address, found 'a\\n'"),
+        ("CORS_ORIGINS", "* x", "CORS_ORIGINS: expected * or origins like https://example.org, found '* x'"),
         ("API_KEY", "a secret", "API_KEY: expected printable ASCII without spaces, found other characters"),
     ],
 )
-def test_a_wrong_variable_is_named(variable, value, message):
+def test_an_invalid_variable_is_named(variable, value, message):
     with pytest.raises(ConfigError) as error:
         Config.from_environment({variable: value})
     assert str(error.value) == message
+
+
+def test_several_origins_are_valid():
+    origins = "https://example.org  http://[::1]:8080"
+    assert Config.from_environment({"CORS_ORIGINS": origins}).cors_origins == origins
 
 
 @pytest.mark.parametrize("workers", range(1, 10))

@@ -1,4 +1,4 @@
-"""Pictures are decoded in processes of their own, which end with a picture that needs too much, and are replaced."""
+"""Sandboxed decoding: a process that exceeds its limits is killed and replaced, and the others continue."""
 
 import io
 import os
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import create_app, decoder
+from serve import decoder
+from serve.app import create_app
 from serve.config import Config
-from serve.decoder import EXCEEDED, PROCESSES, DecoderError, Decoders
+from serve.decoder import EXCEEDED, PROCESSES, DecoderError, DecoderPool
 from serve.images import decode
 from serve.preprocess import ImageError
 from tests.polling import PATIENCE, wait
@@ -27,10 +28,10 @@ PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 
 def children():
-    """Return the decoding processes of this one."""
+    """Return the process ids of the decoding processes."""
     found = set()
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        with suppress(FileNotFoundError):  # it has ended meanwhile
+        with suppress(FileNotFoundError):  # it has exited meanwhile
             if b"serve.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(int(pid))
     return found
@@ -38,29 +39,29 @@ def children():
 
 @pytest.fixture
 def decoders():
-    return Decoders(MAX_PIXELS)
+    return DecoderPool(MAX_PIXELS)
 
 
 @pytest.mark.parametrize("picture", [SEVEN, PHOTO])
 @pytest.mark.parametrize("preprocess", ["auto", "mnist"])
-def test_decodes_as_the_function_does(decoders, preprocess, picture):
+def test_the_pool_decodes_like_the_function(decoders, preprocess, picture):
     np.testing.assert_array_equal(decoders.decode(picture, preprocess), decode(picture, preprocess))
 
 
-def test_small_pngs_need_no_process(decoders, monkeypatch):
-    monkeypatch.setattr(decoder._Process, "ask", lambda *_: pytest.fail("a process was asked"))
+def test_small_pngs_are_decoded_without_a_process(decoders, monkeypatch):
+    monkeypatch.setattr(decoder._Process, "call", lambda *_: pytest.fail("a process was called"))
     for picture in (SEVEN, png_small()):
         assert decoders.decode(picture).shape == (28, 28)
 
 
-def test_a_png_that_states_another_size_than_it_has_is_refused(decoders):
+def test_a_png_with_a_wrong_size_in_its_header_is_refused(decoders):
     large = png_large(2_000, 2_000, 8, 0, 1)
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
     with pytest.raises(ImageError, match=r"expected at most 262,144 pixels, found 2,000×2,000"):
         decoders.decode(large[:8] + header + large[8:])
 
 
-def test_refuses_with_the_function_s_words(decoders):
+def test_errors_are_the_same_as_the_function_s(decoders):
     damaged = (b"nonsense", SEVEN[:100], PHOTO[:900])
     for content, preprocess in (*((content, "auto") for content in damaged), (SEVEN, "none"), (PHOTO, "none")):
         with pytest.raises(ImageError) as expected:
@@ -70,7 +71,7 @@ def test_refuses_with_the_function_s_words(decoders):
         assert str(found.value) == str(expected.value)
 
 
-def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_read(decoders):
+def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_decoded(decoders):
     with pytest.raises(ImageError) as caught:
         decoders.decode(jpeg_of_many_scans(1_600))
     assert str(caught.value) == EXCEEDED
@@ -78,12 +79,12 @@ def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_read(decoders)
 
 
 @pytest.mark.slow
-def test_a_picture_that_needs_too_much_memory_is_refused_and_the_next_is_read():
-    decoders = Decoders(100_000_000)
+def test_a_picture_that_takes_too_much_memory_is_refused_and_the_next_is_decoded():
+    decoders = DecoderPool(100_000_000)
     with pytest.raises(ImageError) as caught:
         decoders.decode(png_large(9_000, 9_000, 8, 2, 3))
     assert str(caught.value) == EXCEEDED
-    with pytest.raises(ImageError, match=r"of memory|small enough for a decoder"):  # libwebp reserves it all at once
+    with pytest.raises(ImageError, match=r"of memory|small enough for a decoder"):  # libwebp allocates it at once
         decoders.decode(webp(5_000, lossless=False))
     assert decoders.decode(PHOTO).shape == (28, 28)
 
@@ -94,13 +95,13 @@ def test_a_process_that_is_killed_is_replaced(decoders):
     killed = children()
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    wait(lambda: not children(), PATIENCE, lambda: "a process goes on")  # one that has ended has no command line
+    wait(lambda: not children(), PATIENCE, lambda: "a process is still running")  # a zombie has no command line
     for _ in range(PROCESSES):
         assert decoders.decode(PHOTO).shape == (28, 28)
     assert not killed & children()
 
 
-def test_others_go_on_while_one_decodes_a_hostile_picture(decoders):
+def test_other_pictures_are_decoded_while_one_is_hostile(decoders):
     hostile = jpeg_of_many_scans(1_600)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(decoders.decode, hostile)
@@ -112,29 +113,29 @@ def test_others_go_on_while_one_decodes_a_hostile_picture(decoders):
     assert isinstance(running.exception(), ImageError)
 
 
-def test_no_more_processes_than_stated(decoders):
+def test_the_number_of_processes_is_limited(decoders):
     before = children()
     with ThreadPoolExecutor(16) as pool:
         assert len(list(pool.map(decoders.decode, [PHOTO] * 100))) == 100
     assert len(children() - before) <= PROCESSES
 
 
-def test_processes_end_with_their_owner():
+def test_processes_exit_with_the_pool():
     before = children()
-    decoders = Decoders(MAX_PIXELS)
+    decoders = DecoderPool(MAX_PIXELS)
     wait(lambda: children() - before, PATIENCE, lambda: "no process")
     del decoders
     assert children() <= before
 
 
-def test_a_bug_is_an_error_and_not_the_picture_s_fault(monkeypatch, decoders):
-    monkeypatch.setattr(decoder._Process, "ask", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
+def test_an_unexpected_exception_is_a_decoder_error(monkeypatch, decoders):
+    monkeypatch.setattr(decoder._Process, "call", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
     with pytest.raises(DecoderError, match="ZeroDivisionError"):
         decoders.decode(PHOTO)
 
 
 def corpus(kind):
-    """Return valid pictures of a format, of several modes, small so that their structure is most of them."""
+    """Yield small valid pictures of a format in several modes; most of their bytes are structure."""
     random = np.random.default_rng(0)
     colours = Image.fromarray(random.integers(0, 256, (28, 28, 3), np.uint8))
     grey = Image.fromarray(np.pad(np.full((12, 4), 255, np.uint8), ((8, 8), (12, 12))))
@@ -150,7 +151,7 @@ def corpus(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_ten_thousand_damaged_pictures_are_read_or_refused(kind):
+def test_ten_thousand_damaged_pictures_are_decoded_or_refused(kind):
     client = create_app(Config()).test_client()
     random = np.random.default_rng(len(kind))
     pictures = list(corpus(kind))

@@ -1,4 +1,4 @@
-"""Greenlets that yield to the event loop go on in order; threads, where a service has them, have loops of their own."""
+"""Cooperative scheduling: greenlets that yield resume in order; each thread has its own event loop."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +8,7 @@ from serve.event_loop import yield_to_event_loop
 from tests.polling import PATIENCE
 
 
-def test_those_who_give_way_go_on_in_their_order():
+def test_greenlets_resume_in_the_order_in_which_they_yielded():
     steps = []
 
     def work(name):
@@ -20,14 +20,14 @@ def test_those_who_give_way_go_on_in_their_order():
     assert steps == [(number, name) for number in range(3) for name in "abc"]
 
 
-def test_one_that_is_stopped_while_it_waits_holds_up_no_other():
+def test_a_greenlet_that_is_killed_while_it_waits_does_not_block_another():
     first, second = gevent.spawn(yield_to_event_loop), gevent.spawn(yield_to_event_loop)
-    gevent.sleep(0)  # both have begun to wait, the second for the first
+    gevent.sleep(0)  # both wait now, the second for the first
     first.kill(block=False)
     second.get(timeout=PATIENCE)
 
 
-def test_threads_have_event_loops_of_their_own():
+def test_each_thread_has_its_own_event_loop():
     with ThreadPoolExecutor(4) as pool:
-        for turn in [pool.submit(lambda: [yield_to_event_loop() for _ in range(50)]) for _ in range(4)]:
-            turn.result(timeout=PATIENCE)
+        for future in [pool.submit(lambda: [yield_to_event_loop() for _ in range(50)]) for _ in range(4)]:
+            future.result(timeout=PATIENCE)

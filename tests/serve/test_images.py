@@ -1,4 +1,4 @@
-"""Any picture of a digit becomes what the model knows, and whatever is none is refused in one line."""
+"""Image decoding and preprocessing: pictures of digits come out in MNIST's form, others are refused in one line."""
 
 import gzip
 import io
@@ -52,7 +52,7 @@ def enlarge(pixels: np.ndarray, side: int = 280) -> Image.Image:
 
 
 def drawn(pixels: np.ndarray = SEVEN, side: int = 280) -> Image.Image:
-    """Return the digit as people draw it: dark on light, large."""
+    """Return the digit large and dark on light."""
     return ImageOps.invert(enlarge(pixels, side))
 
 
@@ -63,7 +63,7 @@ def on_page(pixels: np.ndarray, side: int, corner: tuple[int, int], size: tuple[
 
 
 def close(found: np.ndarray, pixels: np.ndarray = SEVEN) -> bool:
-    """Tell whether the two look alike, a pixel's shift allowed: it is what a rounding of the centre makes."""
+    """Return whether the two are similar up to a shift by one pixel, which rounding of the centre can cause."""
     shifted = (np.roll(pixels, (y, x), axis=(0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1))
     return min(float(np.abs(found.astype(int) - other).mean()) for other in shifted) < 12
 
@@ -113,14 +113,14 @@ def test_every_mode_of_every_format_is_read(form, mode):
 
 
 @pytest.mark.parametrize("scale", [1, 16, 257])
-def test_white_of_a_deep_picture_is_what_its_values_suggest(scale):
+def test_the_depth_of_a_deep_picture_follows_from_its_values(scale):
     deep = Image.fromarray(SEVEN.astype(np.uint16) * np.uint16(scale))
     np.testing.assert_allclose(decode(encode(deep), "none"), SEVEN, atol=2)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 @pytest.mark.parametrize(("ink", "hidden"), [(0, 0), (0, 255), (255, 255), (255, 0), (60, 0)])
-def test_ink_on_transparent_shows_whatever_its_colour(form, ink, hidden):
+def test_ink_of_any_colour_on_transparent_is_visible(form, ink, hidden):
     cover = enlarge(SEVEN)
     picture = Image.composite(Image.new("L", cover.size, ink), Image.new("L", cover.size, hidden), cover)
     picture = Image.merge("LA", (picture.point(lambda _: ink) if hidden == ink else picture, cover)).convert("RGBA")
@@ -128,7 +128,7 @@ def test_ink_on_transparent_shows_whatever_its_colour(form, ink, hidden):
     assert close(decode(encode(picture, form, **options)))
 
 
-def test_card_with_transparent_corners_keeps_its_paper():
+def test_transparent_corners_are_filled_with_the_paper_s_colour():
     picture = drawn().convert("RGBA")
     alpha = Image.new("L", picture.size, 255)
     alpha.paste(0, (0, 0, 40, 40))
@@ -136,7 +136,7 @@ def test_card_with_transparent_corners_keeps_its_paper():
     assert close(decode(encode(picture)))
 
 
-def test_transparent_colour_of_a_palette_is_paper():
+def test_a_transparent_palette_colour_is_background():
     bilevel = drawn().point(lambda value: 255 * (value > 127))
     assert close(decode(encode(bilevel.convert("P"), "GIF", transparency=255)))
 
@@ -168,18 +168,18 @@ def test_damaged_exif_does_not_damage_the_picture():
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
-def test_first_of_several_frames_counts(form):
+def test_the_first_of_several_frames_is_used(form):
     content = encode(drawn(), form, save_all=True, append_images=[drawn(IMAGES[1])])
     assert close(decode(content))
 
 
-def test_form_of_mnist_goes_through_bit_for_bit():
+def test_images_in_mnist_s_form_are_unchanged():
     for pixels in IMAGES[:COUNT]:
         np.testing.assert_array_equal(decode(encode(pixels)), pixels)
-    assert prepare(IMAGES) is IMAGES  # none was changed, nor copied
+    assert prepare(IMAGES) is IMAGES  # neither changed nor copied
 
 
-def test_none_takes_a_picture_as_it_is():
+def test_none_changes_nothing():
     inverted = 255 - SEVEN
     np.testing.assert_array_equal(decode(encode(inverted), "none"), inverted)
     np.testing.assert_array_equal(prepare(inverted[None], "none")[0], inverted)
@@ -187,7 +187,7 @@ def test_none_takes_a_picture_as_it_is():
     np.testing.assert_array_equal(decode(encode(blank), "none"), blank)
 
 
-def test_mnist_takes_even_its_own_form_through_the_procedure(session):
+def test_mnist_also_processes_images_in_mnist_s_form(session):
     found = prepare(IMAGES[:COUNT], "mnist")
     assert (found != IMAGES[:COUNT]).any()
     assert np.mean(session.run(["digit"], {"image": found})[0] == LABELS[:COUNT]) >= 0.95
@@ -204,14 +204,14 @@ def test_ink_fits_20_pixels_with_its_centre_of_mass_in_the_middle(side):
         assert abs(centre - 14) <= 0.5
 
 
-def test_aspect_is_kept():
+def test_the_aspect_ratio_is_kept():
     page = Image.new("L", (300, 300), 255)
     page.paste(0, (20, 20, 60, 220))
     assert ink_box(decode(encode(page))) in [(3, 20), (4, 20), (5, 20)]
 
 
 @pytest.mark.parametrize("level", [20, 128, 250])
-def test_specks_are_ignored(level, session):
+def test_dirt_is_ignored(level, session):
     random = np.random.default_rng(0)
     found = []
     for pixels in IMAGES[:COUNT]:
@@ -224,7 +224,7 @@ def test_specks_are_ignored(level, session):
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_uneven_light_and_grain_are_removed(invert, session):
+def test_uneven_illumination_and_noise_are_removed(invert, session):
     random = np.random.default_rng(0)
     light = np.linspace(1, 0.5, 300) * np.linspace(1, 0.8, 400)[:, None]
     found = []
@@ -237,7 +237,7 @@ def test_uneven_light_and_grain_are_removed(invert, session):
 
 
 @pytest.mark.parametrize("width", [3, 6, 12, 24, 40, 60])
-def test_strokes_of_any_pen_come_out_as_wide_as_mnists(width):
+def test_strokes_of_any_width_are_normalised(width):
     picture = Image.new("L", (280, 280), 255)
     picture.paste(0, (40, 40, 240, 40 + width))
     picture.paste(0, (240 - width, 40, 240, 240))
@@ -268,7 +268,7 @@ NOTHING = {
 
 @pytest.mark.parametrize("preprocess", ["auto", "mnist"])
 @pytest.mark.parametrize("name", NOTHING)
-def test_nothing_drawn_is_said(name, preprocess):
+def test_a_picture_without_ink_is_refused(name, preprocess):
     for seed in range(10):
         with pytest.raises(ImageError, match=rf"^{NO_INK}$"):
             decode(NOTHING[name](np.random.default_rng(seed)), preprocess)
@@ -276,7 +276,7 @@ def test_nothing_drawn_is_said(name, preprocess):
 
 @pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
 @pytest.mark.parametrize("size", [10, 40, 150])
-def test_dot_is_refused(shape, size):
+def test_a_dot_is_refused(shape, size):
     page = Image.new("L", (280, 280), 255)
     getattr(ImageDraw.Draw(page), shape)((100, 90, 100 + size, 90 + size), fill=0)
     with pytest.raises(ImageError, match=r"^expected a picture of a digit, found a dot$"):
@@ -288,7 +288,7 @@ def test_decoding_is_deterministic():
     np.testing.assert_array_equal(decode(content), decode(content))
 
 
-def test_prepare_changes_only_what_is_not_in_form():
+def test_prepare_changes_only_images_not_in_form():
     batch = IMAGES[:10].copy()
     batch[4] = 255 - batch[4]
     before = batch.copy()
@@ -298,7 +298,7 @@ def test_prepare_changes_only_what_is_not_in_form():
     assert close(found[4], IMAGES[4])
 
 
-def test_prepare_finds_what_is_off_centre_or_too_large():
+def test_prepare_changes_images_off_centre_or_too_large():
     for odd in (np.roll(SEVEN, 4, axis=1), np.asarray(enlarge(SEVEN, 38).crop((5, 5, 33, 33)))):
         assert (prepare(odd[None])[0] != odd).any()
 
@@ -312,13 +312,13 @@ def test_prepare_names_the_image_without_ink(preprocess):
     assert caught.value.index == 7
 
 
-def test_prepare_takes_no_images():
+def test_prepare_accepts_an_empty_batch():
     assert prepare(IMAGES[:0]).shape == (0, 28, 28)
     assert prepare(IMAGES[:0], "mnist").shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("pixels", [IMAGES[0], IMAGES[:2, :27], IMAGES[:2].astype(np.float32)])
-def test_prepare_states_the_form_it_expects(pixels):
+def test_prepare_refuses_another_shape_or_dtype(pixels):
     with pytest.raises(ImageError, match=r"^expected pixels uint8 \[N, 28, 28\], found") as caught:
         prepare(pixels)
     assert caught.value.index is None
@@ -328,28 +328,28 @@ def test_prepare_states_the_form_it_expects(pixels):
     "content",
     [b"", b"\0", b"%PDF-1.7 secret", b"<svg/>", *(encode(SEVEN, form) for form in ("PPM", "ICO", "BMP", "TIFF"))],
 )
-def test_what_is_none_of_the_formats_is_refused_without_echo(content):
+def test_other_formats_are_refused_without_echo(content):
     with pytest.raises(ImageError) as caught:
         decode(content)
-    expected = f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes that are none"
+    expected = f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes of another format"
     assert str(caught.value) == expected
     assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_picture_cut_short_is_refused(form):
+def test_a_truncated_picture_is_refused(form):
     content = encode(drawn(), form)
     with pytest.raises(ImageError, match=r"^expected "):
         decode(content[: len(content) // 3])
 
 
-def test_none_names_the_size_it_found():
+def test_none_refuses_another_size():
     with pytest.raises(ImageError, match=r"^expected 28×28 pixels, found 300×400$"):
         decode(encode(on_page(SEVEN, 100, (0, 0))), "none")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """Return a PNG that claims its size and has next to no content."""
+    """Return a PNG with this size in its header and almost no content."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -359,33 +359,33 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (10_000, 10_000), (5_001, 5_000)])
-def test_picture_that_claims_too_many_pixels_is_refused_before_it_is_decoded(size):
+def test_a_header_with_too_many_pixels_is_refused_before_decoding(size):
     with pytest.raises(ImageError, match=r"^expected at most 25,000,000 pixels, found "):
         decode(png_header(*size))
 
 
-def test_bomb_is_refused_by_its_head():
+def test_a_decompression_bomb_is_refused_by_its_header():
     content = encode(Image.new("1", (30_000, 3_000)))
     assert len(content) < 200_000
-    for sent in (content, content[:100]):  # of which a decoder would say that it is cut short
+    for sent in (content, content[:100]):  # truncated: decoding it would give another error
         with pytest.raises(ImageError, match=r"^expected at most 25,000,000 pixels, found 30,000×3,000$"):
             decode(sent)
 
 
-def test_limit_of_pixels_can_be_set():
+def test_the_limit_of_pixels_is_a_parameter():
     assert close(decode(encode(drawn()), max_pixels=280 * 280))
     with pytest.raises(ImageError, match=r"^expected at most 78,399 pixels, found 280×280$"):
         decode(encode(drawn()), max_pixels=280 * 280 - 1)
 
 
-def test_picture_of_too_many_bytes_is_refused():
+def test_a_picture_with_too_many_bytes_is_refused():
     content = encode(drawn())
     with pytest.raises(ImageError, match=r"^expected a picture of at most 8,388,608 bytes, found 8,388,609$"):
         decode(content + bytes(2**23 + 1 - len(content)))
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_picture_without_pixels_is_refused(size):
+def test_a_picture_without_pixels_is_refused(size):
     with pytest.raises(ImageError, match=r"^expected "):
         decode(png_header(*size))
 
@@ -431,7 +431,7 @@ def test_random_bytes_are_refused(magic):
         gives_picture_or_image_error(magic + random.bytes(int(random.integers(0, 400))))
 
 
-THRESHOLDS = {  # percent of MNIST's 10,000 test images; of other hands, load_digits' 1,797
+THRESHOLDS = {  # percent of MNIST's 10,000 test images; for other_hands, of load_digits' 1,797
     "plain": 99.5,
     "enlarged": 99.2,
     "inverted": 99.2,
@@ -456,19 +456,19 @@ THRESHOLDS = {  # percent of MNIST's 10,000 test images; of other hands, load_di
 }
 
 
-SAMPLE = 200  # images of each form; `make pictures` measures them all
+SAMPLE = 200  # images per form; `make pictures` measures all of them
 
 
 def least(percent: float) -> float:
-    """Return what a sample reads right at least where of all `percent` are: three standard errors below.
+    """Return the minimum accuracy of a sample if the accuracy on all images is `percent`: three standard errors less.
 
-    With 200 images that is 97.3 for 99.2. The sample is the same at every run.
+    For 200 images and 99.2 %, that is 97.3 %. The sample is the same in every run.
     """
     return percent - 3 * math.sqrt(percent * (100 - percent) / SAMPLE)
 
 
 @pytest.mark.slow
-def test_pictures_of_every_form_are_read_as_well_as_stated(tmp_path):
+def test_accuracy_on_every_form_reaches_its_threshold(tmp_path):
     options = ["--images", SAMPLE, "--out", tmp_path, "--forms", *THRESHOLDS]
     subprocess.run([sys.executable, "-m", "benchmarks.pictures", *map(str, options)], cwd=ROOT, check=True)
     forms = {form["name"]: form for form in json.loads((tmp_path / "pictures.json").read_text())["forms"]}

@@ -14,7 +14,7 @@ from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import RELEASE, Config
 from serve.release import read
 from tests.polling import PATIENCE

@@ -1,4 +1,4 @@
-"""POST /predict through Flask's client: every form that a digit has, and every error."""
+"""POST /predict through Flask's test client: every input format and every error."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 
 JSON = "application/json"
@@ -21,7 +21,7 @@ def encode(image, format="PNG", **options):
 
 
 def enlarged(image):
-    """Return the digit as a picture of another form: 280×280, black on white."""
+    """Return the digit as a PNG of 280×280, black on white."""
     return encode(255 - np.kron(image, np.ones((10, 10), np.uint8)))
 
 
@@ -35,7 +35,7 @@ def digits(answer):
 
 
 def problem(answer, status):
-    """Return the detail of an error, once it is one of RFC 9457's form."""
+    """Check that the response is an RFC 9457 problem, and return its detail."""
     assert answer.status_code == status, answer.text
     assert answer.content_type == "application/problem+json"
     assert (answer.json["status"], answer.json["type"]) == (status, "about:blank")
@@ -57,7 +57,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_json_in_every_form(client, images, labels, form):
+def test_every_json_format(client, images, labels, form):
     found = [digits(predict(client, json.dumps(FORMS[form](image)), JSON)) for image in images[:5]]
     assert found == [[label] for label in labels[:5]]
 
@@ -71,12 +71,12 @@ def test_json_in_every_form(client, images, labels, form):
         ("GIF", "image/gif"),
     ],
 )
-def test_a_picture_as_the_body(client, images, labels, format, content_type):
+def test_an_encoded_picture_as_the_body(client, images, labels, format, content_type):
     found = [digits(predict(client, encode(image, format), content_type)) for image in images[:5]]
     assert found == [[label] for label in labels[:5]]
 
 
-def test_several_files_are_answered_in_order(client, images, labels):
+def test_several_files_are_predicted_in_order(client, images, labels):
     body = files(*(enlarged(image) for image in images[:5]))
     assert digits(predict(client, body, "multipart/form-data")) == labels[:5].tolist()
 
@@ -85,12 +85,12 @@ def test_raw_pixels(client, images, labels):
     assert digits(predict(client, images[:5].tobytes(), "application/octet-stream")) == labels[:5].tolist()
 
 
-def test_numbers_and_pictures_mix_in_one_request(client, images, labels):
+def test_numbers_and_pictures_can_be_mixed_in_one_request(client, images, labels):
     many = [images[0].tolist(), base64.b64encode(enlarged(images[1])).decode(), images[2].reshape(-1).tolist()]
     assert digits(predict(client, json.dumps({"images": many}), JSON)) == labels[:3].tolist()
 
 
-def test_the_answer(client, images):
+def test_the_response(client, images):
     answer = predict(client, images[:1].tobytes(), "application/octet-stream")
     (prediction,) = answer.json["predictions"]
     assert list(prediction) == ["digit", "confidence", "probabilities"]
@@ -101,14 +101,14 @@ def test_the_answer(client, images):
     assert answer.content_type == JSON
 
 
-def test_the_pixels_that_the_model_saw(client, images):
+def test_pixels_returns_the_model_s_input(client, images):
     answer = predict(client, enlarged(images[0]), "image/png", "?pixels=true")
     pixels = np.array(answer.json["predictions"][0]["pixels"])
     assert pixels.shape == (28, 28)
-    assert np.abs(pixels - images[0].astype(int)).mean() < 12  # white ink on black again, in its place
+    assert np.abs(pixels - images[0].astype(int)).mean() < 12  # white ink on black, in the same place
 
 
-def test_preprocess_none_takes_the_pixels_as_they_are(client, images):
+def test_preprocess_none_does_not_change_the_pixels(client, images):
     inverted = (255 - images[:1]).tobytes()
     answer = predict(client, inverted, "application/octet-stream", "?preprocess=none&pixels=true")
     assert np.array_equal(answer.json["predictions"][0]["pixels"], 255 - images[0])
@@ -116,7 +116,7 @@ def test_preprocess_none_takes_the_pixels_as_they_are(client, images):
     assert len(digits(answer)) == 1
 
 
-def test_auto_takes_what_is_in_mnist_form_as_it_is_and_turns_what_is_not(client, images):
+def test_auto_changes_only_images_not_in_mnist_form(client, images):
     for sent in (images[0], 255 - images[0]):
         answer = predict(client, sent.tobytes(), "application/octet-stream", "?pixels=true")
         assert digits(answer) == [7]
@@ -142,23 +142,25 @@ ROW = [0] * 28
         (400, "{}", "found neither"),
         (400, '{"image": [], "images": []}', "found both"),
         (400, '{"picture": []}', "unknown field `picture`"),
-        (400, '{"image": 7}', "image 1 of 1: expected 28 rows of 28 numbers"),
-        (400, '{"image": null}', "image 1 of 1"),
+        (400, '{"image": 7}', "Expected `str | array`, got `int` - at `$.image`"),
+        (400, '{"image": null}', "Expected `str | array`, got `null`"),
         (400, '{"images": {}}', "Expected `array`, got `object`"),
-        (400, '{"image": ["a"]}', "Expected `int | float`, got `str`"),
+        (400, '{"image": ["a"]}', "Expected `int | float | array`, got `str` - at `$.image[0]`"),
         (400, '{"image": [true]}', "got `bool`"),
         (400, '{"image": [NaN]}', "malformed"),
         (400, '{"image": [1e999]}', "out of range"),
         (400, '{"image": [-1]}', ">= 0"),
         (400, '{"image": [256]}', "<= 255"),
-        (400, '{"image": [[0], 0]}', "Expected `array`"),
-        (400, b'{"image": "\xff"}', "image 1 of 1: expected 28 rows"),
-        pytest.param(400, '{"image": ' + "[" * 20_000 + "]" * 20_000 + "}", "ecursion", id="deep"),
+        (400, b'{"image": "\xff"}', "utf-8"),
+        pytest.param(400, '{"image": ' + "[" * 20_000 + "]" * 20_000 + "}", "got `array`", id="deep"),
         (422, '{"images": []}', "expected at least one image, found none"),
-        (422, '{"image": []}', "image 1 of 1: expected 784 numbers, found 0"),
-        (422, '{"image": [1, 2]}', "image 1 of 1: expected 784 numbers, found 2"),
-        (422, json.dumps({"image": [ROW] * 27}), "expected 28 rows of 28 numbers, found 27 rows of 28"),
-        (422, json.dumps({"image": [ROW] * 27 + [[0]]}), "found 28 rows of 1 or 28"),
+        (422, '{"image": []}', "image 1 of 1: expected 28 rows of 28 numbers or 784 numbers, found 0 numbers"),
+        (422, '{"image": [1, 2]}', "or 784 numbers, found 2 numbers"),
+        (422, json.dumps({"image": [28] * 28}), "found 28 numbers"),
+        (422, json.dumps({"image": [[0]] * 784}), "found 784 rows of 1"),
+        (422, json.dumps({"image": [ROW] * 27}), "expected 28 rows of 28 numbers or 784 numbers, found 27 rows of 28"),
+        (422, json.dumps({"image": [ROW] * 27 + [[0]]}), "found 28 rows of 1 or rows of 28"),
+        (422, json.dumps({"image": [*ROW * 27, ROW]}), "found 757 numbers or rows of 28"),
         (422, json.dumps({"images": [[ROW] * 28, [ROW]]}), "image 2 of 2: expected 28 rows"),
         (422, '{"image": "!"}', "image 1 of 1: expected base64"),
         (422, '{"image": "data:text/html,x"}', "expected base64 or a data URL"),
@@ -172,7 +174,7 @@ def test_bad_json(client, status, body, detail):
 
 def test_bad_raw_pixels(client, images):
     raw = "application/octet-stream"
-    assert "N × 784 bytes, one a pixel, found 785 bytes" in problem(predict(client, bytes(785), raw), 422)
+    assert "N × 784 bytes, one per pixel, found 785 bytes" in problem(predict(client, bytes(785), raw), 422)
     assert "expected at least one image, found none" in problem(predict(client, b"", raw), 422)
     assert "expected at most 5 images, found 6" in problem(predict(client, images[:6].tobytes(), raw), 413)
     assert "image 2 of 2: " in problem(predict(client, images[:1].tobytes() + bytes(784), raw), 422)
@@ -208,7 +210,7 @@ def test_one_bad_image_of_many_fails_the_request_and_is_named(client, images):
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "image/svg+xml", "application/x-www-form-urlencoded", ""])
-def test_another_content_type(client, content_type):
+def test_an_unsupported_content_type(client, content_type):
     detail = problem(predict(client, b"x", content_type), 415)
     assert detail.startswith("expected a Content-Type of application/json")
     assert detail.endswith(f"found {content_type or 'none'}")
@@ -240,7 +242,7 @@ def test_paths_and_methods(client):
     assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
-def test_what_fails_inside_tells_the_client_nothing(images, monkeypatch, caplog):
+def test_an_internal_error_reveals_nothing_to_the_client(images, monkeypatch, caplog):
     app = create_app()
     monkeypatch.setattr("serve.predict.read_images", lambda *_: 1 / 0)
     answer = predict(app.test_client(), images[:1].tobytes(), "application/octet-stream")
@@ -250,7 +252,7 @@ def test_what_fails_inside_tells_the_client_nothing(images, monkeypatch, caplog)
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_other_origins_are_let_in_only_where_asked_for(client, images):
+def test_other_origins_are_allowed_only_if_configured(client, images):
     origin = {"Origin": "https://pages.example"}
     assert "Access-Control-Allow-Origin" not in client.get("/healthz", headers=origin).headers
     allowing = create_app(Config(cors_origins="https://pages.example https://other.example")).test_client()
@@ -267,7 +269,7 @@ def test_base64_may_be_wrapped_in_lines(client, images):
     assert digits(predict(client, json.dumps({"image": wrapped}), JSON)) == [7]
 
 
-def test_an_image_without_ink_is_named_wherever_it_is(images):
+def test_an_image_without_ink_is_named_in_a_large_batch(images):
     client = create_app().test_client()
     content = np.concatenate([images[:250], np.zeros((1, 28, 28), np.uint8)])
     detail = problem(predict(client, content.tobytes(), "application/octet-stream"), 422)
@@ -275,13 +277,13 @@ def test_an_image_without_ink_is_named_wherever_it_is(images):
 
 
 @pytest.mark.parametrize("path", ["//predict", "///predict", "/predict/", "//healthz"])
-def test_a_path_of_another_form_is_not_found(client, images, path):
+def test_a_path_with_extra_slashes_is_not_found(client, images, path):
     found = client.post("/predict", data=images[:1].tobytes(), environ_overrides={"PATH_INFO": path})
     assert found.status_code == 404
 
 
 @pytest.mark.parametrize("format", ["BMP", "TIFF"])
-def test_formats_that_nobody_sends_a_digit_in_are_refused(client, images, format):
+def test_other_picture_formats_are_refused(client, images, format):
     picture = encode(images[0], format)
     assert "expected a PNG, JPEG, WebP or GIF picture, found" in problem(predict(client, picture, "image/png"), 422)
     problem(predict(client, picture, f"image/{format.lower()}"), 415)

@@ -1,4 +1,4 @@
-"""Preprocessing: several digits are refused, and a digit amid other things is found."""
+"""Preprocessing: a picture of several digits is refused, and a digit is found among other marks."""
 
 import re
 
@@ -19,14 +19,14 @@ def is_refused(content: bytes) -> bool:
     return False
 
 
-def test_two_digits_beside_each_other_are_refused(images):
+def test_two_digits_side_by_side_are_refused(images):
     random = np.random.default_rng(0)
     digits = [Image.fromarray(pixels) for pixels in images[:400]]
     pictures = [pair(first, second, random) for first, second in zip(digits[:200], digits[200:], strict=True)]
     assert np.mean([is_refused(picture) for picture in pictures]) >= 0.95
 
 
-def test_the_refusal_says_how_many_digits_there_are_and_where():
+def test_the_error_has_the_number_and_places_of_the_digits():
     page = Image.new("L", (400, 200), 255)
     draw = ImageDraw.Draw(page)
     for left in (50, 200, 350):
@@ -39,7 +39,7 @@ def test_the_refusal_says_how_many_digits_there_are_and_where():
     assert found[1] == "11–16 % and 48–53 % and 86–91 %"
 
 
-def test_a_zero_is_no_frame_for_dirt_inside_it():
+def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     page = Image.new("L", (300, 300), 255)
     draw = ImageDraw.Draw(page)
     draw.ellipse([80, 50, 220, 250], outline=0, width=18)

@@ -1,4 +1,4 @@
-"""The service as it is operated: its start, its end, new models, lost workers, slow clients, memory, no network."""
+"""Operation: start, shutdown, model reload, killed workers, slow clients, memory, no network."""
 
 import base64
 import http.client
@@ -32,16 +32,16 @@ RAW = {"Content-Type": "application/octet-stream"}
 
 
 class Load:
-    """Clients that each ask for one prediction after the other, on connections kept open, until told to stop."""
+    """Closed-loop load: clients that send one request after another on kept-alive connections."""
 
     def __init__(self, service, images, clients=8):
         self.service = service
         self.body = images[:1].tobytes()
         self.answers: Counter[tuple[int, str]] = Counter()  # by status and model version
         self.answered = [0] * clients  # by client
-        self.failures: list[tuple[int, str, bool]] = []  # which client, what, and had the connection served before
+        self.failures: list[tuple[int, str, bool]] = []  # client, exception, whether the connection was already used
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self._ask, args=(client,)) for client in range(clients)]
+        self.threads = [threading.Thread(target=self._request, args=(client,)) for client in range(clients)]
 
     def __enter__(self):
         for thread in self.threads:
@@ -54,12 +54,12 @@ class Load:
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
-    def go_on(self, count=25):
-        """Return once every client has had `count` more answers."""
+    def wait_for_responses(self, count=25):
+        """Wait until every client has received `count` more responses."""
         goals = [answered + count for answered in self.answered]
         self.service.wait(lambda: all(map(operator.ge, self.answered, goals)))
 
-    def _ask(self, client):
+    def _request(self, client):
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=PATIENCE)
         while not self.stopping.is_set():
             used = connection.sock is not None
@@ -71,7 +71,7 @@ class Load:
                 self.answered[client] += 1
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append((client, type(error).__name__, used))
-                connection.close()  # and opened anew by the next request
+                connection.close()  # the next request opens a new one
                 time.sleep(0.02)
         connection.close()
 
@@ -83,14 +83,14 @@ def model_dir(tmp_path):
 
 
 def put(source, folder):
-    """Put the release in `source` where a service looks for it, as a careful operator would."""
+    """Copy the release in `source` to `folder` atomically, file by file."""
     for name in ("digits.onnx", "manifest.json"):
         shutil.copy(source / name, folder / f".{name}")
         (folder / f".{name}").rename(folder / name)
 
 
 def run(**environment):
-    """Run the service until it ends of itself."""
+    """Run the service until it exits."""
     command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
     environ = {"PATH": os.environ["PATH"], "PORT": "1", **environment}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE)
@@ -110,7 +110,7 @@ def run(**environment):
         ),
     ],
 )
-def test_a_model_that_does_not_verify_stops_the_start_with_one_line(model_dir, damage, message):
+def test_an_invalid_model_prevents_the_start_with_one_line(model_dir, damage, message):
     damage(model_dir)
     ended = run(MODEL_DIR=str(model_dir))
     assert ended.returncode == 1
@@ -120,12 +120,15 @@ def test_a_model_that_does_not_verify_stops_the_start_with_one_line(model_dir, d
     assert "Traceback" not in ended.stderr
 
 
-def test_a_wrong_variable_stops_the_start_with_one_line():
+def test_an_invalid_variable_prevents_the_start_with_one_line():
     ended = run(MAX_BATCH="many")
-    assert (ended.returncode, ended.stderr) == (1, "serve: MAX_BATCH: expected a whole number, found 'many'\n")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "serve: MAX_BATCH: expected a whole number from 1 to 100000, found 'many'\n",
+    )
 
 
-def test_every_test_image_is_predicted_over_http_as_the_manifest_says(service, images, labels):
+def test_accuracy_over_http_equals_the_manifest_s(service, images, labels):
     found = []
     for start in range(0, 10_000, 1_000):
         answer = requests.post(f"{service.url}/predict", images[start : start + 1_000].tobytes(), headers=RAW)
@@ -134,8 +137,8 @@ def test_every_test_image_is_predicted_over_http_as_the_manifest_says(service, i
     assert int((np.array(found) == labels).sum()) == manifest["test_correct"]
 
 
-def test_a_worker_has_no_thread_to_spare(service):
-    """Workers × threads fit the cores: each has its own, and gevent's, but no pool of ONNX Runtime or OpenBLAS."""
+def test_workers_have_no_extra_threads(service):
+    """A worker has its main thread and gevent's, but no thread pool of ONNX Runtime or OpenBLAS."""
     assert len(service.workers()) == len(os.sched_getaffinity(0))
     for worker in service.workers():
         assert len(os.listdir(f"/proc/{worker}/task")) <= 2
@@ -151,17 +154,17 @@ def test_a_chunked_body_is_read_and_limited(start, images):
 
 
 @pytest.mark.slow
-def test_a_large_batch_lets_new_connections_have_their_turns(start, images):
+def test_a_large_batch_does_not_starve_new_connections(start, images):
     service = start(WEB_CONCURRENCY=1, MAX_BATCH=5_000)
     answered = 0
     with ThreadPoolExecutor() as pool:
-        url = f"{service.url}/predict?preprocess=mnist"  # seconds of work, in steps of a hundred images
+        url = f"{service.url}/predict?preprocess=mnist"  # seconds of work, in chunks of a hundred images
         batch = pool.submit(requests.post, url, images[:5_000].tobytes(), headers=RAW)
         while not batch.done():
             assert requests.get(f"{service.url}/healthz").ok
             answered += 1
     assert batch.result().ok
-    assert answered >= 30  # of the hundred steps that the batch is prepared and predicted in
+    assert answered >= 30  # of the hundred chunks in which the batch is preprocessed and predicted
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 784\r\n"
@@ -169,7 +172,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-st
 
 @pytest.fixture
 def slow_clients():
-    """Return a function that opens 400 connections: 200 never send the rest of a head, 200 that of a body."""
+    """Return a function that opens 400 connections: 200 never finish their headers, 200 never finish their body."""
     with ExitStack() as stack:
 
         def connect(service):
@@ -185,17 +188,17 @@ def slow_clients():
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_slow_clients_hold_nobody_up(start, images, slow_clients):
+def test_slow_clients_do_not_block_others(start, images, slow_clients):
     service = start(REQUEST_TIMEOUT=2 * PATIENCE, WEB_CONCURRENCY=2)
     _, bodies = slow_clients(service)
     for _ in range(50):
         assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
-    assert select.select(bodies, [], [], 0)[0] == []  # they are still waited for
+    assert select.select(bodies, [], [], 0)[0] == []  # they have not timed out yet
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_slow_clients_are_let_go(start, slow_clients):
+def test_slow_clients_time_out(start, slow_clients):
     answers = Counter()
     for connection in itertools.chain(*slow_clients(start(REQUEST_TIMEOUT=3, WEB_CONCURRENCY=2))):
         connection.settimeout(PATIENCE)
@@ -205,21 +208,21 @@ def test_slow_clients_are_let_go(start, slow_clients):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_killed_workers_lose_only_what_they_had_in_flight(start, images):
+def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
     service = start(WEB_CONCURRENCY=2)
     with Load(service, images) as load:
         for _ in range(6):
-            load.go_on()
+            load.wait_for_responses()
             before = len(load.failures)
             victim = service.workers()[0]
             os.kill(victim, signal.SIGKILL)
             service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
-            load.go_on()  # now whoever was hit has been answered again
+            load.wait_for_responses()  # clients whose request was lost have been served again
             clients = [client for client, *_ in load.failures[before:]]
-            assert len(set(clients)) == len(clients)  # none failed twice for one kill …
+            assert len(set(clients)) == len(clients)  # no client failed twice per kill
             after = len(load.failures)
-            load.go_on()
-            assert load.failures[after:] == []  # … nor later
+            load.wait_for_responses()
+            assert load.failures[after:] == []  # and none failed later
     assert {status for status, _ in load.answers} == {200}
     assert load.answers.total() > 1_000
     assert requests.get(f"{service.url}/metrics").ok
@@ -227,7 +230,7 @@ def test_killed_workers_lose_only_what_they_had_in_flight(start, images):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_a_new_model_is_served_without_failing_a_request(start, images, model_dir, trained):
+def test_a_model_reload_fails_no_request(start, images, model_dir, trained):
     service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
     releases = {True: trained / "release", False: RELEASE}
     version = {
@@ -236,7 +239,7 @@ def test_a_new_model_is_served_without_failing_a_request(start, images, model_di
     }
     with Load(service, images) as load:
         for i in range(5):
-            load.go_on()
+            load.wait_for_responses()
             new = i % 2 == 0
             put(releases[new], model_dir)
             before = service.workers()
@@ -244,26 +247,26 @@ def test_a_new_model_is_served_without_failing_a_request(start, images, model_di
             service.wait(lambda before=before: len(service.workers()) == 2 and not set(before) & set(service.workers()))
             served = requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).json()["model"]
             assert served["version"] == version[new]
-        load.go_on()
+        load.wait_for_responses()
     assert load.failures == []
     assert set(load.answers) == {(200, version[True]), (200, version[False])}
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_a_new_model_that_does_not_verify_is_refused(start, images, model_dir):
+def test_an_invalid_new_model_is_refused(start, images, model_dir):
     service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
     (model_dir / "digits.onnx").write_bytes(b"altered")
     with Load(service, images) as load:
         before = service.workers()
         service.signal(signal.SIGHUP)
         service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
-        load.go_on()
-        assert service.workers() == before  # the old ones go on
+        load.wait_for_responses()
+        assert service.workers() == before  # the old workers continue
         victim = before[0]
-        os.kill(victim, signal.SIGKILL)  # who comes in its place has the model of before, too
+        os.kill(victim, signal.SIGKILL)  # its replacement serves the old model, too
         service.wait(lambda: len(service.workers()) == 2 and victim not in service.workers())
-        load.go_on()
+        load.wait_for_responses()
     assert len(load.failures) <= 8
     assert set(load.answers) == {(200, "cd93a44f2d18")}
     assert service.stop() == 0
@@ -271,19 +274,17 @@ def test_a_new_model_that_does_not_verify_is_refused(start, images, model_dir):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_sigterm_answers_what_was_accepted_and_ends(start, images):
+def test_sigterm_finishes_accepted_requests(start, images):
     service = start(WEB_CONCURRENCY=2)
     with Load(service, images) as load:
-        load.go_on()
+        load.wait_for_responses()
         ended = service.stop()
     assert ended == 0
     assert {status for status, _ in load.answers} == {200}
-    # A connection that had been served before never fails; a new one is refused.
+    # A kept-alive connection never fails; a new one is refused.
     assert [failure for failure in load.failures if failure[2]] == []
     assert {what for _, what, _ in load.failures} <= {"ConnectionRefusedError", "ConnectionResetError"}
-    assert (
-        sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8
-    )  # in the kernel's queue, not accepted
+    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # in the kernel's accept queue
 
 
 @pytest.mark.slow
@@ -295,7 +296,7 @@ def test_memory_does_not_grow(start, images):
         (images[:1].tobytes(), RAW),
         (images[:50].tobytes(), RAW),
         (json.dumps({"image": images[0].tolist()}), {"Content-Type": "application/json"}),
-        (picture, {"Content-Type": "application/json"}),  # an error: no PNM is taken
+        (picture, {"Content-Type": "application/json"}),  # an error: PNM is not accepted
         (b"nonsense", {"Content-Type": "image/png"}),
     ]
 
@@ -324,10 +325,10 @@ def test_memory_does_not_grow(start, images):
     assert memory() <= 1.1 * early
 
 
-# Run without any network: a prediction, then what the kernel counted as sent.
+# Run without a network: make a prediction, then print the kernel's counters of sent packets.
 ALONE = """
 import socket, sys, time
-from serve import create_app
+from serve.app import create_app
 answer = create_app().test_client().post("/predict", data=open(sys.argv[1], "rb").read(), content_type="image/png")
 assert answer.json["predictions"][0]["digit"] == 7, answer.text
 if sys.argv[2] == "talk":
@@ -346,7 +347,7 @@ print(sum(counts[name] for name in ("Ip:OutRequests", "Ip:OutNoRoutes", "Tcp:Act
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("habit", "sent"), [("silent", "0"), ("talk", "1")])
-def test_nothing_tries_to_leave(tmp_path, images, habit, sent):
+def test_nothing_is_sent_to_the_network(tmp_path, images, habit, sent):
     unshare = ["unshare", "--user", "--map-root-user", "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here")
@@ -361,15 +362,15 @@ def test_nothing_tries_to_leave(tmp_path, images, habit, sent):
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b"])
 @pytest.mark.parametrize("chunks", [b"zz\r\nabc\r\n0\r\n\r\n", b"3\r\nabcdef\r\n0\r\n\r\n"])
-def test_chunks_that_are_none_are_answered_400(service, path, content_type, chunks):
+def test_invalid_chunked_encoding_returns_400(service, path, content_type, chunks):
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
         connection.sendall(head.encode() + chunks)
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_log_that_cannot_be_written_stops_no_answer(tmp_path, images):
-    """/dev/full refuses every byte, as a full disk does."""
+def test_requests_are_served_if_the_log_cannot_be_written(tmp_path, images):
+    """/dev/full fails every write, like a full disk."""
     log = tmp_path / "log"
     log.symlink_to("/dev/full")
     service = Service(log, WEB_CONCURRENCY=1)
