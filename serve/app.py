@@ -20,8 +20,8 @@ class InMemoryRequest(Request):
 
 
 def build(config: Config, release: Release) -> Flask:
-    """Return the application that serves `release`. Raises ModelError where its graph is not the contract's."""
-    predictor = Predictor(release.graph, config.threads)
+    """Return the application that serves `release`. Raises ModelError if its graph is not as model.contract says."""
+    predictor = Predictor(release.graph, config.threads, release.threshold)
     app = Flask("serve", static_folder=None)
     app.request_class = InMemoryRequest
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
