@@ -28,7 +28,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     """
     config = config or Config.from_environment(os.environ)
     release = release or read(config.model_dir)
-    predictor = Predictor(release.graph, config.threads)
+    predictor = Predictor(release.graph, config.threads, release.threshold)
     app = Flask("serve", static_folder=None)
     app.request_class = InMemoryRequest
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)

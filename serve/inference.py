@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (V2, REST) with its binary tensor data extension: KServe, Triton and MLServer clients.
+"""The Open Inference Protocol (V2, REST) with its binary tensor data extension, for KServe, Triton, MLServer clients.
 
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol/binary-tensor-data-extension
@@ -13,7 +13,6 @@ from flask import Blueprint, Response, request
 from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
-from model import contract
 from model.contract import IMAGE, SIDE, TensorSpec
 from serve import observe
 from serve.access import public
@@ -24,7 +23,7 @@ from serve.release import Release
 
 MODEL = "digits"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # the protocol's
+DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # NumPy's name: the protocol's
 
 
 def _metadata(tensor: TensorSpec) -> dict[str, Any]:
@@ -33,14 +32,13 @@ def _metadata(tensor: TensorSpec) -> dict[str, Any]:
 
 
 INPUT = _metadata(IMAGE)
-OUTPUTS = {tensor.name: _metadata(tensor) for tensor in contract.OUTPUTS_WITHOUT_DOUBT}
 
 Parameters = dict[str, Any]
 UInt8 = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class Input(msgspec.Struct):
-    """A tensor sent, its data in JSON or after it."""
+    """An input tensor, its data in the JSON or as binary data after it."""
 
     name: str
     datatype: str
@@ -50,7 +48,7 @@ class Input(msgspec.Struct):
 
 
 class RequestedOutput(msgspec.Struct):
-    """An output asked for."""
+    """A requested output."""
 
     name: str
     parameters: Parameters = {}
@@ -72,9 +70,10 @@ _rows = msgspec.json.Decoder(list[list[UInt8]])
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
-    """Return the protocol's routes; the model's name is `digits`, its one version the release's."""
+    """Return the routes of /v2. The model's name is `digits`, its only version is the release's."""
     routes = Blueprint("inference", __name__, url_prefix="/v2")
     encoder = msgspec.json.Encoder()
+    output_names = [tensor.name for tensor in predictor.outputs]
 
     @routes.get("")
     def server_metadata() -> dict[str, Any]:
@@ -100,7 +99,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
             "versions": [release.version],
             "platform": "onnxruntime_onnx",
             "inputs": [INPUT],
-            "outputs": list(OUTPUTS.values()),
+            "outputs": [_metadata(tensor) for tensor in predictor.outputs],
         }
 
     @routes.get("/models/<model>/ready")
@@ -116,12 +115,13 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     def infer(model: str, version: str = release.version) -> Response:
         check(model, version)
         inference, binary = _parse(read_body(request), request.headers.get(HEADER_LENGTH), config)
-        names = _requested(inference)
+        requested = _requested(inference, output_names)
         images = _images(inference, binary, config)
         found = predictor.predict(images)
-        observe.count_predictions(request, found.digits.tolist(), found.probabilities.max(axis=1).tolist())
-        tensors: dict[str, NDArray[Any]] = {"probabilities": found.probabilities, "digit": found.digits}
-        outputs, parts = _outputs(tensors, names)
+        doubtful = 0 if found.doubtful is None else int(found.doubtful.sum())
+        observe.count_predictions(request, found.digits.tolist(), found.probabilities.max(axis=1).tolist(), doubtful)
+        tensors = {"probabilities": found.probabilities, "digit": found.digits, "doubt": found.doubts}
+        outputs, parts = _outputs(tensors, requested)
         answer: dict[str, Any] = {"model_name": MODEL, "model_version": release.version, "outputs": outputs}
         if inference.id is not None:
             answer["id"] = inference.id
@@ -142,7 +142,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
 
 def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Inference, bytes]:
-    """Return the request, and the binary data after it."""
+    """Return the decoded JSON request, and the binary data after it."""
     size = len(body)
     if header_length is not None:
         if not re.fullmatch("[0-9]{1,10}", header_length) or int(header_length) > len(body):
@@ -155,15 +155,15 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
         raise BadRequest(f"expected an inference request as JSON, found: {error}") from error
 
 
-def _requested(inference: Inference) -> dict[str, bool]:
-    """Return the outputs asked for, all where none are named, each with whether it is wanted as binary data."""
+def _requested(inference: Inference, output_names: list[str]) -> dict[str, bool]:
+    """Return the requested outputs, by default all of `output_names`, each with whether to send it as binary data."""
     default = _flag(inference.parameters, "binary_data_output", False)
     if not inference.outputs:
-        return dict.fromkeys(OUTPUTS, default)
+        return dict.fromkeys(output_names, default)
     names = {}
     for output in inference.outputs:
-        if output.name not in OUTPUTS:
-            raise BadRequest(f"expected outputs named {' or '.join(OUTPUTS)}, found {output.name!r}")
+        if output.name not in output_names:
+            raise BadRequest(f"expected outputs named {' or '.join(output_names)}, found {output.name!r}")
         if "classification" in output.parameters:
             raise BadRequest(f"output {output.name!r}: the classification extension is not supported")
         names[output.name] = _flag(output.parameters, "binary_data", default)
@@ -178,7 +178,7 @@ def _flag(parameters: Parameters, name: str, default: bool) -> bool:
 
 
 def _images(inference: Inference, binary: bytes, config: Config) -> NDArray[np.uint8]:
-    """Return the one input, uint8 [N, 28, 28], exactly as sent."""
+    """Return the input tensor, uint8 [N, 28, 28], exactly as sent."""
     if [tensor.name for tensor in inference.inputs] != [INPUT["name"]]:
         found = ", ".join(repr(tensor.name) for tensor in inference.inputs) or "none"
         raise BadRequest(f"expected one input, 'image', found {found}")
@@ -196,7 +196,7 @@ def _images(inference: Inference, binary: bytes, config: Config) -> NDArray[np.u
 
 
 def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
-    """Return a tensor's values, from its binary data or from JSON, nested as its shape says or flat."""
+    """Return a tensor's values: from binary data, or from JSON, nested according to its shape or flat."""
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
         if tensor.data is not msgspec.UNSET:
@@ -235,15 +235,16 @@ def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
     return images
 
 
-def _outputs(tensors: dict[str, NDArray[Any]], names: dict[str, bool]) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Return the answer's outputs, and the binary data of those that are wanted so."""
+def _outputs(tensors: dict[str, Any], requested: dict[str, bool]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Return the response's outputs, and the binary data of those that are sent as binary data."""
     outputs, parts = [], []
-    for name, is_binary in names.items():
-        output = {"name": name, "datatype": OUTPUTS[name]["datatype"], "shape": list(tensors[name].shape)}
+    for name, is_binary in requested.items():
+        tensor = tensors[name]
+        output: dict[str, Any] = {"name": name, "datatype": DATATYPES[tensor.dtype.name], "shape": list(tensor.shape)}
         if is_binary:
-            parts.append(tensors[name].tobytes())
+            parts.append(tensor.tobytes())
             output["parameters"] = {"binary_data_size": len(parts[-1])}
         else:
-            output["data"] = tensors[name].reshape(-1).tolist()
+            output["data"] = tensor.reshape(-1).tolist()
         outputs.append(output)
     return outputs, parts

@@ -1,4 +1,4 @@
-"""GET /: the drawing page and its files; GET /openapi.json: the service's description."""
+"""GET / and /static: the drawing page and its files; GET /openapi.json: the OpenAPI document."""
 
 import hashlib
 import mimetypes
@@ -11,18 +11,18 @@ from serve.access import public
 
 FOLDER = Path(__file__).parent
 HEADERS = {
-    # Nothing from another host, nothing inline, no frame around it.
+    # Nothing from another host, no inline script or style, no embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for anew each time, answered 304 where it has not changed
+    "Cache-Control": "no-cache",  # the browser revalidates each time: 304 if the file has not changed
 }
 
 
 def blueprint() -> Blueprint:
-    """Return the routes; the files are read now, once."""
+    """Return the routes; the files are read once, now."""
     routes = Blueprint("page", __name__)
     files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
     description = (FOLDER / "openapi.json").read_bytes()
@@ -48,6 +48,7 @@ def blueprint() -> Blueprint:
 
 
 def _answer(name: str, content: bytes) -> Response:
+    """Return the file, or 304 or 412 if the request is conditional (ETag)."""
     response = Response(content, mimetype=mimetypes.guess_type(name)[0])
     response.headers.extend(HEADERS)
     response.set_etag(hashlib.sha256(content).hexdigest()[:16])

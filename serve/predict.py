@@ -1,9 +1,9 @@
-"""POST /predict: decode → predict → encode."""
+"""POST /predict: decode the images, predict them, encode the answer."""
 
 import msgspec
 import numpy as np
 from flask import Blueprint, Request, Response, request
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, UnprocessableEntity
 
 from serve import observe
 from serve.bodies import read_images
@@ -14,30 +14,31 @@ from serve.release import Release
 
 
 class Model(msgspec.Struct):
-    """Which model answered."""
+    """The model that predicted."""
 
     name: str
     version: str
 
 
-class Prediction(msgspec.Struct, omit_defaults=True):
-    """What the model says of one image."""
+class Prediction(msgspec.Struct, kw_only=True):
+    """The prediction for one image."""
 
     digit: int
     confidence: float
+    doubtful: bool | msgspec.UnsetType = msgspec.UNSET
     probabilities: list[float]
     pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Answer(msgspec.Struct):
-    """What /predict answers."""
+    """The response body of /predict."""
 
     predictions: list[Prediction]
     model: Model
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
-    """Return the route."""
+    """Return the route POST /predict."""
     routes = Blueprint("predict", __name__)
     decoders = DecoderPool(config.max_pixels)
     model = Model(release.manifest.model, release.version)
@@ -45,28 +46,43 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.post("/predict")
     def predict() -> Response:
-        # Flask's proxy looks the request up at every attribute: here it is looked up once.
-        asked: Request = request._get_current_object()  # type: ignore[attr-defined]
-        with_pixels = _flag(asked, "pixels")
-        images = read_images(asked, config, decoders)
+        # Flask's proxy looks the request up at every attribute: this looks it up once.
+        current: Request = request._get_current_object()  # type: ignore[attr-defined]
+        with_pixels = _flag(current, "pixels")
+        refuses_doubtful = _refuses_doubtful(current)
+        images = read_images(current, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
-        readable = found.probabilities.astype(np.float64).round(6).tolist()  # all digits: /v2
+        readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 gives every decimal
+        doubtful = [msgspec.UNSET] * len(digits) if found.doubtful is None else found.doubtful.tolist()
         predictions = [
-            Prediction(digit, probabilities[digit], probabilities)
-            for digit, probabilities in zip(digits, readable, strict=True)
+            Prediction(digit=digit, confidence=probabilities[digit], doubtful=doubt, probabilities=probabilities)
+            for digit, doubt, probabilities in zip(digits, doubtful, readable, strict=True)
         ]
-        observe.count_predictions(asked, digits, [prediction.confidence for prediction in predictions])
+        confidences = [prediction.confidence for prediction in predictions]
+        observe.count_predictions(current, digits, confidences, doubtful.count(True))
+        if refuses_doubtful and True in doubtful:
+            number = doubtful.index(True) + 1
+            raise UnprocessableEntity(f"image {number} of {len(images)}: expected a digit, found a doubtful image")
         if with_pixels:
             for prediction, pixels in zip(predictions, images.tolist(), strict=True):
                 prediction.pixels = pixels
         return Response(encoder.encode(Answer(predictions, model)), content_type="application/json")
 
+    def _refuses_doubtful(current: Request) -> bool:
+        value = current.args.get("refuse")
+        if value not in (None, "doubtful"):
+            raise BadRequest(f"refuse: expected doubtful, found {value!r}")
+        if value and predictor.threshold is None:
+            found = f"{model.name}, version {model.version}, which gives none"
+            raise BadRequest(f"refuse=doubtful: expected a model that gives a doubt, found {found}")
+        return value is not None
+
     return routes
 
 
-def _flag(asked: Request, name: str) -> bool:
-    value = asked.args.get(name, "false")
+def _flag(current: Request, name: str) -> bool:
+    value = current.args.get(name, "false")
     if value not in ("true", "false"):
         raise BadRequest(f"{name}: expected true or false, found {value!r}")
     return value == "true"

@@ -1,73 +1,91 @@
-"""The model in ONNX Runtime. Knows no HTTP.
+"""Run the exported model in ONNX Runtime. Knows nothing of HTTP.
 
-`python -m serve.predictor < digits.onnx` says whether a graph can be served: exit status 0, or 1 and one line.
+`python -m serve.predictor [THRESHOLD] < digits.onnx` checks that a graph can be served: exit status 0, or 1 and one
+line on standard error.
 """
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from model.contract import IMAGE, ContractError, check_graph
+from model.contract import IMAGE, OUTPUTS, ContractError, check_graph
 from serve.event_loop import chunks
 from serve.release import ModelError
 
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
-CHUNK = 100  # images at a time: faster than thousands (the cache), and 2 ms until the next request has its turn
+CHUNK = 100  # images per run: larger runs miss the CPU's cache, and this one yields to the event loop every 2 ms
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says of N images."""
+    """The model's outputs for N images."""
 
     probabilities: NDArray[np.float32]  # [N, 10]
     digits: NDArray[np.int64]  # [N]
+    doubts: NDArray[np.float32] | None = None  # [N], how unlike a digit; None if the model gives no doubt
+    doubtful: NDArray[np.bool_] | None = None  # [N], whether the doubt is above the threshold; None likewise
 
 
 class Predictor:
-    """One ONNX Runtime session. Make it after a fork, never before."""
+    """An ONNX Runtime session. Create it after a fork, never before."""
 
-    def __init__(self, graph: bytes, threads: int = 1) -> None:
-        """Load `graph` to run on `threads` threads. Raises ModelError where it is not the contract's graph."""
+    def __init__(self, graph: bytes, threads: int = 1, threshold: float | None = None) -> None:
+        """Load `graph` to run on `threads` threads; an image with a doubt above `threshold` is doubtful.
+
+        Raises ModelError if the graph does not have the inputs and outputs of model.contract, does not run, or gives a
+        doubt without a threshold or no doubt with one.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A thread that spins for work takes the core from the next worker.
+        # A thread that spins while it waits for work takes the core from the next worker.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime has many of its own
+        except Exception as error:  # the runtime raises many types of its own
             raise ModelError(f"expected an ONNX graph, found: {' '.join(str(error).split())}") from error
         try:
             check_graph(self._session)
         except ContractError as error:
             raise ModelError(str(error)) from error
+        self.outputs = OUTPUTS[: len(self._session.get_outputs())]
+        self.threshold = threshold
+        if (threshold is not None) != (self.outputs == OUTPUTS):
+            found = "only the output" if threshold is None else "only the threshold"
+            raise ModelError(f"expected the output doubt in the graph and its threshold in the manifest, found {found}")
         try:
             self.probe()
         except Exception as error:
             raise ModelError(f"expected a graph that runs, found: {' '.join(str(error).split())}") from error
 
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
-        """Return what the model says of `images`, uint8 [N, 28, 28], N ≥ 1, white ink on black."""
+        """Return the model's outputs for `images`, uint8 [N, 28, 28], N ≥ 1, white ink on black."""
         if len(images) <= CHUNK:
-            return Predictions(*self._run(images))
-        probabilities, digits = zip(*(self._run(chunk) for _, chunk in chunks(images, CHUNK)), strict=True)
-        return Predictions(np.concatenate(probabilities), np.concatenate(digits))
+            outputs = self._run(images)
+        else:
+            runs = [self._run(chunk) for _, chunk in chunks(images, CHUNK)]
+            outputs = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+        if self.threshold is None:
+            return Predictions(*outputs)
+        probabilities, digits, doubts = outputs
+        return Predictions(probabilities, digits, doubts, doubts > self.threshold)
 
     def probe(self) -> None:
-        """Predict a blank image; raises what the runtime raises where the model does not answer."""
+        """Predict a blank image; raises the runtime's exception if the model fails."""
         self._run(BLANK)
 
-    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        probabilities, digits = self._session.run(["probabilities", "digit"], {IMAGE.name: images})
-        return probabilities, digits
+    def _run(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = self._session.run(None, {IMAGE.name: images})
+        return outputs
 
 
 if __name__ == "__main__":
     try:
-        Predictor(sys.stdin.buffer.read())
+        Predictor(sys.stdin.buffer.read(), threshold=float(sys.argv[1]) if sys.argv[1:] else None)
     except ModelError as error:
         sys.exit(str(error))

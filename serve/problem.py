@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details; under /v2 as the Open Inference Protocol's own error object."""
+"""Error responses: RFC 9457 problem details, and under /v2 the Open Inference Protocol's error object."""
 
 import logging
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("serve")
 
 
 def install(app: Flask) -> None:
-    """Make every error of `app`, whoever raises it, an answer of these forms."""
+    """Register error handlers for `app`: for HTTP errors, malformed bodies and unexpected exceptions."""
     app.register_error_handler(HTTPException, _answer)
     app.register_error_handler(ParseException, _malformed)
     app.register_error_handler(NoMoreData, _malformed)
@@ -29,6 +29,7 @@ def install(app: Flask) -> None:
 
 
 def _answer(error: HTTPException) -> Response:
+    """Return the response for `error`, with its headers."""
     status = error.code or 500
     detail = _shorten(_detail(error))
     body: dict[str, str | int]
@@ -45,7 +46,7 @@ def _answer(error: HTTPException) -> Response:
 
 
 def _detail(error: HTTPException) -> str:
-    """Return the error's own words, or better ones where they are werkzeug's for any service."""
+    """Return the error's description, or a more precise one than werkzeug's default."""
     if isinstance(error, NotFound) and error.description == NotFound.description:
         return f"expected a path that /openapi.json lists, found {request.path}"
     if isinstance(error, MethodNotAllowed):
@@ -57,16 +58,16 @@ def _detail(error: HTTPException) -> str:
 
 
 def _shorten(text: str) -> str:
-    """Return the text's beginning: what was sent is quoted, but not sent back whole."""
+    """Truncate `text`: it may quote the request, which is not to be sent back whole."""
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
 def _malformed(error: Exception) -> Response:
-    """Answer what gunicorn finds wrong with a body as it is read: malformed chunks, or an early end."""
+    """Return 400 for a malformed body, for example invalid chunked encoding or an early end."""
     return _answer(BadRequest(f"expected a well-formed body, found: {error}"))
 
 
 def _unexpected(error: Exception) -> Response:
-    """Log what should not have happened, with its traceback; tell the client nothing of it."""
+    """Return 500 and log the exception with its traceback; the response does not reveal it."""
     logger.exception("unexpected error", extra={"fields": {"request_id": request.environ[REQUEST_ID]}})
     return _answer(InternalServerError("the service failed; its log has the request id and the reason"))

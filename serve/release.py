@@ -1,4 +1,4 @@
-"""A release: the graph that may be served, and the manifest that vouches for it."""
+"""Read and verify a release: the ONNX graph and its manifest."""
 
 import hashlib
 import subprocess
@@ -8,28 +8,33 @@ from pathlib import Path
 
 from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
-PATIENCE = 60  # seconds
+VERIFY_TIMEOUT_S = 60
 
 
 class ModelError(ValueError):
-    """A model that may not be served; the message names the file, the expected and the found."""
+    """A model that cannot be served; the message names the file, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A graph, as bytes whose SHA-256 is the manifest's."""
+    """A manifest, and the graph whose SHA-256 it states."""
 
     manifest: Manifest
     graph: bytes
 
     @property
     def version(self) -> str:
-        """Return what tells this model from another of the same name: the first 12 digits of its graph's SHA-256."""
+        """Return the model version: the first 12 digits of the graph's SHA-256."""
         return self.manifest.onnx.sha256[:12]
+
+    @property
+    def threshold(self) -> float | None:
+        """Return the doubt above which an image is doubtful; None if the model gives no doubt."""
+        return self.manifest.doubt.threshold if self.manifest.doubt else None
 
 
 def read(folder: Path) -> Release:
-    """Return the release in `folder`. Raises ModelError where a file is missing, unreadable or altered."""
+    """Return the release in `folder`. Raises ModelError if a file is missing, unreadable or altered."""
     path = folder / MANIFEST
     try:
         manifest = parse_manifest(_read(path))
@@ -46,18 +51,20 @@ def read(folder: Path) -> Release:
 
 
 def verify(folder: Path) -> Release:
-    """Return the release in `folder` once a process of its own has loaded its graph and predicted with it.
+    """Read the release in `folder`, and load its graph and predict with it in a separate process. Raises ModelError.
 
-    So gunicorn's master learns whether a model can be served without loading it: no session, and no thread of one, is
-    there when it forks, and a graph that crashes the runtime takes the checking process only. Raises ModelError.
+    gunicorn's master must not load the model itself: it would fork with an ONNX Runtime session and its threads, and a
+    graph that crashes the runtime would crash the master.
     """
     release = read(folder)
     check = [sys.executable, "-m", "serve.predictor"]
+    if release.threshold is not None:
+        check.append(repr(release.threshold))
     try:
-        done = subprocess.run(check, input=release.graph, capture_output=True, check=False, timeout=PATIENCE)
+        done = subprocess.run(check, input=release.graph, capture_output=True, check=False, timeout=VERIFY_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        file = folder / release.manifest.onnx.file
-        raise ModelError(f"{file}: expected a graph that loads within {PATIENCE} s, found one that does not") from error
+        expected = f"expected a graph that loads within {VERIFY_TIMEOUT_S} s"
+        raise ModelError(f"{folder / release.manifest.onnx.file}: {expected}, found one that does not") from error
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
         raise ModelError(f"{folder / release.manifest.onnx.file}: {reason[-1]}")

@@ -1,45 +1,46 @@
-// The drawing page: what is on the paper is sent to /predict, and what the model reads there is shown.
+// The drawing page: sends the drawing or picture to POST /predict and shows the prediction.
 //
-// There is one sheet at a time, the strokes of a drawing or a picture; turning to another one remembers the one of
-// before, so undo works across strokes, pictures and clearing. A stroke on a picture begins a drawing of its own.
+// The page shows one sheet at a time: the strokes of a drawing, or a picture. `past` holds the earlier sheets, so undo
+// works across strokes, pictures and clearing. A stroke on a picture starts a new drawing.
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const PAPER = "#fff";
 const INK = "#000";
-const NIB = 0.075; // of the paper's side: about the pen of MNIST
-const PAUSE = 40; // milliseconds between two requests of a stroke
-const PATIENCE = 30_000; // milliseconds that an answer may take
+const PEN_WIDTH = 0.075; // as a share of the canvas's side: about MNIST's stroke width
+const PAUSE = 40; // milliseconds between two requests during a stroke
+const TIMEOUT = 30_000; // milliseconds until a request is given up
+const DOUBTFUL = "not sure that this is a digit";
 const UNREACHABLE = "The service cannot be reached. Draw on: every stroke asks it again.";
 
-const [canvas, seen, note, digitText, confidenceText, bars, undoButton, clearButton] = [
-  "canvas", "seen", "note", "digit", "confidence", "bars", "undo", "clear",
+const [canvas, seen, note, digitText, confidenceText, doubtfulText, bars, undoButton, clearButton] = [
+  "canvas", "seen", "note", "digit", "confidence", "doubtful", "bars", "undo", "clear",
 ].map((id) => document.getElementById(id));
 const [status, spoken, chooseButton, fileInput, keyForm, keyInput, curl, modelText] = [
   "status", "spoken", "choose", "file", "key-form", "key", "curl", "model",
 ].map((id) => document.getElementById(id));
-const paper = canvas.getContext("2d", { alpha: false, willReadFrequently: true }); // read again for every request
+const paper = canvas.getContext("2d", { alpha: false, willReadFrequently: true }); // its pixels are read for every request
 const address = new URL("predict", document.baseURI);
 
-let sheet = { strokes: [] }; // or { picture: File, image: ImageBitmap, null where it cannot be shown }
+let sheet = { strokes: [] }; // or { picture: File, image: ImageBitmap, or null if the browser cannot show it }
 const past = [];
-let pen = null; // the pointer that draws, while it does
+let pen = null; // the id of the pointer that is drawing
 let key = "";
 
-// The paper
+// The canvas
 
 const isEmpty = () => !sheet.picture && sheet.strokes.length === 0;
 
-// A dot is not asked about: it may become a stroke, and the service would refuse it.
+// A dot is not sent: it may become a stroke, and the service would refuse it.
 function isDot() {
   const points = sheet.strokes?.flat() ?? [];
   const lengths = ["x", "y"].map((axis) => points.map((point) => point[axis]));
-  return points.length > 0 && lengths.every((along) => Math.max(...along) - Math.min(...along) < NIB * canvas.width);
+  return points.length > 0 && lengths.every((along) => Math.max(...along) - Math.min(...along) < PEN_WIDTH * canvas.width);
 }
 
 function turnTo(next) {
   pen = null;
   sheet = next;
-  request?.abort(); // it asks about the sheet of before
+  request?.abort(); // it is about the earlier sheet
   if (sheet.picture || isEmpty() || isDot()) showNothing(isEmpty() ? "The paper is empty." : "");
   say("");
   paint();
@@ -67,7 +68,7 @@ function paint() {
   if (sheet.image) {
     const { width, height } = sheet.image;
     const scale = side / Math.max(width, height);
-    paper.imageSmoothingEnabled = scale < 4; // a tiny picture is shown as the pixels that it is
+    paper.imageSmoothingEnabled = scale < 4; // a tiny picture is shown as its pixels
     const [w, h] = [width * scale, height * scale];
     paper.drawImage(sheet.image, (side - w) / 2, (side - h) / 2, w, h);
   }
@@ -76,16 +77,16 @@ function paint() {
   note.textContent = words;
   const content = sheet.picture ? `the picture ${sheet.picture.name}` : isEmpty() ? "empty" : "a drawing";
   canvas.setAttribute("aria-label", `Paper: ${content}`);
-  undoButton.setAttribute("aria-disabled", past.length === 0); // not `disabled`: that would take the focus away
+  undoButton.setAttribute("aria-disabled", past.length === 0); // not `disabled`: the button would lose the focus
   clearButton.setAttribute("aria-disabled", isEmpty());
 }
 
 function draw(points) {
   paper.strokeStyle = INK;
-  paper.lineWidth = NIB * canvas.width;
+  paper.lineWidth = PEN_WIDTH * canvas.width;
   paper.lineCap = paper.lineJoin = "round";
   paper.beginPath();
-  paper.moveTo(points[0].x + 0.01, points[0].y); // a line of no length might not be drawn: a tap is a dot
+  paper.moveTo(points[0].x + 0.01, points[0].y); // a line of length zero might not be drawn: a tap is a dot
   for (const { x, y } of points) paper.lineTo(x, y);
   paper.stroke();
 }
@@ -96,7 +97,7 @@ function place(event) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (pen !== null || event.button !== 0) return; // one pointer at a time: a palm beside the pen draws nothing
+  if (pen !== null || event.button !== 0) return; // one pointer at a time: a palm beside the pen does not draw
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
   lay({ strokes: [...(sheet.strokes ?? []), [place(event)]] });
@@ -118,7 +119,7 @@ for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
   canvas.addEventListener(end, (event) => {
     if (event.pointerId !== pen) return;
     pen = null;
-    paint(); // the stroke in one piece, as undo will paint it
+    paint(); // the stroke as one path, as undo will paint it
     ask();
   });
 }
@@ -157,7 +158,7 @@ document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dragging");
 });
 document.addEventListener("drop", (event) => {
-  event.preventDefault(); // the browser would leave the page for the file
+  event.preventDefault(); // the browser would open the file instead of the page
   document.body.classList.remove("dragging");
   takeFrom(event.dataTransfer);
 });
@@ -180,9 +181,9 @@ keyForm.addEventListener("submit", (event) => {
   ask();
 });
 
-// The service: one request at a time, and always a last one for what the paper shows then
+// Requests: one at a time, and a last one for the final state of the canvas
 
-let request = null; // aborts the request in flight
+let request = null; // AbortController of the request in flight
 let asking = false;
 let changed = false;
 
@@ -215,12 +216,12 @@ async function predict(signal) {
   const body = sheet.picture ?? (await new Promise((resolve) => canvas.toBlob(resolve, "image/png")));
   const headers = { "Content-Type": body.type };
   if (key) headers.Authorization = `Bearer ${key}`;
-  const how = { method: "POST", headers, body, signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE)]) };
+  const how = { method: "POST", headers, body, signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT)]) };
   const response = await fetch(`${address}?pixels=true`, how).catch(() => {
     throw new Error(UNREACHABLE);
   });
-  const answer = await response.json().catch(() => null); // a proxy may answer with a page of its own
-  if (signal.aborted) throw new Error("another sheet is asked about");
+  const answer = await response.json().catch(() => null); // a proxy may respond with an HTML page
+  if (signal.aborted) throw new Error("the sheet has changed");
   if (response.status === 401) askForKey();
   else keyForm.hidden = true;
   if (response.ok && answer?.predictions) return answer;
@@ -233,26 +234,28 @@ function askForKey() {
   throw new Error(key ? "The service does not know this key." : "This service asks for a key.");
 }
 
-// What is shown and said
+// Output: shown, and announced to screen readers
 
-let speaking; // the timer of the next words
+let speaking; // timer of the next announcement
 
-function show({ predictions: [{ digit, confidence, probabilities, pixels }], model }) {
+function show({ predictions: [{ digit, confidence, doubtful, probabilities, pixels }], model }) {
   document.body.classList.remove("unread");
   digitText.textContent = digit;
   confidenceText.textContent = percent(confidence);
+  doubtfulText.textContent = doubtful ? DOUBTFUL : "";
   showBars(probabilities, digit);
   showPixels(pixels);
   seen.setAttribute("aria-label", "What the model saw, 28 by 28 pixels");
   modelText.textContent = ` It serves ${model.name}, version ${model.version}.`;
   say("");
-  speak(`${digit}, ${percent(confidence)}`);
+  speak(`${digit}, ${percent(confidence)}${doubtful ? `, ${DOUBTFUL}` : ""}`);
 }
 
 function showNothing(words) {
   document.body.classList.add("unread");
   digitText.textContent = "–";
   confidenceText.textContent = "";
+  doubtfulText.textContent = "";
   showBars(Array(10).fill(0), null);
   showPixels([]);
   seen.setAttribute("aria-label", "What the model saw: nothing yet");
@@ -261,7 +264,7 @@ function showNothing(words) {
 
 function fail(error) {
   showNothing("");
-  const words = error.message.replace(/^image 1 of 1: /, ""); // there is only one here
+  const words = error.message.replace(/^image 1 of 1: /, ""); // the page sends one image only
   say(words[0].toUpperCase() + words.slice(1));
 }
 
@@ -275,20 +278,20 @@ function showBars(probabilities, digit) {
 }
 
 function showPixels(rows) {
-  const image = new ImageData(28, 28); // see-through where there is nothing to show
+  const image = new ImageData(28, 28); // transparent if there is nothing to show
   rows.flat().forEach((grey, index) => image.data.set([grey, grey, grey, 255], 4 * index));
   seen.getContext("2d").putImageData(image, 0, 0);
 }
 
 function percent(share) {
-  return share >= 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`; // never quite sure
+  return share >= 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`; // never 100 %
 }
 
 function say(words) {
   if (status.textContent !== words) status.textContent = words;
 }
 
-// Spoken once the hand rests, not at every point of a stroke.
+// Announced once drawing pauses, not at every point of a stroke.
 function speak(words) {
   clearTimeout(speaking);
   if (pen === null) speaking = setTimeout(() => (spoken.textContent = words), 600);

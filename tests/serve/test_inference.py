@@ -6,6 +6,9 @@ import warnings
 import numpy as np
 import pytest
 
+from serve import create_app
+from serve.config import Config
+from tests.serve.releases import make_release
 from train.paths import RELEASE
 
 with warnings.catch_warnings():
@@ -14,6 +17,7 @@ with warnings.catch_warnings():
     from tritonclient.utils import InferenceServerException
 
 INFER = "/v2/models/digits/infer"
+IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,7 @@ def test_metadata(server, version):
         "outputs": [
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
             {"name": "digit", "datatype": "INT64", "shape": [-1]},
+            {"name": "doubt", "datatype": "FP32", "shape": [-1]},
         ],
     }
 
@@ -59,6 +64,8 @@ def test_inference(server, images, labels, version, count, binary):
     probabilities, found = result.as_numpy("probabilities"), result.as_numpy("digit")
     assert (probabilities.dtype, probabilities.shape) == (np.float32, (count, 10))
     assert (found.dtype, found.shape) == (np.int64, (count,))
+    doubt = result.as_numpy("doubt")
+    assert (doubt.dtype, doubt.shape) == (np.float32, (count,))
     assert np.array_equal(probabilities.argmax(axis=1), found)
     assert (found == labels[:count]).mean() >= 0.99
     assert result.get_response()["id"] == f"request {count}"
@@ -67,17 +74,35 @@ def test_inference(server, images, labels, version, count, binary):
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
-@pytest.mark.parametrize("names", [["digit"], ["probabilities"], ["digit", "probabilities"]])
+@pytest.mark.parametrize("names", [["digit"], ["probabilities"], ["doubt"], ["digit", "probabilities"]])
 def test_outputs_asked_for(server, images, names, binary_in, binary_out):
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in names]
     result = server.infer("digits", [tensor(images[:3], binary=binary_in)], outputs=outputs)
     answer = result.get_response()
     assert [output["name"] for output in answer["outputs"]] == names
     assert "id" not in answer
-    for name in ("digit", "probabilities"):
+    for name in ("digit", "probabilities", "doubt"):
         assert (result.as_numpy(name) is not None) == (name in names)
     if "digit" in names:
         assert result.as_numpy("digit").tolist() == [7, 2, 1]
+
+
+def test_doubt_is_the_graph_s():
+    client = create_app(Config(), make_release(threshold=100)).test_client()
+    sent = IMAGE | {"shape": [3, 28, 28], "data": np.repeat([0, 100, 255], 784).tolist()}
+    answer = client.post(INFER, json={"inputs": [sent], "outputs": [{"name": "doubt"}]})
+    assert answer.json["outputs"] == [{"name": "doubt", "datatype": "FP32", "shape": [3], "data": [0, 100, 255]}]
+
+
+def test_a_model_without_doubt_has_the_other_outputs_alone():
+    client = create_app(Config(), make_release(threshold=None)).test_client()
+    names = ["probabilities", "digit"]
+    assert [output["name"] for output in client.get("/v2/models/digits").json["outputs"]] == names
+    sent = {"inputs": [IMAGE | {"data": [0] * 784}]}
+    assert [output["name"] for output in client.post(INFER, json=sent).json["outputs"]] == names
+    answer = client.post(INFER, json=sent | {"outputs": [{"name": "doubt"}]})
+    assert answer.status_code == 400
+    assert answer.json == {"error": "expected outputs named probabilities or digit, found 'doubt'"}
 
 
 def test_one_output_in_json_and_one_in_binary(server, images):
@@ -119,7 +144,7 @@ def test_pixels_are_taken_as_they_are(server, images):
         ),
         (
             lambda images: {"inputs": [tensor(images)], "outputs": [triton.InferRequestedOutput("logits")]},
-            "expected outputs named probabilities or digit, found 'logits'",
+            "expected outputs named probabilities or digit or doubt, found 'logits'",
         ),
         (
             lambda images: {
@@ -141,9 +166,6 @@ def test_pixels_are_taken_as_they_are(server, images):
 def test_its_exceptions(server, images, sent, message):
     with pytest.raises(InferenceServerException, match=message):
         server.infer(**{"model_name": "digits", **sent(images[:2])})
-
-
-IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,13 @@ import signal
 import socket
 import time
 
+import numpy as np
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
+
+from serve.release import read
+from train.paths import RELEASE
 
 RAW = {"Content-Type": "application/octet-stream"}
 
@@ -41,7 +45,7 @@ def test_metrics_count_requests_over_all_workers(service, images):
     assert change(before, after, "digits_request_duration_seconds_count", route="/predict") == 21
     assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < took
     assert after["digits_requests_in_flight", ()] == 1  # this one
-    model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", "cd93a44f2d18"))
+    model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", read(RELEASE).version))
     assert after["digits_model_info", model] == len(service.workers())
 
 
@@ -63,6 +67,19 @@ def test_metrics_have_a_histogram_of_confidence(service, images):
         assert change(before, after, "digits_confidence_bucket", le=bound) == expected
     assert change(before, after, "digits_confidence_count") == 303
     assert change(before, after, "digits_confidence_sum") == pytest.approx(sum(confidences))
+
+
+def test_metrics_count_doubtful_images_over_all_workers(service, images):
+    before, turned, count = metrics(service), np.rot90(images[:20], axes=(1, 2)), 0
+    for sent in (images[:20], turned, *turned[:, np.newaxis]):
+        answer = requests.post(f"{service.url}/predict?preprocess=none", sent.tobytes(), headers=RAW).json()
+        count += sum(prediction["doubtful"] for prediction in answer["predictions"])
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [20, 28, 28], "data": turned.reshape(-1).tolist()}
+    inferred = requests.post(f"{service.url}/v2/models/digits/infer", json={"inputs": [tensor]}).json()["outputs"]
+    (doubts,) = [output["data"] for output in inferred if output["name"] == "doubt"]
+    count += sum(doubt > read(RELEASE).threshold for doubt in doubts)
+    assert count > 20
+    assert change(before, metrics(service), "digits_doubtful_total") == count
 
 
 @pytest.mark.slow  # starts a service of its own

@@ -40,6 +40,7 @@ STROKES: dict[int, list[Stroke]] = {
     4: [[(0.35, 0.2), (0.3, 0.55), (0.7, 0.55)], [(0.66, 0.2), (0.62, 0.82)]],
     7: [[(0.3, 0.22), (0.7, 0.22), (0.55, 0.5), (0.45, 0.8)]],
 }
+LETTER: list[Stroke] = [[(0.3, 0.82), (0.5, 0.18), (0.7, 0.82)], [(0.37, 0.6), (0.63, 0.6)]]  # A
 
 # What a page may not do is said on its console, and there by the policy's own event too.
 LISTEN = """addEventListener("securitypolicyviolation", (event) =>
@@ -181,6 +182,7 @@ def expect_digit(page: Page, digit: int) -> None:
 def expect_nothing(page: Page) -> None:
     expect(page.locator("#digit")).to_have_text("–")
     expect(page.locator("#confidence")).to_have_text("")
+    expect(page.locator("#doubtful")).to_have_text("")
     assert bars(page) == [""] * 10
     assert not any(pixels(page.locator("#seen")))
 
@@ -212,6 +214,24 @@ def test_drawn_digit_is_read(page, digit):
     assert [100 * width for width in widths(page)] == pytest.approx(shares, abs=0.2)
     assert number(page.locator("#confidence").inner_text()) == max(shares)
     expect(status(page)).to_have_text("")
+
+
+def test_says_that_a_letter_may_be_no_digit(page):
+    words = "not sure that this is a digit"
+    shown = page.get_by_text(words).filter(visible=True).and_(page.locator("main p:not(.aside)"))
+    draw(page, *LETTER)
+    expect(shown).to_be_visible()
+    expect(page.locator("#spoken")).to_have_text(re.compile(rf"^\d, (> )?\d+\.\d %, {words}$"))
+    expect(page.locator("#digit")).to_have_text(re.compile(r"^\d$"))  # the reading stays
+    page.get_by_role("button", name="Clear").click()
+    expect_nothing(page)
+    expect(shown).to_have_count(0)
+    draw(page, *STROKES[3])
+    expect_digit(page, 3)
+    expect(shown).to_have_count(0)
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").click()
+    expect(shown).to_be_visible()
 
 
 def test_shows_what_the_model_saw(page):
@@ -437,11 +457,12 @@ def test_light_and_dark_are_both_readable(visit):
     grounds = []
     for scheme in ("light", "dark"):
         page = visit(color_scheme=scheme)
-        draw(page, *STROKES[7])
-        expect_digit(page, 7)
+        draw(page, *LETTER)
+        expect(page.locator("#doubtful")).not_to_have_text("")
+        expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
         grounds.append(luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")))
         for part in page.locator(
-            "h1, header p, h2, button, #digit, #confidence, #status, th, td, figcaption, kbd, pre, a"
+            "h1, header p, h2, button, #digit, #confidence, #doubtful, #status, th, td, figcaption, kbd, pre, a"
         ).all():
             low, high = sorted(map(luminance, part.evaluate(COLOURS)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, part)

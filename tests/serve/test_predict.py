@@ -10,6 +10,9 @@ from PIL import Image
 
 from serve.app import create_app
 from serve.config import Config
+from serve.release import read
+from tests.serve.releases import make_release
+from train.paths import RELEASE
 
 JSON = "application/json"
 
@@ -93,11 +96,11 @@ def test_numbers_and_pictures_can_be_mixed_in_one_request(client, images, labels
 def test_the_response(client, images):
     answer = predict(client, images[:1].tobytes(), "application/octet-stream")
     (prediction,) = answer.json["predictions"]
-    assert list(prediction) == ["digit", "confidence", "probabilities"]
+    assert list(prediction) == ["digit", "confidence", "doubtful", "probabilities"]
     assert len(prediction["probabilities"]) == 10
     assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-5)
     assert prediction["confidence"] == max(prediction["probabilities"]) == prediction["probabilities"][7]
-    assert answer.json["model"] == {"name": "Model_3", "version": "cd93a44f2d18"}
+    assert answer.json["model"] == {"name": "Model_3", "version": read(RELEASE).version}
     assert answer.content_type == JSON
 
 
@@ -191,6 +194,48 @@ def test_bad_pictures(client, images):
     assert "image 1 of 1: " in problem(predict(client, bomb, "image/png"), 422)
 
 
+def ask_shades(release, shades, query=""):
+    """Ask about images that have one grey each: their doubt, to the graph of `make_release`, is that."""
+    raw = b"".join(bytes([shade]) * 784 for shade in shades)
+    client = create_app(Config(), release).test_client()
+    return predict(client, raw, "application/octet-stream", f"?preprocess=none{query}")
+
+
+def test_an_image_is_doubtful_above_the_threshold_in_the_manifest():
+    answer = ask_shades(make_release(threshold=100), [0, 100, 101, 255, 7])
+    found = [prediction["doubtful"] for prediction in answer.json["predictions"]]
+    assert found == [False, False, True, True, False]
+
+
+def test_doubtful_images_are_refused_where_that_is_asked_for():
+    doubting = make_release(threshold=100)
+    detail = problem(ask_shades(doubting, [0, 7, 101, 255], "&refuse=doubtful"), 422)
+    assert detail == "image 3 of 4: expected a digit, found a doubtful image"
+    assert "image 1 of 1: " in problem(ask_shades(doubting, [200], "&refuse=doubtful"), 422)
+    assert digits(ask_shades(doubting, [0, 100], "&refuse=doubtful")) == [0, 0]
+
+
+def test_a_model_without_doubt_is_served_and_cannot_be_asked_to_refuse():
+    release = make_release(threshold=None)
+    (prediction,) = ask_shades(release, [255]).json["predictions"]
+    assert list(prediction) == ["digit", "confidence", "probabilities"]
+    detail = problem(ask_shades(release, [255], "&refuse=doubtful"), 400)
+    assert detail == (
+        f"refuse=doubtful: expected a model that gives a doubt, found Model_3, version {release.version}, "
+        "which gives none"
+    )
+
+
+def test_the_shipped_model_doubts_turned_digits_and_hardly_any_upright_one(images):
+    client = create_app().test_client()
+    shares = []
+    for sent in (images[:500], np.rot90(images[:500], axes=(1, 2))):
+        answer = predict(client, sent.tobytes(), "application/octet-stream", "?preprocess=none")
+        shares.append(np.mean([prediction["doubtful"] for prediction in answer.json["predictions"]]))
+    assert shares[0] < 0.05
+    assert shares[1] > 0.7
+
+
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # werkzeug leaves refused parts to the GC
@@ -232,6 +277,9 @@ def test_query_parameters(client, images):
     assert "pixels: expected true or false" in problem(
         predict(client, raw, "application/octet-stream", "?pixels=1"), 400
     )
+    for value in ("true", ""):
+        detail = problem(predict(client, raw, "application/octet-stream", f"?refuse={value}"), 400)
+        assert detail == f"refuse: expected doubtful, found {value!r}"
 
 
 def test_paths_and_methods(client):

@@ -8,6 +8,7 @@ import pytest
 
 from serve.predictor import Predictor
 from serve.release import ModelError, read, verify
+from tests.serve.releases import make_graph
 from train.paths import RELEASE
 
 
@@ -17,11 +18,18 @@ def folder(tmp_path):
     return shutil.copytree(RELEASE, tmp_path / "release")
 
 
-def replace_graph(folder, content):
-    """Put another graph in `folder`, and its hash in the manifest."""
+def shipped_predictor(threads=1):
+    release = read(RELEASE)
+    return Predictor(release.graph, threads, release.threshold)
+
+
+def replace_graph(folder, content, doubt=False):
+    """Put another graph in `folder`, and its hash in the manifest, which states no threshold unless `doubt`."""
     (folder / "digits.onnx").write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
+    if not doubt:
+        manifest["doubt"] = None
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -68,7 +76,7 @@ def test_an_altered_graph_is_refused(folder):
     content = bytearray((folder / "digits.onnx").read_bytes())
     content[-100] ^= 1
     (folder / "digits.onnx").write_bytes(content)
-    with pytest.raises(ModelError, match=r"digits.onnx: expected SHA-256 cd93.*, found "):
+    with pytest.raises(ModelError, match=r"digits.onnx: expected SHA-256 [0-9a-f]{64}, as .*, found [0-9a-f]{64}"):
         verify(folder)
 
 
@@ -109,16 +117,28 @@ def test_a_graph_that_loads_but_does_not_run_is_refused(folder):
         verify(folder)
 
 
+@pytest.mark.parametrize("doubt", [True, False])
+def test_a_release_with_and_without_doubt_verifies_and_one_with_half_of_it_is_refused(folder, doubt):
+    replace_graph(folder, make_graph(doubt), doubt)
+    assert (verify(folder).threshold is not None) == doubt
+    replace_graph(folder, make_graph(not doubt), doubt)
+    found = "only the threshold" if doubt else "only the output"
+    with pytest.raises(ModelError, match=f"digits.onnx: expected the output doubt in the graph.*, found {found}"):
+        verify(folder)
+
+
 @pytest.mark.parametrize("count", [1, 99, 100, 101, 1000])
 def test_predictions_do_not_depend_on_the_batch(images, count):
-    predictor = Predictor(read(RELEASE).graph)
+    predictor = shipped_predictor()
     whole = predictor.predict(images[:1000])
     part = predictor.predict(images[:count])
     assert np.array_equal(part.digits, whole.digits[:count])
     assert np.allclose(part.probabilities, whole.probabilities[:count], atol=1e-5)
+    assert np.allclose(part.doubts, whole.doubts[:count], atol=1e-3)
     assert part.probabilities.shape == (count, 10)
+    assert part.doubtful.shape == (count,)
 
 
 def test_threads_do_not_change_a_prediction(images):
-    one, two = (Predictor(read(RELEASE).graph, threads).predict(images[:200]) for threads in (1, 2))
+    one, two = (shipped_predictor(threads).predict(images[:200]) for threads in (1, 2))
     assert np.array_equal(one.digits, two.digits)

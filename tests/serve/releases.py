@@ -1,0 +1,44 @@
+"""Releases whose graphs are made here, of the contract's inputs and outputs, with and without `doubt`."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from model.contract import Doubt
+from serve.release import Release, read
+from train.paths import RELEASE
+
+
+def make_graph(doubt: bool) -> bytes:
+    """Return a graph to which every image is a 0 with a confidence of 0.1, and its doubt the mean of its pixels."""
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    image = info("image", TensorProto.UINT8, ["batch", 28, 28])
+    outputs = [info("probabilities", TensorProto.FLOAT, ["batch", 10]), info("digit", TensorProto.INT64, ["batch"])]
+    nodes = [
+        node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        node("Flatten", ["float"], ["flat"]),
+        node("MatMul", ["flat", "zeros"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"]),
+        node("ArgMax", ["logits"], ["digit"], axis=1, keepdims=0),
+    ]
+    constants = {"zeros": np.zeros((784, 10), np.float32)}
+    if doubt:
+        outputs.append(info("doubt", TensorProto.FLOAT, ["batch"]))
+        nodes.append(node("ReduceMean", ["flat", "pixels"], ["doubt"], keepdims=0))
+        constants["pixels"] = np.array([1])
+    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "made", [image], outputs, initializers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    return model.SerializeToString()
+
+
+def make_release(threshold: float | None) -> Release:
+    """Return a release with such a graph; without a threshold it gives no doubt, as older releases."""
+    graph = make_graph(doubt=threshold is not None)
+    shipped = read(RELEASE).manifest
+    onnx_file = replace(shipped.onnx, sha256=hashlib.sha256(graph).hexdigest(), bytes=len(graph))
+    doubt = None if threshold is None else Doubt(0, threshold, 0.01, 0.01, {})
+    return Release(replace(shipped, onnx=onnx_file, doubt=doubt), graph)
