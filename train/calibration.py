@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.classifier import DigitClassifier
+from train import markdown
 from train.data import Data, Split
 from train.predict import predict
 
@@ -80,15 +81,14 @@ def choose_threshold(answers: Answers, goal: float) -> float | None:
 
 def table(calibration: Calibration) -> str:
     """Return the coverage as a table in Markdown."""
-    lines = [
-        "| goal: right | answer only from this confidence on | validation: answered | right | test: answered | right |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["goal: right", "answer only from this confidence on"]
+    columns += ["validation: answered", "right", "test: answered", "right"]
+    rows = []
     for row in calibration.coverage:
-        shares = "".join(f"{100 * share:.2f} % | " for share in (*row.validation, *row.test)).rstrip()
-        reached = f"{row.threshold:.4f} | {shares}" if row.threshold is not None else "not reached | | | | |"
-        lines.append(f"| {100 * row.goal:.2f} % | {reached}")
-    return "\n".join(lines)
+        shares = [f"{100 * share:.2f} %" for share in (*row.validation, *row.test)]
+        reached = ["not reached", "", "", "", ""] if row.threshold is None else [f"{row.threshold:.4f}", *shares]
+        rows.append([f"{100 * row.goal:.2f} %", *reached])
+    return markdown.table(columns, rows, left=0)
 
 
 def _answers(classifier: DigitClassifier, split: Split) -> Answers:

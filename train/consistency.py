@@ -11,6 +11,7 @@ from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
 from train.files import locked, to_json, write_together
+from train.markdown import table
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
@@ -109,21 +110,16 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data,
     rows = []
     for trial in trials:
         last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
-        rows.append(
-            f"| {trial['settings']['seed']} | {percent(last['validation_accuracy'])} "
-            f"| {percent(last['test_accuracy'])} | {last['test_loss']:.4f} | {seconds:.0f} |"
-        )
-    rows += [f"| {seed} | diverged in epoch {epoch} | | | |" for seed, epoch in figures["diverged"].items()]
-    table = "\n".join(rows)
+        accuracies = [percent(last[name]) for name in ("validation_accuracy", "test_accuracy")]
+        rows.append([str(trial["settings"]["seed"]), *accuracies, f"{last['test_loss']:.4f}", f"{seconds:.0f}"])
+    rows += [[str(seed), f"diverged in epoch {epoch}", "", "", ""] for seed, epoch in figures["diverged"].items()]
     return f"""# {figures["model"]} over {figures["seeds"]} seeds
 
 {sentence(figures)}
 
 ![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)
 
-| seed | validation | test | test loss | seconds |
-|---:|---:|---:|---:|---:|
-{table}
+{table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0)}
 
 All at epoch {figures["epochs"]}, the last: no epoch and no seed is selected. Trained on {len(data.train):,} images of
 {data.name}; the {len(data.validation):,} validation images are held out, and the {len(data.test):,} test images decide

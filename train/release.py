@@ -9,6 +9,7 @@ from train.consistency import sentence
 from train.data import Data, load
 from train.errors import SettingsError, VerificationError
 from train.files import read_json, write_together
+from train.markdown import table
 from train.progression import TARGET_ACCURACY
 from train.report import doubt_table
 
@@ -44,6 +45,12 @@ def model_card(export: verify.Export, data: Data, found: calibration.Calibration
     graph, weights = manifest.onnx, manifest.weights
     outputs = contract.OUTPUTS if manifest.doubt else contract.OUTPUTS_WITHOUT_DOUBT
     right = f"{manifest.test_correct} of {manifest.test_total}"
+    accuracy = [
+        ["test accuracy of this network", f"{100 * manifest.test_accuracy:.2f} % ({right})"],
+        ["validation accuracy of this network", f"{100 * manifest.validation_accuracy:.2f} %"],
+        ["images on which ONNX Runtime and PyTorch disagree", f"{parity.label_mismatches} of {parity.images}"],
+        ["largest difference of a probability", f"{parity.max_abs_probability_difference:.1e}"],
+    ]
     return f"""# {manifest.model}: handwritten digits, {manifest.parameters:,} parameters
 
 Recognises one handwritten digit, 0–9, in a {SIDE}×{SIDE} picture. This folder holds the network as an ONNX graph
@@ -72,12 +79,7 @@ MNIST's. Not for decisions about people or money without a test on pictures of y
 
 ## Accuracy
 
-| | |
-|---|---:|
-| test accuracy of this network | {100 * manifest.test_accuracy:.2f} % ({right}) |
-| validation accuracy of this network | {100 * manifest.validation_accuracy:.2f} % |
-| images on which ONNX Runtime and PyTorch disagree | {parity.label_mismatches} of {parity.images} |
-| largest difference of a probability | {parity.max_abs_probability_difference:.1e} |
+{table(["", ""], accuracy)}
 
 {_over_seeds(manifest)}
 

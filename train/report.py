@@ -11,6 +11,7 @@ from train import calibration, plots
 from train.data import Data
 from train.files import write_bytes
 from train.layer_table import layers
+from train.markdown import table
 from train.predict import predict
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
 from train.training import Trained
@@ -51,24 +52,21 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | No
 
 
 def _comparison(trained: list[Trained]) -> str:
-    lines = [
-        "| | parameters | epochs | validation, last epoch | test, last epoch "
-        "| best test (reference) | best training (reference) |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["parameters", "epochs", "validation, last epoch", "test, last epoch"]
+    columns += ["best test (reference)", "best training (reference)"]
+    rows = []
     for model in trained:
         experiment, last = model.experiment, model.history[-1]
         train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
-        lines.append(
-            f"| {experiment.name} | {parameter_count(model.network):,} | {len(model.history)} "
-            f"| {_percent(last.validation_accuracy)} | **{_percent(last.test_accuracy)}** "
-            f"| {_percent(max(epoch.test_accuracy for epoch in model.history))}{test} "
-            f"| {_percent(max(epoch.train_accuracy for epoch in model.history))}{train} |"
+        best_test, best_train = (
+            _percent(max(getattr(epoch, name) for epoch in model.history))
+            for name in ("test_accuracy", "train_accuracy")
         )
-    return (
-        "\n".join(lines)
-        + "\n\n“Best” is the best of all epochs, as the reference reports it; nothing here is chosen by it.\n"
-    )
+        row = [experiment.name, f"{parameter_count(model.network):,}", str(len(model.history))]
+        row += [_percent(last.validation_accuracy), f"**{_percent(last.test_accuracy)}**"]
+        rows.append([*row, best_test + test, best_train + train])
+    best = "“Best” is the best of all epochs, as the reference reports it; nothing here is chosen by it."
+    return f"{table(['', *columns], rows)}\n\n{best}\n"
 
 
 def _export(manifest: Manifest | None) -> str:
@@ -87,8 +85,7 @@ def _export(manifest: Manifest | None) -> str:
 def _section(model: Trained, data: Data, pictures: Path) -> list[str]:
     experiment = model.experiment
     rows = [
-        f"| {layer.name} | {'×'.join(map(str, layer.output_shape))} | {layer.parameters or ''} "
-        f"| {layer.receptive_field} |"
+        [layer.name, "×".join(map(str, layer.output_shape)), str(layer.parameters or ""), str(layer.receptive_field)]
         for layer in layers(experiment.network())
     ]
     return [
@@ -106,9 +103,7 @@ def _section(model: Trained, data: Data, pictures: Path) -> list[str]:
             f"Loss, accuracy and gap of {experiment.name} by epoch",
         ),
         f"<details><summary>Layers of {experiment.name}, {parameter_count(model.network):,} parameters</summary>\n",
-        "| layer | output | parameters | receptive field |",
-        "|---|---|---:|---:|",
-        *rows,
+        table(["layer", "output", "parameters", "receptive field"], rows, left=2),
         "\n</details>\n",
     ]
 
@@ -177,13 +172,13 @@ def _confidence(model: Trained, data: Data, pictures: Path) -> list[str]:
 
 def doubt_table(doubt: Doubt) -> str:
     """Return in Markdown what the output `doubt` reaches, by kind of non-digit."""
-    rows = "\n".join(f"| {kind} | {100 * share:.1f} % |" for kind, share in doubt.caught.items())
+    rows = [[kind, f"{100 * share:.1f} %"] for kind, share in doubt.caught.items()]
     return (
         f"An image is doubtful, unlike a digit, where `doubt` is above {doubt.threshold:.4f}: chosen so that "
         f"{_percent(doubt.validation_doubted)} of the validation digits are, {_percent(doubt.test_doubted)} of the "
         f"test digits. It costs {doubt.parameters} parameters. Of synthetic non-digits, kinds it was fitted to but "
         "images it was not, it doubts:\n\n"
-        f"| not a digit | doubted |\n|---|---:|\n{rows}\n"
+        f"{table(['not a digit', 'doubted'], rows)}\n"
     )
 
 
