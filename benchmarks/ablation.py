@@ -26,6 +26,7 @@ from serve import preprocess
 from serve.images import MAX_PIXELS, _in_grey, _read
 from serve.preprocess import ImageError
 from train.files import write_together
+from train.markdown import table
 
 # What each stage is replaced by, as attributes of serve.preprocess.
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -73,20 +74,17 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     options = parser.parse_args()
     variants = ["baseline", "all stages", *WITHOUT]
-    table: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for name, (numbers, digits, labels) in _sources(options.train, options.images).items():
             starts = range(0, len(digits), CHUNK)
             tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
             prepared = np.concatenate(pool.starmap(_prepared, tasks), axis=1)  # [variants, N, 28, 28]
-            table[name] = [100 * float(np.mean(_predict(of_it) == labels)) for of_it in prepared]
-            print(
-                name,
-                *(f"{variant} {value:.2f}" for variant, value in zip(variants, table[name], strict=True)),
-                flush=True,
-            )
+            accuracies[name] = [100 * float(np.mean(_predict(images) == labels)) for images in prepared]
+            shown = (f"{variant} {value:.2f}" for variant, value in zip(variants, accuracies[name], strict=True))
+            print(name, *shown, flush=True)
     if not options.train:
-        write_together(options.out, {"ablation.md": _table(table, variants, options.images).encode()})
+        write_together(options.out, {"ablation.md": _page(accuracies, variants, options.images).encode()})
 
 
 def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
@@ -109,8 +107,8 @@ def _without(changes: dict[str, Any], picture: Pixels) -> Pixels:
         return preprocess.to_mnist(picture)
 
 
-def _table(table: dict[str, list[float]], variants: list[str], images: int) -> str:
-    forms = list(table)
+def _page(accuracies: dict[str, list[float]], variants: list[str], images: int) -> str:
+    forms = list(accuracies)
     lines = [
         "# Ablation of the preprocessing",
         "",
@@ -121,22 +119,23 @@ def _table(table: dict[str, list[float]], variants: list[str], images: int) -> s
         "refuse what is no digit: no form shows that.",
         "",
     ]
-    whole = np.array([table[form][1] for form in forms])
-    lines += ["| variant | mean | worst form | largest loss |", "|---|---:|---:|---|"]
+    whole = np.array([accuracies[form][1] for form in forms])
+    summaries = []
     for index, variant in enumerate(variants):
-        values = np.array([table[form][index] for form in forms])
+        values = np.array([accuracies[form][index] for form in forms])
         loss = whole - values
         worst = int(loss.argmax())
         words = f"{loss[worst]:.2f} on *{FORMS[forms[worst]].title}*" if index > 1 else ""
         label = variant if index < 2 else f"without {variant}"
-        lines.append(f"| {label} | {values.mean():.2f} | {values.min():.2f} | {words} |")
-    lines += ["", "Every form, differences to all stages:", ""]
-    lines += ["| form | " + " | ".join(variants[:2]) + " | " + " | ".join(f"−{v}" for v in variants[2:]) + " |"]
-    lines += ["|---|" + "---:|" * len(variants)]
+        summaries.append([label, f"{values.mean():.2f}", f"{values.min():.2f}", words])
+    rows = []
     for form in forms:
-        row: NDArray[Any] = np.array(table[form])
+        row: NDArray[Any] = np.array(accuracies[form])
         cells = [f"{row[0]:.2f}", f"**{row[1]:.2f}**", *(f"{value - row[1]:+.2f}" for value in row[2:])]
-        lines.append(f"| {FORMS[form].title} | " + " | ".join(cells) + " |")
+        rows.append([FORMS[form].title, *cells])
+    columns = ["form", *variants[:2], *(f"−{variant}" for variant in variants[2:])]
+    lines += [table(["variant", "mean", "worst form", "largest loss"], summaries)]
+    lines += ["", "Every form, differences to all stages:", "", table(columns, rows)]
     lines += ["", f"Written by `python -m benchmarks.ablation --images {images}`.", ""]
     return "\n".join(lines)
 

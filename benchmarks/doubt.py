@@ -6,7 +6,6 @@ Each method's threshold doubts 1 % of the validation images. Beside the output `
 import argparse
 import io
 import os
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from serve.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load
 from train.files import write_together
+from train.markdown import table, wrap
 from train.progression import PROGRESSION
 from train.verify import load_classifier
 
@@ -158,11 +158,11 @@ def _text(
 ) -> str:
     methods = list(test)
 
-    def row(name: str, of_it: dict[str, float], after: str = "") -> str:
-        cells = " | ".join(f"**{of_it[one]:.1f} %**" if one == "doubt" else f"{of_it[one]:.1f} %" for one in methods)
-        return f"| {name} | {cells} | {after} |"
+    def row(name: str, of_it: dict[str, float], after: str = "") -> list[str]:
+        cells = (f"**{of_it[one]:.1f} %**" if one == "doubt" else f"{of_it[one]:.1f} %" for one in methods)
+        return [name, *cells, after]
 
-    def rows(names: dict[str, Draw], mean: str) -> list[str]:
+    def rows(names: dict[str, Draw], mean: str) -> list[list[str]]:
         lines = [row(name, shares[name], f"{kinds[name].refused:,}") for name in names]
         if len(names) > 1:
             lines.append(row(mean, {one: float(np.mean([shares[name][one] for name in names])) for one in methods}))
@@ -170,6 +170,16 @@ def _text(
 
     worst = sorted(forms, key=lambda name: -forms[name])[:3]
     count = len(next(iter(kinds.values())).images)
+    nothing = [""] * (len(methods) + 1)
+    measured = [
+        *rows(FITTED, "*mean*"),
+        ["**kept aside: nothing was fitted to these**", *nothing],
+        *rows(KEPT_ASIDE, "*mean, kept aside*"),
+        ["**letters that a hand writes like digits**", *nothing],
+        *rows(LIKE_DIGITS, ""),
+        ["**digits**", *nothing],
+        row("MNIST's test images", test),
+    ]
     paragraphs = "\n".join(
         [
             "# Doubt: how much of what is not a digit is caught",
@@ -179,15 +189,7 @@ def _text(
             "how much of what is not a digit is doubtful then; beside it, what three other measures of the same "
             "network catch, each at its own threshold of 1 %.",
             "",
-            f"| {count:,} pictures a kind | {' | '.join(methods)} | refused before |",
-            f"|---|{'---:|' * (len(methods) + 1)}",
-            *rows(FITTED, "*mean*"),
-            "| **kept aside: nothing was fitted to these** | | | | | |",
-            *rows(KEPT_ASIDE, "*mean, kept aside*"),
-            "| **letters that a hand writes like digits** | | | | | |",
-            *rows(LIKE_DIGITS, ""),
-            "| **digits** | | | | | |",
-            row("MNIST's test images", test),
+            table([f"{count:,} pictures per kind", *methods, "refused before"], measured),
             "",
             "![Examples of each kind, and how many are caught by the highest probability and by doubt](doubt.png)",
             "",
@@ -219,8 +221,7 @@ def _text(
             "",
         ]
     )
-    lines = paragraphs.split("\n")
-    return "\n".join(line if line[:1] in "|!#" else textwrap.fill(line, 120) for line in lines)
+    return wrap(paragraphs)
 
 
 def _picture(kinds: dict[str, Kind], shares: dict[str, dict[str, float]]) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.polling import answers, wait
 from tests.serve.hostile import CASES, Bystander, attack
 from train.files import write_bytes
+from train.markdown import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 9322
@@ -51,9 +52,9 @@ def main() -> None:
             seconds = time.monotonic() - started
             if _worker(master) != worker or set(bystander.statuses) != {200}:
                 sys.exit(f"{name}: expected worker {worker} and 200 for others, found {dict(bystander.statuses)}")
-            row = f"| {name} | {status} | {seconds:.1f} s | {bystander.slowest:.2f} s | {bystander.memory:.0f} MiB |"
-            print(row, flush=True)
-            rows.append(row)
+            row = [f"{seconds:.1f} s", f"{bystander.slowest:.2f} s", f"{bystander.memory:.0f} MiB"]
+            rows.append([name, str(status), *row])
+            print(*rows[-1], sep=", ", flush=True)
             waits.append(bystander.slowest)
             sizes.append(bystander.memory)
     result = (
@@ -61,8 +62,8 @@ def main() -> None:
         f"and the memory was {max(sizes):.0f} MiB at most, on {len(os.sched_getaffinity(0))} cores; the worker lived "
         "through all of them.\n\n"
     )
-    table = "| request | answer | open for | others wait | memory |\n|---|---:|---:|---:|---:|\n"
-    write_bytes(options.out / "hostile.md", (HEAD + result + table + "\n".join([*rows, ""])).encode())
+    measured = table(["request", "answer", "open for", "others wait", "memory"], rows)
+    write_bytes(options.out / "hostile.md", f"{HEAD}{result}{measured}\n".encode())
 
 
 @contextmanager

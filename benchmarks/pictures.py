@@ -28,6 +28,7 @@ from benchmarks.forms import FORMS, as_png
 from serve.images import decode
 from serve.preprocess import ImageError, prepare
 from train.files import to_json, write_together
+from train.markdown import table
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data" / "mnist"
@@ -118,7 +119,7 @@ def main() -> None:
         }
         files = {
             "pictures.png": _picture(examples),
-            "pictures.md": _table(results, command, seconds).encode(),
+            "pictures.md": _page(results, command, seconds).encode(),
             "pictures.json": to_json(forms),
         }
         write_together(options.out, files)
@@ -207,7 +208,11 @@ def _predict(images: Pixels) -> NDArray[np.int64]:
     return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
 
 
-def _table(results: list[Result], command: str, seconds: float) -> str:
+def _page(results: list[Result], command: str, seconds: float) -> str:
+    rows = []
+    for result in results:
+        accuracies = [f"{result.resize_accuracy:.2f} %", f"**{result.accuracy:.2f} %**"]
+        rows.append([FORMS[result.name].title, *accuracies, f"{result.images:,}", f"{result.median_ms:.2f} ms"])
     lines = [
         "# Pictures of other forms",
         "",
@@ -216,13 +221,7 @@ def _table(results: list[Result], command: str, seconds: float) -> str:
         "decoded and preprocessed as the service does it; beside it, what the model reads of a picture that is merely",
         "turned grey and resized to 28×28 by Pillow.",
         "",
-        "| form | plain resize | the service | n | median time a picture |",
-        "|---|---:|---:|---:|---:|",
-        *(
-            f"| {FORMS[result.name].title} | {result.resize_accuracy:.2f} % | **{result.accuracy:.2f} %** "
-            f"| {result.images:,} | {result.median_ms:.2f} ms |"
-            for result in results
-        ),
+        table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
         "",
         "![A row a form: four pictures, each beside the 28×28 that comes out](pictures.png)",
         "",
