@@ -1,7 +1,7 @@
-"""Ablation of the preprocessing: accuracy on every form with all stages, without each stage, and of a 30-line baseline.
+"""Ablation of the preprocessing: accuracy with all stages, without each stage, and of a short baseline.
 
-Pictures are those of benchmarks.pictures. The stages of serve.preprocess are replaced one at a time. Written into
-docs/ablation.md, the accuracy of each variant on each form in percent.
+The pictures are those of benchmarks.pictures. The stages of serve.preprocess are replaced one at a time. Writes
+docs/ablation.md: the accuracy of each variant on each form, in percent.
 """
 
 import argparse
@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.forms import FORMS
-from benchmarks.pictures import CHUNK, ROOT, Pixels, _predict, _rendered, _sources
+from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
 from serve import preprocess
 from serve.images import MAX_PIXELS, _in_grey, _read
 from serve.preprocess import ImageError
 from train.files import write_together
-from train.markdown import table
+from train.markdown import table, wrap
+from train.paths import ROOT
 
-# What each stage is replaced by, as attributes of serve.preprocess.
+# The attributes of serve.preprocess that switch each stage off.
 WITHOUT: dict[str, dict[str, Any]] = {
     "uniform background": {"_uniform_background": lambda thumbnail: None},
     "polarity": {"_ink_is_light": lambda thumbnail, background: False},
@@ -46,10 +47,10 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def baseline(picture: Pixels) -> Pixels:
-    """Return a picture, uint8 [H, W], in MNIST's form by the usual short way, as uint8 [28, 28].
+    """Preprocess a picture, uint8 [H, W], in the usual short way; return uint8 [28, 28] in MNIST's form.
 
-    The polarity is that of the border's median, Otsu's threshold tells ink from background, and the ink's bounding box
-    is fitted into 20×20 and centred by its mass.
+    The contrast is the distance to the border's median, Otsu's threshold separates ink from background, and the ink's
+    bounding box is fitted into 20×20 and centred by its centre of mass.
     """
     values = preprocess._reduced(picture.astype(np.float32), 160)
     border = float(np.median(preprocess._perimeter(values)))
@@ -76,11 +77,11 @@ def main() -> None:
     variants = ["baseline", "all stages", *WITHOUT]
     accuracies: dict[str, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, (numbers, digits, labels) in _sources(options.train, options.images).items():
+        for name, (numbers, digits, labels) in load_sources(options.train, options.images).items():
             starts = range(0, len(digits), CHUNK)
             tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
             prepared = np.concatenate(pool.starmap(_prepared, tasks), axis=1)  # [variants, N, 28, 28]
-            accuracies[name] = [100 * float(np.mean(_predict(images) == labels)) for images in prepared]
+            accuracies[name] = [100 * float(np.mean(predict_digits(images) == labels)) for images in prepared]
             shown = (f"{variant} {value:.2f}" for variant, value in zip(variants, accuracies[name], strict=True))
             print(name, *shown, flush=True)
     if not options.train:
@@ -88,8 +89,8 @@ def main() -> None:
 
 
 def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
-    """Return what each variant makes of the renderings, uint8 [variants, N, 28, 28]; 0 if it refuses one."""
-    pictures = [np.asarray(_in_grey(_read(content, None, MAX_PIXELS))) for content in _rendered(name, numbers, digits)]
+    """Preprocess renderings with each variant; return uint8 [variants, N, 28, 28], zeros for a refused picture."""
+    pictures = [np.asarray(_in_grey(_read(content, None, MAX_PIXELS))) for content in render_all(name, numbers, digits)]
     ways: list[Callable[[Pixels], Pixels]] = [baseline, preprocess.to_mnist]
     ways += [partial(_without, changes) for changes in WITHOUT.values()]
     result = np.zeros((len(ways), len(pictures), 28, 28), np.uint8)
@@ -112,11 +113,10 @@ def _page(accuracies: dict[str, list[float]], variants: list[str], images: int) 
     lines = [
         "# Ablation of the preprocessing",
         "",
-        "How many pictures are read right, in percent, if one stage of `serve.preprocess` is left out. The pictures",
-        f"are those of [pictures.md](pictures.md), {images:,} pictures of each form. The",
-        "baseline is the usual short way: polarity by the border, Otsu's threshold, bounding box, centre of mass. The",
-        "last column is the largest loss that leaving the stage out makes on any form. The limit of noise is there to",
-        "refuse what is no digit: no form shows that.",
+        "Accuracy in percent if one stage of `serve.preprocess` is left out. The pictures are those of "
+        f"[pictures.md](pictures.md), {images:,} of each form. The baseline is the usual short way: polarity by the "
+        "border, Otsu's threshold, bounding box, centre of mass. The last column is the largest loss of accuracy on "
+        "any form if the stage is left out. The noise limit refuses pictures without a digit; no form here tests that.",
         "",
     ]
     whole = np.array([accuracies[form][1] for form in forms])
@@ -137,7 +137,7 @@ def _page(accuracies: dict[str, list[float]], variants: list[str], images: int) 
     lines += [table(["variant", "mean", "worst form", "largest loss"], summaries)]
     lines += ["", "Every form, differences to all stages:", "", table(columns, rows)]
     lines += ["", f"Written by `python -m benchmarks.ablation --images {images}`.", ""]
-    return "\n".join(lines)
+    return wrap("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from benchmarks.train import ALL, VARIANTS
 from train.errors import TrainError
 from train.files import read_json, write_bytes
 from train.markdown import table, wrap
+from train.paths import ROOT
 from train.progression import PROGRESSION
 
-ROOT = Path(__file__).resolve().parents[1]
 REFERENCE, WORKER, OUR_TRAINING = VARIANTS
 WITH_DUTIES = [with_duties(peer) for peer in BARE]
 CPU_GOAL_MS = 0.40  # per JSON request

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -20,23 +19,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks import servers
 from benchmarks.rounds import summary
-from benchmarks.servers import (
-    BARE,
-    BENCH_BIN,
-    GRAPH,
-    OURS,
-    OURS_BIN,
-    PORT,
-    ROOT,
-    TEST_IMAGES,
-    Server,
-    images,
-    json_body,
-    running,
-    with_duties,
-)
+from benchmarks.servers import OURS, Server
 from train.files import write_json
+from train.paths import ROOT
 
 WORKERS, BATCHES = (1, 2, 4), (1, 10, 100, 1_000)  # of our service alone, for sizing a deployment
 MS_PER_UNIT = {"us": 0.001, "ms": 1.0, "s": 1_000.0}  # of wrk's latencies
@@ -64,14 +51,11 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("wrk"):
         parser.error("expected wrk on the PATH, found none: apt-get install wrk")
-    with socket.socket() as client:
-        if client.connect_ex(("127.0.0.1", PORT)) == 0:
-            parser.error(f"expected port {PORT} free, found a server there")
     with tempfile.TemporaryDirectory() as folder:
         scripts = _write_scripts(Path(folder))
-        servers = [OURS, *BARE, *map(with_duties, BARE)]
+        compared = [OURS, *servers.BARE, *map(servers.with_duties, servers.BARE)]
         rounds = [
-            {server.name: _measure(server, scripts, options.seconds) for server in servers}
+            {server.name: _measure(server, scripts, options.seconds) for server in compared}
             for _ in range(options.rounds)
         ]
         scaling = _measure_scaling(scripts, options.seconds)
@@ -96,8 +80,8 @@ def _versions() -> dict[str, str]:
     code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
     found: dict[str, str] = {}
     for folder, names in (
-        (OURS_BIN, ["onnxruntime", "flask", "gunicorn", "gevent"]),
-        (BENCH_BIN, ["fastapi", "uvicorn", "litserve", "bentoml", "prometheus-client"]),
+        (servers.OURS_BIN, ["onnxruntime", "flask", "gunicorn", "gevent"]),
+        (servers.BENCH_BIN, ["fastapi", "uvicorn", "litserve", "bentoml", "prometheus-client"]),
     ):
         done = subprocess.run([folder / "python", "-c", code, *names], stdout=subprocess.PIPE, text=True, check=True)
         found |= dict(zip(names, done.stdout.split(), strict=True))
@@ -107,7 +91,7 @@ def _versions() -> dict[str, str]:
 def _measure(server: Server, scripts: dict[str, Path], seconds: int) -> dict[str, float]:
     """Return a server's figures after a second of warm-up; keys name the request, the connections and the quantity."""
     found: dict[str, float] = {}
-    with running(server) as pid:
+    with servers.running(server) as pid:
         _wrk(scripts["json"], "/predict", 16, 1)
         for connections in server.connections:
             before = _cpu_seconds(pid)
@@ -129,7 +113,7 @@ def _measure_scaling(scripts: dict[str, Path], seconds: int) -> dict[str, float]
     """Return our service's rate, latency and memory by number of workers, and by images per request."""
     found: dict[str, float] = {}
     for workers in WORKERS:
-        with running(replace(OURS, environment={"WEB_CONCURRENCY": str(workers)})) as pid:
+        with servers.running(replace(OURS, environment={"WEB_CONCURRENCY": str(workers)})) as pid:
             found[f"workers {workers} MiB at rest"] = _memory_mib(pid)
             _wrk(scripts["json"], "/predict", 16, 1)
             answer = _wrk(scripts["json"], "/predict", 16, seconds)
@@ -147,7 +131,7 @@ def _wrk(script: Path, path: str, connections: int, seconds: int) -> dict[str, f
     """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script]
     text = subprocess.run(
-        [*command, f"http://127.0.0.1:{PORT}{path}"], stdout=subprocess.PIPE, text=True, check=True
+        [*command, f"http://127.0.0.1:{servers.PORT}{path}"], stdout=subprocess.PIPE, text=True, check=True
     ).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         raise SystemExit(f"{path}: expected only responses of status 200, found:\n{text}")
@@ -185,7 +169,7 @@ def _memory_mib(pid: int) -> float:
 def _measure_runtime(seconds: int) -> dict[str, float]:
     """Return images per second of ONNX Runtime in a loop on one thread, by images per call."""
     done = subprocess.run(
-        [OURS_BIN / "python", "-c", RUNTIME_ALONE, GRAPH, TEST_IMAGES, str(seconds)],
+        [servers.OURS_BIN / "python", "-c", RUNTIME_ALONE, servers.GRAPH, servers.TEST_IMAGES, str(seconds)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -197,11 +181,11 @@ def _measure_runtime(seconds: int) -> dict[str, float]:
 def _write_scripts(folder: Path) -> dict[str, Path]:
     """Write wrk's scripts, each with its request's body in a file beside it."""
     picture = io.BytesIO()
-    Image.frombytes("L", (28, 28), images()[:784]).save(picture, "PNG")
+    Image.frombytes("L", (28, 28), servers.images()[:784]).save(picture, "PNG")
     bodies = {
-        "json": ("application/json", json_body()),
+        "json": ("application/json", servers.json_body()),
         "png": ("image/png", picture.getvalue()),
-        **{str(batch): ("application/octet-stream", images()[: 784 * batch]) for batch in BATCHES},
+        **{str(batch): ("application/octet-stream", servers.images()[: 784 * batch]) for batch in BATCHES},
     }
     scripts = {"get": folder / "get.lua"}
     scripts["get"].write_text('wrk.method = "GET"\n')

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -22,10 +23,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-ROOT = Path(__file__).resolve().parents[1]
+from train.paths import DATA, RELEASE, ROOT
+
 PEERS_FOLDER = ROOT / "benchmarks" / "peers"
-GRAPH = ROOT / "model" / "release" / "digits.onnx"
-TEST_IMAGES = ROOT / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
+GRAPH = RELEASE / "digits.onnx"
+TEST_IMAGES = DATA / "t10k-images-idx3-ubyte.gz"
 OURS_BIN, BENCH_BIN = ROOT / ".venv-serve" / "bin", ROOT / ".venv-bench" / "bin"
 PORT, CORES = 9321, len(os.sched_getaffinity(0))
 START_TIMEOUT_S = 120
@@ -89,9 +91,12 @@ def with_duties(peer: Server) -> Server:
 @contextmanager
 def running(server: Server) -> Iterator[int]:
     """Start `server`, check it, yield its process id and stop it. Exits with its log if it fails a check."""
+    with socket.socket() as client:
+        if client.connect_ex(("127.0.0.1", PORT)) == 0:
+            raise SystemExit(f"expected port {PORT} free, found a server there")
     with tempfile.TemporaryDirectory() as folder:
-        environment = {
-            **os.environ,
+        environment = {  # the caller's other variables do not reach the server
+            **{name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
             "PORT": str(PORT),
             "WORKERS": str(CORES),
             "GRAPH": str(GRAPH),

@@ -41,10 +41,10 @@ from train.data import Data, Split, load
 from train.files import write_json
 from train.loop import fit
 from train.parallel import run_all
+from train.paths import ROOT
 from train.progression import PROGRESSION, Experiment
 from train.training import at_once
 
-ROOT = Path(__file__).resolve().parents[1]
 ALL = "all three"
 STEPS, BATCH_SIZE, EPOCH_STEPS = 150, 64, 859
 DEVICE = devices.pick("auto")
