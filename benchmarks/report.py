@@ -120,7 +120,7 @@ def _training(result: dict[str, Any]) -> list[str]:
         WORKER,
         "**ours**",
         "ours, images/s",
-        "ours ÷ the reference's way",
+        "speed-up over the reference's way",
         "floor",
         "floor ÷ ours",
     ]
@@ -164,9 +164,9 @@ def _serving(result: dict[str, Any]) -> list[str]:
         "request is one 28×28 image in JSON, 2.6 kB. Every start checks that the answer is right.",
         "### Bare: peers as in a tutorial",
         _server_table(servers, BARE),
-        "The peers have no request id and no body limit, and only BentoML, by default, counts and logs requests. Ours "
-        "does all of this in both tables: it is the same measurement. FastAPI's endpoint is `async`, its fastest form: "
-        "it blocks its worker while the model runs.",
+        "Flask, FastAPI and LitServe have no metrics, access log, request id or body limit here; BentoML counts and "
+        "logs requests by default. Ours does all of this in both tables: it is the same measurement. "
+        "FastAPI's endpoint is `async`, its fastest form: it blocks its worker while the model runs.",
         "### Equal duties: peers with what an operator adds",
         _server_table(servers, WITH_DUTIES),
         "Each peer has [the same additions](../benchmarks/peers/duties.py): prometheus_client in multiprocess mode "

@@ -42,7 +42,7 @@ from train.files import write_json
 from train.loop import fit
 from train.parallel import run_all
 from train.paths import ROOT
-from train.progression import PROGRESSION, Experiment
+from train.progression import PROGRESSION, Experiment, with_epochs
 from train.training import at_once
 
 ALL = "all three"
@@ -108,7 +108,7 @@ def _test(network: nn.Module, loader: DataLoader[Any]) -> None:
 
 def ours(experiment: Experiment) -> float:
     """Return the seconds per epoch of train.loop; on a GPU of the second epoch, so that compiling is not included."""
-    _, history = fit(_with_epochs(experiment, 2 if DEVICE.type == "cuda" else 1), load(), seed=1, device=DEVICE)
+    _, history = fit(with_epochs(experiment, 2 if DEVICE.type == "cuda" else 1), load(), seed=1, device=DEVICE)
     return history[-1].seconds
 
 
@@ -123,12 +123,8 @@ def ours_together() -> float:
 
 def _print_span(experiment: Experiment, data: Data) -> None:
     start = time.monotonic()
-    fit(_with_epochs(experiment, 1), data, seed=1, device=DEVICE)
+    fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
     print(json.dumps([start, time.monotonic()]))
-
-
-def _with_epochs(experiment: Experiment, epochs: int) -> Experiment:
-    return replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
 
 
 VARIANTS: dict[str, Callable[[Experiment], float]] = {
@@ -188,7 +184,7 @@ def shares(experiment: Experiment) -> dict[str, float]:
     with ExitStack() as stack, patch.object(devices, "compiled", lambda network, sample: network):
         for part, (owner, name) in timed.items():
             stack.enter_context(patch.object(owner, name, _timer(getattr(owner, name), part, spent)))
-        fit(_with_epochs(experiment, 1), data, seed=1, device=DEVICE)
+        fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
     spent["forward"] -= spent["augmentation"]  # which batch_loss includes
     seconds = {part: spent[part] * (1 if part == "evaluation" else EPOCH_STEPS / STEPS) for part in timed}
     return {part: value / sum(seconds.values()) for part, value in seconds.items()}
