@@ -1,7 +1,7 @@
-"""Ablation of the preprocessing: accuracy on every form with all stages, without each stage, and of a 30-line baseline.
+"""Ablation of the preprocessing: accuracy with all stages, without each stage, and of a short baseline.
 
-Pictures are those of benchmarks.pictures. The stages of serve.preprocess are replaced one at a time. Written into
-docs/ablation.md, the accuracy of each variant on each form in percent.
+The pictures are those of benchmarks.pictures. The stages of serve.preprocess are replaced one at a time. Writes
+docs/ablation.md: the accuracy of each variant on each form, in percent.
 """
 
 import argparse
@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.forms import FORMS
-from benchmarks.pictures import CHUNK, ROOT, Pixels, _predict, _rendered, _sources
+from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
 from serve import preprocess
 from serve.images import MAX_PIXELS, _read, _to_grey
 from serve.preprocess import ImageError
 from train.files import write_together
+from train.markdown import table, wrap
+from train.paths import ROOT
 
-# What each stage is replaced by, as attributes of serve.preprocess.
+# The attributes of serve.preprocess that switch each stage off.
 WITHOUT: dict[str, dict[str, Any]] = {
     "uniform background": {"_uniform_background": lambda thumbnail: None},
     "polarity": {"_ink_is_light": lambda thumbnail, background: False},
@@ -45,10 +47,10 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def baseline(picture: Pixels) -> Pixels:
-    """Return a picture, uint8 [H, W], in MNIST's form by the usual short way, as uint8 [28, 28].
+    """Preprocess a picture, uint8 [H, W], in the usual short way; return uint8 [28, 28] in MNIST's form.
 
-    The polarity is that of the border's median, Otsu's threshold tells ink from background, and the ink's bounding box
-    is fitted into 20×20 and centred by its mass.
+    The contrast is the distance to the border's median, Otsu's threshold separates ink from background, and the ink's
+    bounding box is fitted into 20×20 and centred by its centre of mass.
     """
     values = preprocess._reduced(picture.astype(np.float32), 160)
     border = float(np.median(preprocess._perimeter(values)))
@@ -73,25 +75,22 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     options = parser.parse_args()
     variants = ["baseline", "all stages", *WITHOUT]
-    table: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, (numbers, digits, labels) in _sources(options.train, options.images).items():
+        for name, (numbers, digits, labels) in load_sources(options.train, options.images).items():
             starts = range(0, len(digits), CHUNK)
             tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
             prepared = np.concatenate(pool.starmap(_prepared, tasks), axis=1)  # [variants, N, 28, 28]
-            table[name] = [100 * float(np.mean(_predict(of_it) == labels)) for of_it in prepared]
-            print(
-                name,
-                *(f"{variant} {value:.2f}" for variant, value in zip(variants, table[name], strict=True)),
-                flush=True,
-            )
+            accuracies[name] = [100 * float(np.mean(predict_digits(images) == labels)) for images in prepared]
+            shown = (f"{variant} {value:.2f}" for variant, value in zip(variants, accuracies[name], strict=True))
+            print(name, *shown, flush=True)
     if not options.train:
-        write_together(options.out, {"ablation.md": _table(table, variants, options.images).encode()})
+        write_together(options.out, {"ablation.md": _page(accuracies, variants, options.images).encode()})
 
 
 def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
-    """Return what each variant makes of the renderings, uint8 [variants, N, 28, 28]; 0 if it refuses one."""
-    pictures = [np.asarray(_to_grey(_read(content, None, MAX_PIXELS))) for content in _rendered(name, numbers, digits)]
+    """Preprocess renderings with each variant; return uint8 [variants, N, 28, 28], zeros for a refused picture."""
+    pictures = [np.asarray(_to_grey(_read(content, None, MAX_PIXELS))) for content in render_all(name, numbers, digits)]
     ways: list[Callable[[Pixels], Pixels]] = [baseline, preprocess.to_mnist]
     ways += [partial(_without, changes) for changes in WITHOUT.values()]
     result = np.zeros((len(ways), len(pictures), 28, 28), np.uint8)
@@ -109,36 +108,36 @@ def _without(changes: dict[str, Any], picture: Pixels) -> Pixels:
         return preprocess.to_mnist(picture)
 
 
-def _table(table: dict[str, list[float]], variants: list[str], images: int) -> str:
-    forms = list(table)
+def _page(accuracies: dict[str, list[float]], variants: list[str], images: int) -> str:
+    forms = list(accuracies)
     lines = [
         "# Ablation of the preprocessing",
         "",
-        "How many pictures are read right, in percent, if one stage of `serve.preprocess` is left out. The pictures",
-        f"are those of [pictures.md](pictures.md), {images:,} pictures of each form. The",
-        "baseline is the usual short way: polarity by the border, Otsu's threshold, bounding box, centre of mass. The",
-        "last column is the largest loss that leaving the stage out makes on any form. The limit of noise is there to",
-        "refuse what is no digit: no form shows that.",
+        "Accuracy in percent if one stage of `serve.preprocess` is left out. The pictures are those of "
+        f"[pictures.md](pictures.md), {images:,} of each form. The baseline is the usual short way: polarity by the "
+        "border, Otsu's threshold, bounding box, centre of mass. The last column is the largest loss of accuracy on "
+        "any form if the stage is left out. The noise limit refuses pictures without a digit; no form here tests that.",
         "",
     ]
-    whole = np.array([table[form][1] for form in forms])
-    lines += ["| variant | mean | worst form | largest loss |", "|---|---:|---:|---|"]
+    whole = np.array([accuracies[form][1] for form in forms])
+    summaries = []
     for index, variant in enumerate(variants):
-        values = np.array([table[form][index] for form in forms])
+        values = np.array([accuracies[form][index] for form in forms])
         loss = whole - values
         worst = int(loss.argmax())
         words = f"{loss[worst]:.2f} on *{FORMS[forms[worst]].title}*" if index > 1 else ""
         label = variant if index < 2 else f"without {variant}"
-        lines.append(f"| {label} | {values.mean():.2f} | {values.min():.2f} | {words} |")
-    lines += ["", "Every form, differences to all stages:", ""]
-    lines += ["| form | " + " | ".join(variants[:2]) + " | " + " | ".join(f"−{v}" for v in variants[2:]) + " |"]
-    lines += ["|---|" + "---:|" * len(variants)]
+        summaries.append([label, f"{values.mean():.2f}", f"{values.min():.2f}", words])
+    rows = []
     for form in forms:
-        row: NDArray[Any] = np.array(table[form])
+        row: NDArray[Any] = np.array(accuracies[form])
         cells = [f"{row[0]:.2f}", f"**{row[1]:.2f}**", *(f"{value - row[1]:+.2f}" for value in row[2:])]
-        lines.append(f"| {FORMS[form].title} | " + " | ".join(cells) + " |")
+        rows.append([FORMS[form].title, *cells])
+    columns = ["form", *variants[:2], *(f"−{variant}" for variant in variants[2:])]
+    lines += [table(["variant", "mean", "worst form", "largest loss"], summaries)]
+    lines += ["", "Every form, differences to all stages:", "", table(columns, rows)]
     lines += ["", f"Written by `python -m benchmarks.ablation --images {images}`.", ""]
-    return "\n".join(lines)
+    return wrap("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How much of what is not a digit is doubted, and how many digits are, as the service prepares pictures.
+"""Out-of-distribution detection: the share of non-digits, and of digits, that the output `doubt` marks as doubtful.
 
-Each method's threshold doubts 1 % of the validation images. Beside the output `doubt` stand three that need no fit.
+Pictures are preprocessed as in the service. Three methods that need no fitting are the baselines. The threshold of each
+method marks 1 % of the validation images. Writes docs/doubt.md and .png.
 """
 
 import argparse
 import io
 import os
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.forms import FORMS
 from benchmarks.nondigits import FITTED, KEPT_ASIDE, LIKE_DIGITS, Draw, Picture
-from benchmarks.pictures import ROOT, _rendered, _sources
+from benchmarks.pictures import load_sources, render_all
 from model.classifier import DigitClassifier, logits_and_features, normalise, scale
 from model.contract import MANIFEST, WEIGHTS, parse_manifest
 from model.networks import parameter_count
@@ -33,30 +33,31 @@ from serve.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load
 from train.files import write_together
+from train.markdown import table, wrap
 from train.progression import PROGRESSION
 from train.verify import load_classifier
 
 SEED = 3
-MAHALANOBIS_IMAGES = 20_000  # training images that its means and covariance are of
+MAHALANOBIS_IMAGES = 20_000  # training images for its means and covariance
 
-Scores = dict[str, NDArray[np.float32]]  # by method: larger is less alike a digit
+Scores = dict[str, NDArray[np.float32]]  # by method; larger means less like a digit
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Pictures of one kind as the service prepares them, uint8 [N, 28, 28], and how many it refused meanwhile."""
+    """Preprocessed pictures of one kind, uint8 [N, 28, 28], and the number of pictures that the service refused."""
 
     images: Picture
     refused: int
 
 
 def main() -> None:
-    """Measure every kind and form, and write the table and its picture."""
+    """Measure every kind and form; write the page and its picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.doubt", description=__doc__, allow_abbrev=False)
     parser.add_argument("--release", type=Path, default=paths.RELEASE, help="(default: model/release)")
     parser.add_argument("--images", type=int, default=1_000, help="of each kind (default: 1000)")
     parser.add_argument("--digits", type=int, default=300, help="of each form of docs/pictures.md (default: 300)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
+    parser.add_argument("--out", type=Path, default=paths.ROOT / "docs", help="the folder written to (default: docs)")
     options = parser.parse_args()
     data = load()
     classifier, model = _classifier(options.release)
@@ -71,8 +72,8 @@ def main() -> None:
     kinds = {name: _kind(draw, number, data.test, options.images) for number, (name, draw) in enumerate(draws.items())}
     shares = {name: doubted(kind.images) for name, kind in kinds.items()}
     forms = {}
-    for name, (numbers, digits, _labels) in _sources(False, options.digits).items():
-        forms[FORMS[name].title] = doubted(_decoded(_rendered(name, numbers, digits)))["doubt"]
+    for name, (numbers, digits, _labels) in load_sources(False, options.digits).items():
+        forms[FORMS[name].title] = doubted(_decoded(render_all(name, numbers, digits)))["doubt"]
         print(f"{FORMS[name].title:40} {forms[FORMS[name].title]:5.1f} %", flush=True)
     command = f"python -m benchmarks.doubt --images {options.images} --digits {options.digits}"
     text = _text(model, kinds, shares, doubted(data.test.images), forms, command)
@@ -117,13 +118,13 @@ def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], Scor
 
 @torch.inference_mode()
 def _read(classifier: DigitClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features that doubt reads, [N, F], and the logits, [N, 10]."""
+    """Return the features that `doubt` is computed from, [N, F], and the logits, [N, 10]."""
     parts = [logits_and_features(classifier.network, normalise(scale(batch))) for batch in images.split(500)]
     return torch.cat([features for _, features in parts]), torch.cat([logits for logits, _ in parts])
 
 
 def _kind(draw: Draw, number: int, split: Split, count: int) -> Kind:
-    """Draw pictures until `count` of them are not refused."""
+    """Draw and preprocess pictures until `count` are accepted."""
     digits, random = (split.images.numpy(), split.labels.numpy()), np.random.default_rng([SEED, number])
     images: list[Picture] = []
     refused = 0
@@ -155,11 +156,11 @@ def _text(
 ) -> str:
     methods = list(test)
 
-    def row(name: str, of_it: dict[str, float], after: str = "") -> str:
-        cells = " | ".join(f"**{of_it[one]:.1f} %**" if one == "doubt" else f"{of_it[one]:.1f} %" for one in methods)
-        return f"| {name} | {cells} | {after} |"
+    def row(name: str, of_it: dict[str, float], after: str = "") -> list[str]:
+        cells = (f"**{of_it[one]:.1f} %**" if one == "doubt" else f"{of_it[one]:.1f} %" for one in methods)
+        return [name, *cells, after]
 
-    def rows(names: dict[str, Draw], mean: str) -> list[str]:
+    def rows(names: dict[str, Draw], mean: str) -> list[list[str]]:
         lines = [row(name, shares[name], f"{kinds[name].refused:,}") for name in names]
         if len(names) > 1:
             lines.append(row(mean, {one: float(np.mean([shares[name][one] for name in names])) for one in methods}))
@@ -167,57 +168,59 @@ def _text(
 
     worst = sorted(forms, key=lambda name: -forms[name])[:3]
     count = len(next(iter(kinds.values())).images)
+    nothing = [""] * (len(methods) + 1)
+    measured = [
+        *rows(FITTED, "*mean*"),
+        ["**kept aside: nothing was fitted to these**", *nothing],
+        *rows(KEPT_ASIDE, "*mean, kept aside*"),
+        ["**letters that a hand writes like digits**", *nothing],
+        *rows(LIKE_DIGITS, ""),
+        ["**digits**", *nothing],
+        row("MNIST's test images", test),
+    ]
     paragraphs = "\n".join(
         [
             "# Doubt: how much of what is not a digit is caught",
             "",
-            "The network always answers with a digit. The graph's output `doubt` says how unlike a digit the image is. "
-            "An image is doubtful above a threshold, which is chosen so that 1 % of the validation digits are. This is "
-            "how much of what is not a digit is doubtful then; beside it, what three other measures of the same "
-            "network catch, each at its own threshold of 1 %.",
+            "The network always predicts a digit. The graph's output `doubt` measures how unlike a digit the image is. "
+            "An image is doubtful above a threshold, chosen so that 1 % of the validation digits are doubtful. The "
+            "table shows the share of non-digits that are doubtful at this threshold, and the share that three other "
+            "measures of the same network catch, each at its own threshold of 1 %.",
             "",
-            f"| {count:,} pictures a kind | {' | '.join(methods)} | refused before |",
-            f"|---|{'---:|' * (len(methods) + 1)}",
-            *rows(FITTED, "*mean*"),
-            "| **kept aside: nothing was fitted to these** | | | | | |",
-            *rows(KEPT_ASIDE, "*mean, kept aside*"),
-            "| **letters that a hand writes like digits** | | | | | |",
-            *rows(LIKE_DIGITS, ""),
-            "| **digits** | | | | | |",
-            row("MNIST's test images", test),
+            table([f"{count:,} pictures per kind", *methods, "refused before"], measured),
             "",
             "![Examples of each kind, and how many are caught by the highest probability and by doubt](doubt.png)",
             "",
-            f"The model: {model}. Every picture is prepared as the service prepares it; “refused before” says how many "
-            "it refused meanwhile, as no digit or as several, and never asked the model about.",
+            f"The model: {model}. Every picture is preprocessed as in the service. “Refused before” is the number of "
+            "pictures that the service refused meanwhile, because it found no digit or several; the model never sees "
+            "those.",
             "",
-            "Of digits in the forms of [pictures.md](pictures.md), prepared by the service, "
-            f"{np.mean(list(forms.values())):.1f} % are doubted on average; most of "
+            "Of digits in the forms of [pictures.md](pictures.md), preprocessed by the service, "
+            f"{np.mean(list(forms.values())):.1f} % are doubtful on average; the largest shares: "
             + ", ".join(f"“{name}” ({forms[name]:.1f} %)" for name in worst)
             + ".",
             "",
             "## What it is",
             "",
-            "Ten linear detectors, one a digit, weighted by the digits' probabilities, on the outputs of the first "
-            "ReLU layer and of the last two, averaged over the map. They are fitted by `train.doubt` once the network "
-            "is trained, which stays as it is: its accuracy cannot change. They are fitted to training images, a third "
-            "of them warped, against the synthetic non-digits of `train.nondigits`: random strokes, strokes between "
-            "the nodes of a lattice, polygons and crosses, blots, blocks, printed letters, two digits beside each "
-            "other, turned digits.",
+            "Ten linear detectors, one per digit, weighted by the digits' probabilities. Their inputs are the outputs "
+            "of the first ReLU layer and of the last two, averaged over the map. `train.doubt` fits them after the "
+            "network is trained; the network, and so its accuracy, does not change. They are fitted to training "
+            "images, a third of them warped, against the synthetic non-digits of `train.nondigits`: random strokes, "
+            "strokes between the nodes of a lattice, polygons and crosses, blots, blocks, printed letters, two digits "
+            "beside each other, turned digits.",
             "",
-            "The pictures of this table are from other code (`benchmarks.nondigits`): letters from fonts that it was "
-            "not fitted to, test digits where training digits were used. Which features, how many and how long to fit "
-            "were chosen by the kinds above the line alone.",
+            "The pictures of this table come from other code (`benchmarks.nondigits`), with other fonts, and with test "
+            "digits instead of training digits. The features, their number and the length of the fit were chosen by "
+            "the kinds above the line only.",
             "",
-            "What it does not do: letters that a hand writes like digits are digits to it, and so are half digits "
-            "that look like whole ones (half an 8 is a 0 or a 3).",
+            "Its limits: letters that a hand writes like digits count as digits, and so do half digits that look like "
+            "whole ones (half an 8 is a 0 or a 3).",
             "",
             f"Written by `{command}` (`make doubt`).",
             "",
         ]
     )
-    lines = paragraphs.split("\n")
-    return "\n".join(line if line[:1] in "|!#" else textwrap.fill(line, 120) for line in lines)
+    return wrap(paragraphs)
 
 
 def _picture(kinds: dict[str, Kind], shares: dict[str, dict[str, float]]) -> bytes:

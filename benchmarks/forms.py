@@ -1,4 +1,4 @@
-"""Forms that pictures of digits have: MNIST's digits rendered as screens, scanners and cameras would show them.
+"""Renderers of test pictures: MNIST's digits as screens, scanners and cameras would show them.
 
 Each form is a function of a digit, 28×28, white on black, and a random generator; it returns an encoded PNG or JPEG.
 """
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
-TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke
+TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke_width
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form that pictures of digits have: its name, how it is rendered, in words and in code."""
+    """A form of pictures: its title, how it is rendered in words, and the function that renders it."""
 
     title: str
     words: str
@@ -65,26 +65,26 @@ def _jpeg(digit: Image.Image, _random: np.random.Generator) -> bytes:
 
 
 def _thin(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    distance, reach = _outline_distance(cover), _stroke(cover) / 4
-    while reach > 1 and _pieces(distance > reach) != _pieces(cover):
-        reach *= 0.85
-    return _bilevel(distance > reach)
+    mask = np.asarray(_enlarge(digit)) > 127
+    distance, depth = _outline_distance(mask), _stroke_width(mask) / 4
+    while depth > 1 and _components(distance > depth) != _components(mask):
+        depth *= 0.85
+    return _bilevel(distance > depth)
 
 
 def _torn(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    return _bilevel(_outline_distance(cover) > _stroke(cover) / 4)
+    mask = np.asarray(_enlarge(digit)) > 127
+    return _bilevel(_outline_distance(mask) > _stroke_width(mask) / 4)
 
 
 def _thick(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    return _bilevel(_outline_distance(~cover) <= max(0, 1.8 * TYPICAL_STROKE * 10 - _stroke(cover)) / 2)
+    mask = np.asarray(_enlarge(digit)) > 127
+    return _bilevel(_outline_distance(~mask) <= max(0, 1.8 * TYPICAL_STROKE * 10 - _stroke_width(mask)) / 2)
 
 
 def _blotted(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    cover = np.asarray(_enlarge(digit)) > 127
-    return _bilevel(_outline_distance(~cover) <= 0.4 * _stroke(cover))
+    mask = np.asarray(_enlarge(digit)) > 127
+    return _bilevel(_outline_distance(~mask) <= 0.4 * _stroke_width(mask))
 
 
 def _transparent(digit: Image.Image, _random: np.random.Generator) -> bytes:
@@ -97,14 +97,14 @@ def _photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
     width, height = 360, 480
     side = int(random.integers(150, 301))
     left, top = (int(random.integers(0, room - side + 1)) for room in (width, height))
-    cover = np.zeros((height, width, 1), np.float32)
+    mask = np.zeros((height, width, 1), np.float32)
     ink = digit.resize((side, side), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(side / 200))
-    cover[top : top + side, left : left + side, 0] = np.asarray(ink, np.float32) / 255
+    mask[top : top + side, left : left + side, 0] = np.asarray(ink, np.float32) / 255
     paper, pen = random.uniform(170, 250, 3).astype(np.float32), random.uniform(10, 90, 3).astype(np.float32)
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     angle, fall, vignette = random.uniform(0, 2 * np.pi), random.uniform(0.2, 0.45), random.uniform(0, 0.15)
     light = 1 - fall * (1 + (x * np.cos(angle) + y * np.sin(angle)) / np.sqrt(2)) / 2 - vignette * (x**2 + y**2)
-    scene = (paper + (pen - paper) * cover) * light[..., None].astype(np.float32)
+    scene = (paper + (pen - paper) * mask) * light[..., None].astype(np.float32)
     scene += random.uniform(3, 10) * random.standard_normal(scene.shape, np.float32)
     return _as_jpeg(Image.fromarray(scene.clip(0, 255).astype(np.uint8)), quality=80)
 
@@ -140,9 +140,9 @@ def _scene(
     left, top = (
         int(random.integers(margin, room - side - margin + 1)) for room, side in zip(size, ink.size, strict=True)
     )
-    cover = np.zeros(size[::-1], np.float32)
-    cover[top : top + ink.height, left : left + ink.width] = np.asarray(ink, np.float32) / 255
-    return cover, (left, top, left + ink.width, top + ink.height)
+    mask = np.zeros(size[::-1], np.float32)
+    mask[top : top + ink.height, left : left + ink.width] = np.asarray(ink, np.float32) / 255
+    return mask, (left, top, left + ink.width, top + ink.height)
 
 
 def _shot(scene: Floats, random: np.random.Generator, noise: float, quality: int = 82, blur: float = 0.6) -> bytes:
@@ -153,12 +153,12 @@ def _shot(scene: Floats, random: np.random.Generator, noise: float, quality: int
     return _as_jpeg(Image.fromarray(values.clip(0, 255).astype(np.uint8)), quality)
 
 
-def _painted(cover: Floats, paper: Floats | float, pen: Floats | float) -> Floats:
-    return paper + (np.asarray(pen, np.float32) - paper) * cover
+def _painted(mask: Floats, paper: Floats | float, pen: Floats | float) -> Floats:
+    return paper + (np.asarray(pen, np.float32) - paper) * mask
 
 
 def _axes(size: tuple[int, int]) -> tuple[Floats, Floats]:
-    """Return x and y of each pixel, in pixels from the middle, float32 [1, W] and [H, 1]."""
+    """Return x and y of each pixel, in pixels from the centre, float32 [1, W] and [H, 1]."""
     width, height = size
     return (
         np.arange(width, dtype=np.float32)[None] - width / 2,
@@ -168,9 +168,9 @@ def _axes(size: tuple[int, int]) -> tuple[Floats, Floats]:
 
 def _glare(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (400, 300)
-    cover, (left, top, right, bottom) = _scene(digit, random, size)
+    mask, (left, top, right, bottom) = _scene(digit, random, size)
     x, y = _axes(size)
-    scene = _painted(cover, random.uniform(0.62, 0.8), random.uniform(0.05, 0.3))
+    scene = _painted(mask, random.uniform(0.62, 0.8), random.uniform(0.05, 0.3))
     for _ in range(int(random.integers(1, 3))):
         near_x = random.uniform(left - 60, right + 60) - size[0] / 2
         near_y = random.uniform(top - 60, bottom + 60) - size[1] / 2
@@ -182,7 +182,7 @@ def _glare(digit: Image.Image, random: np.random.Generator) -> bytes:
 
 def _boxed(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (360, 360)
-    cover, (left, top, right, bottom) = _scene(digit, random, size, (0.3, 0.55))
+    mask, (left, top, right, bottom) = _scene(digit, random, size, (0.3, 0.55))
     length = max(right - left, bottom - top)
     centre_x, centre_y = (left + right) / 2, (top + bottom) / 2
     half_width = (right - left) / 2 + length * random.uniform(0.12, 0.5)
@@ -199,12 +199,12 @@ def _boxed(digit: Image.Image, random: np.random.Generator) -> bytes:
     outline = np.asarray(frame.reduce(2), np.float32) / 255
     pen = random.uniform(0.05, 0.3)
     scene = _painted(outline, random.uniform(0.85, 1), pen if random.random() < 0.6 else random.uniform(0.1, 0.6))
-    return _shot(_painted(cover, scene, pen), random, random.uniform(0, 4))
+    return _shot(_painted(mask, scene, pen), random, random.uniform(0, 4))
 
 
 def _hard_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (400, 300)
-    cover, (left, top, right, bottom) = _scene(digit, random, size)
+    mask, (left, top, right, bottom) = _scene(digit, random, size)
     x, y = _axes(size)
     angle = random.uniform(0, 2 * np.pi)
     # Through a point of the digit, or near it.
@@ -214,18 +214,18 @@ def _hard_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
     side = side + random.uniform(-0.001, 0.001) * ((x - through_x) ** 2 + (y - through_y) ** 2)
     shade = 1 / (1 + np.exp((-side / random.uniform(0.3, 2)).clip(-50, 50)))
     light = 1 - (1 - random.uniform(0.35, 0.7)) * shade
-    scene = _painted(cover, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3)) * light
+    scene = _painted(mask, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3)) * light
     return _shot(scene.astype(np.float32), random, random.uniform(1, 5))
 
 
 def _paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (400, 300)
-    cover, _ = _scene(digit, random, size, (0.3, 0.55))
+    mask, _ = _scene(digit, random, size, (0.3, 0.55))
     x, y = _axes(size)
     angle = random.uniform(-0.35, 0.35)
     across = x * np.cos(angle) + y * np.sin(angle)
     down = -x * np.sin(angle) + y * np.cos(angle)
-    rows, columns = np.nonzero(cover > 0.1)
+    rows, columns = np.nonzero(mask > 0.1)
     ink_across, ink_down = across[rows, columns], down[rows, columns]
     sheet = np.ones(size[::-1], np.float32)
     edges = int(random.integers(1, 3))
@@ -235,12 +235,12 @@ def _paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
         sheet = sheet * ((sign * axis) < (sign * ink).max() + space)
     grain = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, 0.04)
     table = (random.uniform(0.08, 0.35) + grain).astype(np.float32)
-    paper = _painted(cover, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3))
+    paper = _painted(mask, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3))
     return _shot(np.where(sheet > 0, paper, table), random, random.uniform(1, 4), blur=0.9)
 
 
 def _lines(size: tuple[int, int], angle: float, spacing: float, phase: float, thick: float) -> Floats:
-    """Return how much parallel lines cover of each pixel, float32 [H, W]; angle 0 is level."""
+    """Return how much parallel lines mask of each pixel, float32 [H, W]; angle 0 is level."""
     x, y = _axes(size)
     place = (-x * np.sin(angle) + y * np.cos(angle) + phase) % spacing
     return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
@@ -248,50 +248,50 @@ def _lines(size: tuple[int, int], angle: float, spacing: float, phase: float, th
 
 def _squared(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (400, 300)
-    cover, (_, top, _, bottom) = _scene(digit, random, size)
+    mask, (_, top, _, bottom) = _scene(digit, random, size)
     spacing, angle = (bottom - top) * random.uniform(0.12, 0.8), random.uniform(-0.06, 0.06)
     thick = random.uniform(1, 2)
     grid = np.maximum(
         _lines(size, angle, spacing, random.uniform(0, spacing), thick),
         _lines(size, angle + np.pi / 2, spacing, random.uniform(0, spacing), thick),
     )
-    return _on_lines(cover, grid, random)
+    return _on_lines(mask, grid, random)
 
 
 def _ruled(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (400, 300)
-    cover, (_, top, _, bottom) = _scene(digit, random, size)
+    mask, (_, top, _, bottom) = _scene(digit, random, size)
     spacing, angle = (bottom - top) * random.uniform(0.4, 1.3), random.uniform(-0.06, 0.06)
     grid = _lines(size, angle, spacing, random.uniform(0, spacing), random.uniform(1, 2))
     if random.random() < 0.4:
         grid = np.maximum(grid, _lines(size, angle + np.pi / 2, 2_000, random.uniform(-180, -120), 1.5))
-    return _on_lines(cover, grid, random)
+    return _on_lines(mask, grid, random)
 
 
-def _on_lines(cover: Floats, grid: Floats, random: np.random.Generator) -> bytes:
+def _on_lines(mask: Floats, grid: Floats, random: np.random.Generator) -> bytes:
     paper = random.uniform(0.85, 1)
     pen = random.uniform(0.05, 0.3)
     line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # a pen stands out from the lines that it writes over
-    return _shot(_painted(cover, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
+    return _shot(_painted(mask, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
 
 
 def _pencil(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (400, 300)
-    cover, _ = _scene(digit, random, size)
+    mask, _ = _scene(digit, random, size)
     grain = Image.fromarray((random.random(size[::-1]) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
     tooth = np.asarray(grain, np.float32) / 255 - 0.5
     paper = random.uniform(0.8, 0.95)
-    scene = _painted(cover * (1 + 2.5 * tooth).clip(0.2, 1), paper, paper - random.uniform(0.25, 0.45)) + 0.04 * tooth
+    scene = _painted(mask * (1 + 2.5 * tooth).clip(0.2, 1), paper, paper - random.uniform(0.25, 0.45)) + 0.04 * tooth
     return _shot(scene, random, random.uniform(1, 4))
 
 
 def _phone(digit: Image.Image, random: np.random.Generator) -> bytes:
     size = (2400, 1800)
-    cover, _ = _scene(digit, random, size, (0.2, 0.6))
+    mask, _ = _scene(digit, random, size, (0.2, 0.6))
     x, y = _axes(size)
     angle, fall = random.uniform(0, 2 * np.pi), random.uniform(0.1, 0.45)
     light = 1 - fall * (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / 3_000)
-    scene = _painted(cover, random.uniform(0.7, 0.95), random.uniform(0.08, 0.35)) * light
+    scene = _painted(mask, random.uniform(0.7, 0.95), random.uniform(0.08, 0.35)) * light
     upright = Image.open(io.BytesIO(_shot(scene.astype(np.float32), random, random.uniform(4, 14), 85, blur=2)))
     exif = Image.Exif()
     exif[0x0112], turn = ((1, None), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270))[
@@ -303,15 +303,15 @@ def _phone(digit: Image.Image, random: np.random.Generator) -> bytes:
 
 
 def _dark_mode(digit: Image.Image, random: np.random.Generator) -> bytes:
-    cover, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
+    mask, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
     ground, text = random.uniform(0.02, 0.18, 3), random.uniform(0.55, 1, 3)
-    scene = ground + (text - ground) * cover[..., None]
+    scene = ground + (text - ground) * mask[..., None]
     return as_png(Image.fromarray((scene * 255).astype(np.uint8)))
 
 
 def _poor_jpeg(digit: Image.Image, random: np.random.Generator) -> bytes:
-    cover, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
-    scene = _painted(cover, random.uniform(0.8, 1), random.uniform(0, 0.3))
+    mask, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
+    scene = _painted(mask, random.uniform(0.8, 1), random.uniform(0, 0.3))
     return _as_jpeg(Image.fromarray((scene * 255).astype(np.uint8)), quality=8)
 
 
@@ -331,25 +331,11 @@ def pair(first: Image.Image, second: Image.Image, random: np.random.Generator) -
 
 
 FORMS = {
-    "plain": Form(
-        "28×28, as MNIST is",
-        "A PNG of 28×28, white on black: MNIST's own form.",
-        _plain,
-    ),
-    "enlarged": Form(
-        "enlarged 10×",
-        "Enlarged to 280×280 (bicubic), white on black.",
-        _enlarged,
-    ),
-    "inverted": Form(
-        "dark on light",
-        "28×28, black on white.",
-        _inverted,
-    ),
+    "plain": Form("28×28, as MNIST is", "A PNG of 28×28, white on black: MNIST's own form.", _plain),
+    "enlarged": Form("enlarged 10×", "Enlarged to 280×280 (bicubic), white on black.", _enlarged),
+    "inverted": Form("dark on light", "28×28, black on white.", _inverted),
     "inverted_enlarged": Form(
-        "dark on light, enlarged 10×",
-        "Enlarged to 280×280, black on white.",
-        _inverted_enlarged,
+        "dark on light, enlarged 10×", "Enlarged to 280×280, black on white.", _inverted_enlarged
     ),
     "page_third": Form(
         "on a page, a third of its height",
@@ -361,11 +347,7 @@ FORMS = {
         "Black anywhere on a white page of 300×400, the ink 40 pixels high: a tenth of the page.",
         _page_tenth,
     ),
-    "jpeg": Form(
-        "JPEG, quality 40",
-        "280×280, black on white, as a JPEG of quality 40.",
-        _jpeg,
-    ),
+    "jpeg": Form("JPEG, quality 40", "280×280, black on white, as a JPEG of quality 40.", _jpeg),
     "thin": Form(
         "thin strokes, about half",
         "280×280, black on white, bilevel: the outline moved inwards by a quarter of the digit's mean "
@@ -390,11 +372,7 @@ FORMS = {
         "As thick strokes, but 1.8 times the digit's own mean width, however thick it was: some digits become blots.",
         _blotted,
     ),
-    "transparent": Form(
-        "black on transparent",
-        "280×280, black ink on transparent.",
-        _transparent,
-    ),
+    "transparent": Form("black on transparent", "280×280, black ink on transparent.", _transparent),
     "photographed": Form(
         "gradient, noise, coloured paper",
         "Like a camera's: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame "
@@ -447,25 +425,15 @@ FORMS = {
         _ruled,
     ),
     "pencil": Form(
-        "pencil",
-        "400×300: grey, grainy strokes of a quarter to not quite half of the full contrast.",
-        _pencil,
+        "pencil", "400×300: grey, grainy strokes of a quarter to not quite half of the full contrast.", _pencil
     ),
     "phone": Form(
         "phone photo of 2400×1800",
         "2400×1800: uneven light, noise of standard deviation 4–14, blurred, turned by its Exif entry.",
         _phone,
     ),
-    "dark_mode": Form(
-        "dark mode",
-        "300×300: light, coloured ink on a dark screen.",
-        _dark_mode,
-    ),
-    "poor_jpeg": Form(
-        "JPEG, quality 8",
-        "300×300: dark on light, as a JPEG of quality 8.",
-        _poor_jpeg,
-    ),
+    "dark_mode": Form("dark mode", "300×300: light, coloured ink on a dark screen.", _dark_mode),
+    "poor_jpeg": Form("JPEG, quality 8", "300×300: dark on light, as a JPEG of quality 8.", _poor_jpeg),
 }
 
 
@@ -473,23 +441,23 @@ def _enlarge(digit: Image.Image) -> Image.Image:
     return digit.resize((280, 280), Image.Resampling.BICUBIC)
 
 
-def _stroke(cover: NDArray[np.bool_]) -> float:
-    """Return how wide the strokes are, in pixels: twice their area over their outline's length."""
-    steps = np.diff(cover, axis=0).sum() + np.diff(cover, axis=1).sum()  # 4/π of a curve's length
-    return 2 * float(cover.sum()) / (float(steps) * np.pi / 4)
+def _stroke_width(mask: NDArray[np.bool_]) -> float:
+    """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
+    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # 4/π of a curve's length
+    return 2 * float(mask.sum()) / (float(steps) * np.pi / 4)
 
 
-def _bilevel(cover: NDArray[np.bool_]) -> bytes:
-    return as_png(Image.fromarray(np.where(cover, np.uint8(0), np.uint8(255))))
+def _bilevel(mask: NDArray[np.bool_]) -> bytes:
+    return as_png(Image.fromarray(np.where(mask, np.uint8(0), np.uint8(255))))
 
 
-def _outline_distance(cover: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return how far each pixel is from the nearest that is not covered."""
-    return np.asarray(ndimage.distance_transform_edt(cover))
+def _outline_distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the distance of each pixel to the nearest pixel without ink."""
+    return np.asarray(ndimage.distance_transform_edt(mask))
 
 
-def _pieces(cover: NDArray[np.bool_]) -> int:
-    return int(ndimage.label(cover, np.ones((3, 3)))[1])
+def _components(mask: NDArray[np.bool_]) -> int:
+    return int(ndimage.label(mask, np.ones((3, 3)))[1])
 
 
 def as_png(picture: Image.Image) -> bytes:

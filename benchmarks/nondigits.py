@@ -1,7 +1,7 @@
-"""Pictures of what is not a digit, to measure doubt with: each kind a function of a generator of random numbers.
+"""Pictures of non-digits, to measure `doubt`: each kind is a function of a random generator.
 
-Those of FITTED are alike what train.nondigits draws, from other code, other fonts and other digits. Nothing is
-trained or tuned on those of KEPT_ASIDE.
+The kinds in FITTED resemble those of train.nondigits, but come from other code, other fonts and other digits. Nothing
+is trained or tuned on the kinds in KEPT_ASIDE.
 """
 
 import math
@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIDE = 280  # pixels
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-# Unlike train.nondigits, which draws DejaVu's letters.
+# Other fonts than those of train.nondigits, which draws DejaVu's letters.
 LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
-LOOKALIKES = "IOSZbglqosz"  # a hand writes 1, 0, 5, 2, 6, 9 like these: measured apart
+LOOKALIKES = "IOSZbglqosz"  # written by hand, these look like 1, 0, 5, 2, 6, 9: measured separately
 
 Picture = NDArray[np.uint8]  # [H, W], ink 0 on 255
 Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on 0, and labels
@@ -61,12 +61,12 @@ def _printed(letters: str, rng: np.random.Generator) -> Picture:
 
 
 def letter(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a printed letter that no hand writes like a digit."""
+    """Return a printed letter that does not look like a handwritten digit."""
     return _printed(LETTERS, rng)
 
 
 def lookalike(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a printed letter that some hand writes like a digit."""
+    """Return a printed letter that can look like a handwritten digit."""
     return _printed(LOOKALIKES, rng)
 
 
@@ -114,7 +114,7 @@ def _some(rng: np.random.Generator, digits: Digits, among: str = "0123456789") -
 
 
 def two_digits(rng: np.random.Generator, digits: Digits) -> Picture:
-    """Return two digits beside each other, which touch or nearly so: apart, the service refuses them."""
+    """Return two digits beside each other that touch or nearly touch; the service refuses separate digits."""
     left, right = (_cropped(_some(rng, digits)) for _ in range(2))
     canvas = np.zeros((28, 60), np.uint8)
     canvas[:, : left.shape[1]] = left
@@ -145,7 +145,7 @@ def blocks(rng: np.random.Generator, _: Digits) -> Picture:
     return np.pad(np.where(np.kron(pattern, np.ones((side, side))), 0, 255), 40, constant_values=255).astype(np.uint8)
 
 
-# Kept aside.
+# Kept aside: nothing is fitted or tuned on these.
 
 # Skeletons in a box of 0–1, y downwards: strokes as points.
 HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {

@@ -1,7 +1,7 @@
-"""How well pictures of digits are read: MNIST rendered into other forms, read as the service reads them.
+"""Accuracy on pictures: MNIST's test digits rendered into other forms, decoded and preprocessed as in the service.
 
-Every picture is really encoded (PNG or JPEG) and really decoded. Beside that stands a plain resize of the
-same bytes: Pillow's grey, resized to 28×28, nothing else.
+Every picture is encoded (PNG or JPEG) and decoded. The baseline is a plain resize of the same bytes: greyscale by
+Pillow, resized to 28×28. Writes docs/pictures.md, .json and .png.
 """
 
 import argparse
@@ -28,14 +28,13 @@ from benchmarks.forms import FORMS, as_png
 from serve.images import decode
 from serve.preprocess import ImageError, prepare
 from train.files import to_json, write_together
+from train.markdown import table, wrap
+from train.paths import DATA, RELEASE, ROOT
 
-ROOT = Path(__file__).parents[1]
-DATA = ROOT / "data" / "mnist"
-MODEL = ROOT / "model" / "release" / "digits.onnx"
 SEED = 28
 TUNING = 5_000  # training images that `--train` measures on, the same at every call
-CHUNK = 100  # images a task
-IN_FORM = 1_000  # images that are in MNIST's form already, and timed
+CHUNK = 100  # images per task
+IN_FORM = 1_000  # images already in MNIST's form, for timing
 
 METHOD = """## How a picture is read
 
@@ -48,29 +47,28 @@ METHOD = """## How a picture is read
 5. Normalise the stroke width by a distance transform.
 6. Fit the ink into 20×20 and put its centre of mass in the middle.
 
-What each stage is worth: [ablation.md](ablation.md).
+The effect of each stage: [ablation.md](ablation.md).
 
-The library is `scipy.ndimage`. `opencv-python-headless` 5.0 was weighed too: 153 MB unpacked, with FFmpeg and an
-OpenBLAS of its own, which its module is linked with, so that they cannot be left out. The serving image would be more
-than 200 MiB above its base; SciPy, less all but its image processing, adds 55 MB. OpenCV was not timed. SciPy is under
-the BSD licence, OpenCV under Apache's."""
+The library is `scipy.ndimage`. `opencv-python-headless` 5.0 was considered too: 153 MB unpacked, linked with FFmpeg and
+an OpenBLAS of its own, which therefore cannot be removed. The serving image would be more than 200 MiB above its base;
+SciPy, reduced to its image processing, adds 55 MB. OpenCV was not timed. SciPy has the BSD licence, OpenCV Apache's."""
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What became of some pictures of one form: each as 28×28 by either way, and how long decode took."""
+    """Pictures of one form as 28×28, uint8 [N, 28, 28], by a plain resize and by the service; seconds of decode."""
 
     resized: Pixels
     found: Pixels
     seconds: list[float]
-    refused: int  # no ink found: counted as wrong
+    refused: int  # found to have no ink, or several digits: counted as wrong
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table."""
+    """A row of the table."""
 
     name: str
     images: int
@@ -81,7 +79,7 @@ class Result:
 
 
 def main() -> None:
-    """Measure every form and write the table, its picture and its figures."""
+    """Measure every form; write the page, its examples and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
     parser.add_argument("--images", type=int, help="of each form, a sample, the same at every call (default: all)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
@@ -89,7 +87,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     options = parser.parse_args()
-    sources = _sources(options.train, options.images)
+    sources = load_sources(options.train, options.images)
     results, examples = [], {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for name, (numbers, digits, labels) in sources.items():
@@ -106,7 +104,7 @@ def main() -> None:
             )
             examples[name] = numbers[:4], digits[:4]
     seconds = _seconds_in_form()
-    print(f"{IN_FORM:,} images as pixels, in MNIST's form already: found to be so in {1000 * seconds:.2f} ms")
+    print(f"prepare: {IN_FORM:,} images already in MNIST's form in {1000 * seconds:.2f} ms")
     if not options.train:
         command = "python -m benchmarks.pictures" + (f" --images {options.images}" if options.images else "")
         command += f" --forms {' '.join(options.forms)}" if options.forms else ""
@@ -118,14 +116,14 @@ def main() -> None:
         }
         files = {
             "pictures.png": _picture(examples),
-            "pictures.md": _table(results, command, seconds).encode(),
+            "pictures.md": _page(results, command, seconds).encode(),
             "pictures.json": to_json(forms),
         }
         write_together(options.out, files)
 
 
 def _seconds_in_form() -> float:
-    """Return the least time of twenty that `prepare` took for images that need nothing."""
+    """Return the minimum seconds, of twenty calls, of `prepare` for images that are already in MNIST's form."""
     digits, seconds = _mnist("t10k")[0][:IN_FORM], []
     for _ in range(20):
         begin = time.perf_counter()
@@ -134,8 +132,8 @@ def _seconds_in_form() -> float:
     return min(seconds)
 
 
-def _sources(train: bool, count: int | None) -> dict[str, tuple[list[int], Pixels, NDArray[Any]]]:
-    """Return, by form, the digits to render, uint8 [N, H, W], white on black: their numbers, they, their labels."""
+def load_sources(train: bool, count: int | None) -> dict[str, tuple[list[int], Pixels, NDArray[Any]]]:
+    """Return, by form, the digits to render: their numbers, images (uint8 [N, H, W], white on black) and labels."""
     if train:
         digits, labels = _mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]
@@ -154,7 +152,7 @@ def _sources(train: bool, count: int | None) -> dict[str, tuple[list[int], Pixel
 
 
 def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> tuple[list[int], Pixels, NDArray[Any]]:
-    """Return all digits, or `count` drawn at random, in their order; a digit has its number in either case."""
+    """Return all digits, or a random sample of `count` in their order, with the numbers that they have among all."""
     numbers = np.arange(len(digits))
     if count is not None and count < len(digits):
         numbers = np.sort(np.random.default_rng(SEED).choice(numbers, count, replace=False))
@@ -168,10 +166,10 @@ def _mnist(part: str) -> tuple[Pixels, Pixels]:
 
 
 def _sample(name: str, numbers: list[int], digits: Pixels) -> Sample:
-    """Render the digits of these numbers, and bring them back to 28×28 in either way."""
+    """Render digits in a form, and bring them back to 28×28 by a plain resize and by the service."""
     resized, found = (np.zeros((len(digits), 28, 28), np.uint8) for _ in range(2))
     seconds, refused = [], 0
-    for index, content in enumerate(_rendered(name, numbers, digits)):
+    for index, content in enumerate(render_all(name, numbers, digits)):
         resized[index] = Image.open(io.BytesIO(content)).convert("L").resize((28, 28))
         begin = time.process_time()
         try:
@@ -182,14 +180,15 @@ def _sample(name: str, numbers: list[int], digits: Pixels) -> Sample:
     return Sample(resized, found, seconds, refused)
 
 
-def _rendered(name: str, numbers: list[int], digits: Pixels) -> list[bytes]:
+def render_all(name: str, numbers: list[int], digits: Pixels) -> list[bytes]:
+    """Render digits, uint8 [N, H, W], in a form, each with the random generator of its number."""
     seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 
 
 def _result(name: str, labels: NDArray[Any], samples: list[Sample]) -> Result:
     resize_accuracy, accuracy = (
-        100 * float(np.mean(_predict(np.concatenate(images)) == labels))
+        100 * float(np.mean(predict_digits(np.concatenate(images)) == labels))
         for images in ([sample.resized for sample in samples], [sample.found for sample in samples])
     )
     seconds = [second for sample in samples for second in sample.seconds]
@@ -199,32 +198,31 @@ def _result(name: str, labels: NDArray[Any], samples: list[Sample]) -> Result:
 
 @functools.cache
 def _session() -> Any:
-    return onnxruntime.InferenceSession(MODEL)
+    return onnxruntime.InferenceSession(RELEASE / "digits.onnx")
 
 
-def _predict(images: Pixels) -> NDArray[np.int64]:
+def predict_digits(images: Pixels) -> NDArray[np.int64]:
+    """Return the digits, [N], that the released model predicts for images, uint8 [N, 28, 28]."""
     parts = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
 
 
-def _table(results: list[Result], command: str, seconds: float) -> str:
+def _page(results: list[Result], command: str, seconds: float) -> str:
+    rows = []
+    for result in results:
+        accuracies = [f"{result.resize_accuracy:.2f} %", f"**{result.accuracy:.2f} %**"]
+        rows.append([FORMS[result.name].title, *accuracies, f"{result.images:,}", f"{result.median_ms:.2f} ms"])
     lines = [
         "# Pictures of other forms",
         "",
-        "The model knows MNIST's form: 28×28, white on black, the ink in 20×20, centred. What people send is not that.",
-        "This is how many digits are read right where MNIST's test images are rendered into other forms, encoded, and",
-        "decoded and preprocessed as the service does it; beside it, what the model reads of a picture that is merely",
-        "turned grey and resized to 28×28 by Pillow.",
+        "The model is trained on MNIST's form: 28×28, white on black, the ink in 20×20, centred. Real pictures differ. "
+        "The table shows the accuracy on MNIST's test images, rendered into other forms, encoded, and decoded and "
+        "preprocessed as in the service. The plain resize beside it only converts a picture to greyscale and resizes "
+        "it to 28×28 with Pillow.",
         "",
-        "| form | plain resize | the service | n | median time a picture |",
-        "|---|---:|---:|---:|---:|",
-        *(
-            f"| {FORMS[result.name].title} | {result.resize_accuracy:.2f} % | **{result.accuracy:.2f} %** "
-            f"| {result.images:,} | {result.median_ms:.2f} ms |"
-            for result in results
-        ),
+        table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
         "",
-        "![A row a form: four pictures, each beside the 28×28 that comes out](pictures.png)",
+        "![One row per form: four pictures, each beside the 28×28 that it becomes](pictures.png)",
         "",
         *METHOD.splitlines(),
         "",
@@ -232,24 +230,23 @@ def _table(results: list[Result], command: str, seconds: float) -> str:
         "",
         *(f"- **{FORMS[result.name].title}**: {FORMS[result.name].words}" for result in results),
         "",
-        "Every picture is encoded and decoded for real; the random parts are seeded by the image's number. A picture",
-        "in which no ink is found counts as wrong. The time is the CPU time of `decode` alone.",
-        f"That {IN_FORM:,} images sent as pixels are in MNIST's form already is found in {1000 * seconds:.2f} ms, of "
-        "`prepare` alone.",
+        "The random parts are seeded by the image's number. A refused picture counts as wrong. The time is the CPU "
+        f"time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in MNIST's form, `prepare` "
+        f"takes {1000 * seconds:.2f} ms.",
         "",
-        "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training",
-        "images (`--train`), with training images brought down to 8×8 standing in for load_digits. One exception: that",
-        "ALIKE was too small was first seen on dark screens rendered of test images; its value was then confirmed on",
+        "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training "
+        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: that ALIKE "
+        "was too small was first seen on dark screens rendered from test images; its value was then confirmed on "
         "training images.",
         "",
         f"Written by `{command}`.",
         "",
     ]
-    return "\n".join(lines)
+    return wrap("\n".join(lines))
 
 
 def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
-    """Draw a row a form: its name, and four pictures, each beside the 28×28 that comes out of it."""
+    """Draw one row per form: its title, and four pictures, each beside the 28×28 that it becomes."""
     side, gap, text = 84, 10, 300
     font = ImageFont.load_default(size=17)
     width, row = text + 4 * (2 * side + 3 * gap), side + gap
@@ -259,7 +256,7 @@ def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
         top = gap + line * row
         title = FORMS[name].title.replace("×", "x")  # a sign that the font lacks
         draw.text((gap, top + side // 2), title, fill=(40, 40, 40), font=font, anchor="lm")
-        for place, content in enumerate(_rendered(name, numbers, digits)):
+        for place, content in enumerate(render_all(name, numbers, digits)):
             left = text + place * (2 * side + 3 * gap)
             shown = Image.open(io.BytesIO(content)).convert("RGBA")
             shown = ImageOps.contain(shown, (side, side), Image.Resampling.LANCZOS)
@@ -271,7 +268,7 @@ def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
 
 
 def _chequered(size: tuple[int, int]) -> Image.Image:
-    """Return the chequered ground that stands for transparency."""
+    """Return a chequered background, which shows transparency."""
     squares = np.indices(size[::-1]) // 7
     grey = np.where(squares.sum(axis=0) % 2, np.uint8(255), np.uint8(225))
     return Image.fromarray(grey).convert("RGBA")

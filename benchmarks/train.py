@@ -1,13 +1,12 @@
-"""Seconds an epoch: this package's training beside the two ways that people would train the same networks.
+"""Seconds per epoch of our training and of the two usual ways to train the same networks.
 
 `python -m benchmarks.train` runs, interleaved and each in a process of its own, (a) the reference's way: torchvision's
 transforms on one image at a time, a DataLoader, `loss.item()` at every step; (b) the same with a worker process, and
-pinned memory where there is a GPU, which is where pytorch/examples has both; and ours. Writes
-docs/benchmarks-train.json.
+pinned memory on a GPU, as in pytorch/examples; and ours. Writes docs/benchmarks-train.json.
 
-Of (a) and (b) a part of an epoch is timed and scaled: STEPS steps of training, and the test set whole; ours is timed
-whole, its evaluation of the validation split, which the others do not have, included. "All three" is an epoch of each
-model: one after the other, but ours on a CPU in parallel, as `python -m train` has it.
+Of (a) and (b), STEPS training steps and the whole test set are timed, and the steps scaled to an epoch. Of ours, whole
+epochs are timed, including the evaluation of the validation set, which the others do not have. "All three" is an epoch
+of each model: one after the other, but ours on a CPU in parallel, as `python -m train` trains them.
 """
 
 import argparse
@@ -18,40 +17,41 @@ import resource
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.rounds import summary
-from model.classifier import MEAN, STD, normalise, scale
+from model.classifier import MEAN, STD
 from train import device as devices
+from train import loop
 from train.data import Data, Split, load
 from train.files import write_json
-from train.loop import evaluate, fit
+from train.loop import fit
 from train.parallel import run_all
-from train.progression import PROGRESSION, Experiment
+from train.paths import ROOT
+from train.progression import PROGRESSION, Experiment, with_epochs
 from train.training import max_workers
 
-ROOT = Path(__file__).resolve().parents[1]
 ALL = "all three"
-STEPS, BATCH, EPOCH = 150, 64, 859  # steps timed of (a) and (b), images a step, steps of a whole epoch
+STEPS, BATCH_SIZE, EPOCH_STEPS = 150, 64, 859
 DEVICE = devices.pick("auto")
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """A split as torchvision has it: a PIL image at a time, transformed when it is asked for."""
+    """A split as in torchvision: one PIL image at a time, transformed when it is read."""
 
     def __init__(self, split: Split, augmented: bool) -> None:
         self.images, self.labels = split.images.cpu().numpy(), split.labels.cpu().tolist()
@@ -67,20 +67,20 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def one_at_a_time(experiment: Experiment, workers: int) -> float:
-    """Return the seconds of an epoch by (a), with no worker, or by (b), with one."""
+    """Return the seconds per epoch of (a), without a worker process, or of (b), with one."""
     data = load()
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": workers > 0 and DEVICE.type == "cuda"}
     training = DataLoader(
-        Pictures(data.train, experiment.recipe.augmentation is not None), BATCH, shuffle=True, **options
+        Pictures(data.train, experiment.recipe.augmentation is not None), BATCH_SIZE, shuffle=True, **options
     )
     test = DataLoader(Pictures(data.test, augmented=False), 1_000, **options)
     network = experiment.network().to(DEVICE)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    return _train(network, optimizer, training) * EPOCH / STEPS + _timed(lambda: _test(network, test))
+    return _train(network, optimizer, training) * EPOCH_STEPS / STEPS + _seconds(lambda: _test(network, test))
 
 
 def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
-    """Return the seconds of STEPS steps; the first, which a worker process starts in, is not among them."""
+    """Return the seconds of STEPS training steps; one step before them, which starts the worker, is not timed."""
     network.train()
     correct, start = 0, 0.0
     for number, (images, labels) in enumerate(loader):
@@ -107,26 +107,23 @@ def _test(network: nn.Module, loader: DataLoader[Any]) -> None:
 
 
 def ours(experiment: Experiment) -> float:
-    """Return the seconds of an epoch by train.loop; on a GPU of its second, so that compiling is not in it."""
-    epochs = 2 if DEVICE.type == "cuda" else 1
-    _, history = fit(
-        replace(experiment, recipe=replace(experiment.recipe, epochs=epochs)), load(), seed=1, device=DEVICE
-    )
+    """Return the seconds per epoch of train.loop; on a GPU of the second epoch, so that compiling is not included."""
+    _, history = fit(with_epochs(experiment, 2 if DEVICE.type == "cuda" else 1), load(), seed=1, device=DEVICE)
     return history[-1].seconds
 
 
 def ours_together() -> float:
-    """Return the seconds of an epoch of each model, all at once, from the first's beginning to the last's end."""
-    with redirect_stdout(io.StringIO()) as said:
+    """Return the seconds of an epoch of each model in parallel, from the start of the first to the end of the last."""
+    with redirect_stdout(io.StringIO()) as printed:
         tasks = [partial(_print_span, experiment) for experiment in PROGRESSION.values()]
         deque(run_all(tasks, load(), max_workers=max_workers(len(tasks), DEVICE.type)), maxlen=0)
-    spans = [json.loads(line) for line in said.getvalue().splitlines()]
+    spans = [json.loads(line) for line in printed.getvalue().splitlines()]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
 def _print_span(experiment: Experiment, data: Data) -> None:
     start = time.monotonic()
-    fit(replace(experiment, recipe=replace(experiment.recipe, epochs=1)), data, seed=1, device=DEVICE)
+    fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
     print(json.dumps([start, time.monotonic()]))
 
 
@@ -137,7 +134,7 @@ VARIANTS: dict[str, Callable[[Experiment], float]] = {
 }
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     if DEVICE.type == "cuda":
@@ -146,7 +143,7 @@ def _timed(work: Callable[[], None]) -> float:
 
 
 def operations(experiment: Experiment) -> float:
-    """Return the floating-point operations of an epoch: forward, and twice that backward, two a multiply-add."""
+    """Return the floating-point operations of an epoch: forward, and twice as many backward; a multiply-add is two."""
     count = 0
 
     def hook(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -158,60 +155,66 @@ def operations(experiment: Experiment) -> float:
     for module in network.modules():
         module.register_forward_hook(hook)
     network(torch.zeros(1, 1, 28, 28))
-    return 3.0 * count * EPOCH * BATCH
+    return 3.0 * count * EPOCH_STEPS * BATCH_SIZE
 
 
 def matrix_rate() -> float:
-    """Return the floating-point operations a second of a large matrix product on this device."""
+    """Return the floating-point operations per second of a large matrix product on this device."""
     a, b = (torch.rand(2_048, 2_048, device=DEVICE) for _ in range(2))
     a @ b
-
-    def multiply() -> None:
-        for _ in range(10):
-            a @ b
-
-    return 10 * 2 * 2_048**3 / _timed(multiply)
+    return 10 * 2 * 2_048**3 / _seconds(lambda: [a @ b for _ in range(10)])
 
 
 def shares(experiment: Experiment) -> dict[str, float]:
-    """Return which share of an epoch's time is augmentation, forward, backward, optimizer and evaluation."""
-    data = load().to(DEVICE)
-    network = experiment.network().to(memory_format=torch.channels_last).to(DEVICE)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=experiment.recipe.nesterov)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
-    with profile(activities=activities) as profiler:
-        for batch in torch.randperm(len(data.train), device=DEVICE)[: STEPS * BATCH].view(-1, BATCH):
-            with record_function("augmentation"):
-                images = scale(data.train.images[batch])
-                images = normalise(experiment.recipe.augmentation(images) if experiment.recipe.augmentation else images)
-            with record_function("forward"):
-                loss = F.cross_entropy(network(images), data.train.labels[batch])
-            with record_function("backward"):
-                optimizer.zero_grad()
-                loss.backward()
-            with record_function("optimizer"):
-                optimizer.step()
-        with record_function("evaluation"):
-            evaluate(network, data.validation)
-            evaluate(network, data.test)
-    spent = {event.key: event.cpu_time_total for event in profiler.key_averages()}
-    parts = ("augmentation", "forward", "backward", "optimizer")
-    whole = {part: spent[part] * EPOCH / STEPS for part in parts} | {"evaluation": spent["evaluation"]}
-    return {part: value / sum(whole.values()) for part, value in whole.items()}
+    """Return the share of each part of train.loop in the time of an epoch, from timers around its functions.
+
+    An epoch of STEPS training steps is timed and these are scaled. On a GPU every timer waits for its kernels, and
+    compiling, which happens before the first epoch, is left out.
+    """
+    data, spent = load(), Counter[str]()
+    images = STEPS * experiment.recipe.batch_size
+    data = replace(data, train=Split(data.train.images[:images], data.train.labels[:images]))
+    timed = {
+        "augmentation": (loop, "_prepare"),
+        "forward": (loop, "batch_loss"),
+        "backward": (Tensor, "backward"),
+        "optimizer": (torch.optim.SGD, "step"),
+        "evaluation": (loop, "evaluate"),
+    }
+    with ExitStack() as stack, patch.object(devices, "compiled", lambda network, sample: network):
+        for part, (owner, name) in timed.items():
+            stack.enter_context(patch.object(owner, name, _timer(getattr(owner, name), part, spent)))
+        fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
+    spent["forward"] -= spent["augmentation"]  # which batch_loss includes
+    seconds = {part: spent[part] * (1 if part == "evaluation" else EPOCH_STEPS / STEPS) for part in timed}
+    return {part: value / sum(seconds.values()) for part, value in seconds.items()}
 
 
-def _child(variant: str) -> dict[str, Any]:
+def _timer(function: Callable[..., Any], part: str, spent: Counter[str]) -> Callable[..., Any]:
+    """Return `function` with its seconds added to those of `part` in `spent`."""
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        results: list[Any] = []
+        spent[part] += _seconds(lambda: results.append(function(*arguments, **options)))
+        return results[0]
+
+    return timed
+
+
+def _run_variant(variant: str) -> dict[str, Any]:
     """Run one variant over the three models in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train", "--variant", variant]
     return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def _rounds(count: int) -> Iterator[dict[str, dict[str, Any]]]:
-    for _ in range(count):
-        yield {variant: _child(variant) for variant in VARIANTS}
+def _measure_variant(variant: str) -> dict[str, Any]:
+    seconds = {experiment.name: VARIANTS[variant](experiment) for experiment in PROGRESSION.values()}
+    in_parallel = variant == "ours" and DEVICE.type == "cpu"
+    seconds[ALL] = ours_together() if in_parallel else sum(seconds.values())
+    return {"seconds": seconds, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def _compared(rounds: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
+def _compare(rounds: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
     seconds = {variant: [one[variant]["seconds"][name] for one in rounds] for variant in VARIANTS}
     return {
         "seconds": {variant: summary(values) for variant, values in seconds.items()},
@@ -227,15 +230,11 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        seconds = {experiment.name: VARIANTS[options.variant](experiment) for experiment in PROGRESSION.values()}
-        together = options.variant == "ours" and DEVICE.type == "cpu"
-        seconds[ALL] = ours_together() if together else sum(seconds.values())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "MiB": peak}))
+        print(json.dumps(_measure_variant(options.variant)))
         return
-    rounds = list(_rounds(options.rounds))
+    rounds = [{variant: _run_variant(variant) for variant in VARIANTS} for _ in range(options.rounds)]
     rate = matrix_rate()
-    models = {name: _compared(rounds, name) for name in (*PROGRESSION, ALL)}
+    models = {name: _compare(rounds, name) for name in (*PROGRESSION, ALL)}
     for experiment in PROGRESSION.values():
         models[experiment.name] |= {"floor": operations(experiment) / rate, "shares": shares(experiment)}
     models[ALL]["floor"] = sum(models[name]["floor"] for name in PROGRESSION)
@@ -244,7 +243,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rounds": options.rounds,
-        "images": EPOCH * BATCH,
+        "images": EPOCH_STEPS * BATCH_SIZE,
         "matrix_gflops": rate / 1e9,
         "MiB": {variant: max(one[variant]["MiB"] for one in rounds) for variant in VARIANTS},
         "models": models,

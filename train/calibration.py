@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.classifier import DigitClassifier
+from train import markdown
 from train.data import Data, Split
 from train.predict import predict
 
@@ -80,15 +81,14 @@ def choose_threshold(predictions: Predictions, goal: float) -> float | None:
 
 def table(calibration: Calibration) -> str:
     """Return the coverage as a Markdown table."""
-    lines = [
-        "| target accuracy | confidence threshold | validation: coverage | accuracy | test: coverage | accuracy |",
-        "|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["target accuracy", "confidence threshold"]
+    columns += ["validation: coverage", "accuracy", "test: coverage", "accuracy"]
+    rows = []
     for row in calibration.coverage:
-        cells = " | ".join(f"{100 * value:.2f} %" for value in (*row.validation, *row.test))
-        reached = f"{row.threshold:.4f} | {cells} |" if row.threshold is not None else "not reached | | | | |"
-        lines.append(f"| {100 * row.goal:.2f} % | {reached}")
-    return "\n".join(lines)
+        cells = [f"{100 * value:.2f} %" for value in (*row.validation, *row.test)]
+        reached = ["not reached", "", "", "", ""] if row.threshold is None else [f"{row.threshold:.4f}", *cells]
+        rows.append([f"{100 * row.goal:.2f} %", *reached])
+    return markdown.table(columns, rows, left=0)
 
 
 def _predictions(classifier: DigitClassifier, split: Split) -> Predictions:

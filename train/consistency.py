@@ -12,6 +12,7 @@ from train.data import Data, load
 from train.errors import DivergenceError
 from train.files import to_json, write_together
 from train.lock import locked
+from train.markdown import table
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
@@ -113,21 +114,16 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data,
     rows = []
     for trial in trials:
         last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
-        rows.append(
-            f"| {trial['settings']['seed']} | {percent(last['validation_accuracy'])} "
-            f"| {percent(last['test_accuracy'])} | {last['test_loss']:.4f} | {seconds:.0f} |"
-        )
-    rows += [f"| {seed} | diverged in epoch {epoch} | | | |" for seed, epoch in figures["diverged"].items()]
-    table = "\n".join(rows)
+        accuracies = [percent(last[name]) for name in ("validation_accuracy", "test_accuracy")]
+        rows.append([str(trial["settings"]["seed"]), *accuracies, f"{last['test_loss']:.4f}", f"{seconds:.0f}"])
+    rows += [[str(seed), f"diverged in epoch {epoch}", "", "", ""] for seed, epoch in figures["diverged"].items()]
     return f"""# {figures["model"]} with {figures["seeds"]} seeds
 
 {sentence(figures)}
 
 ![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)
 
-| seed | validation | test | test loss | seconds |
-|---:|---:|---:|---:|---:|
-{table}
+{table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0)}
 
 All values are of epoch {figures["epochs"]}, the last; no epoch or seed is selected. Each seed was trained on
 {len(data.train):,} images of {data.name}. {len(data.validation):,} validation images are held out. The

@@ -12,6 +12,7 @@ from train.data import load
 from train.errors import DivergenceError
 from train.files import to_json, write_together
 from train.lock import locked
+from train.markdown import table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
 from train.training import train_all
 
@@ -80,24 +81,19 @@ def _family(epochs: int | None) -> list[tuple[Experiment, int]]:
 
 
 def _markdown(figures: list[dict[str, Any]], revisions: list[str]) -> str:
-    rows = [
-        f"| {one['model']} | {one['parameters']:,} | {one['seeds']} | {percent(one['validation_mean'])} "
-        f"| **{percent(one['mean'])}** | {percent(one['standard_deviation'])} | {percent(one['worst'])} |"
-        for one in sorted(figures, key=lambda one: one["parameters"])
-    ]
-    published = "\n".join(
-        f"| {name} | {parameters:,} | 1 | | {percent(accuracy)} | | |"
-        for name, (parameters, accuracy) in PUBLISHED.items()
-    )
-    table = "\n".join(rows)
+    columns = ["network", "parameters", "seeds", "validation, mean", "test, mean", "standard deviation", "worst seed"]
+    rows = []
+    for one in sorted(figures, key=lambda one: one["parameters"]):
+        accuracies = [percent(one["validation_mean"]), f"**{percent(one['mean'])}**"]
+        accuracies += [percent(one["standard_deviation"]), percent(one["worst"])]
+        rows.append([one["model"], f"{one['parameters']:,}", str(one["seeds"]), *accuracies])
+    for name, (parameters, accuracy) in PUBLISHED.items():
+        rows.append([name, f"{parameters:,}", "1", "", percent(accuracy), "", ""])
     return f"""# Accuracy over parameters
 
 ![Test accuracy over the number of parameters](frontier.png)
 
-| network | parameters | seeds | validation, mean | test, mean | standard deviation | worst seed |
-|---|---:|---:|---:|---:|---:|---:|
-{table}
-{published}
+{table(columns, rows)}
 
 Every accuracy is that of the last epoch. No epoch and no seed is selected, and the test images decide nothing. A name
 such as Model_3-4-6-8-10-10 gives the channels of the five convolutions; the layers and the recipe are those of Model_3.

@@ -5,10 +5,11 @@ from pathlib import Path
 from model import contract
 from model.contract import SIDE
 from train import calibration, paths, plots, verify
-from train.consistency import sentence
+from train.consistency import percent, sentence
 from train.data import Data, load
 from train.errors import SettingsError
 from train.files import read_json, write_together
+from train.markdown import table
 from train.progression import TARGET_ACCURACY
 from train.report import doubt_table
 
@@ -40,7 +41,18 @@ def model_card(export: verify.Export, data: Data, found: calibration.Calibration
     """Return the model card of a verified `export`, in Markdown, with the calibration that was `found`."""
     manifest, parity = export.manifest, export.parity
     graph, weights = manifest.onnx, manifest.weights
-    accuracy = f"{100 * manifest.test_accuracy:.2f} % ({manifest.test_correct} of {manifest.test_total})"
+    accuracy = [
+        [
+            "test accuracy of this network",
+            f"{percent(manifest.test_accuracy)} ({manifest.test_correct} of {manifest.test_total})",
+        ],
+        ["validation accuracy of this network", percent(manifest.validation_accuracy)],
+        [
+            "test images with different labels in ONNX Runtime and PyTorch",
+            f"{parity.label_mismatches} of {parity.images}",
+        ],
+        ["largest difference of a probability", f"{parity.max_abs_probability_difference:.1e}"],
+    ]
     return f"""# {manifest.model}: handwritten digit classifier, {manifest.parameters:,} parameters
 
 Classifies a {SIDE}×{SIDE} image of one handwritten digit, 0–9. This folder contains the ONNX graph
@@ -70,12 +82,7 @@ Test it on your own images before any decision about people or money depends on 
 
 ## Accuracy
 
-| | |
-|---|---:|
-| test accuracy of this network | {accuracy} |
-| validation accuracy of this network | {100 * manifest.validation_accuracy:.2f} % |
-| test images with different labels in ONNX Runtime and PyTorch | {parity.label_mismatches} of {parity.images} |
-| largest difference of a probability | {parity.max_abs_probability_difference:.1e} |
+{table(["", ""], accuracy)}
 
 {_over_seeds(manifest)}
 

@@ -12,6 +12,7 @@ from train.consistency import percent
 from train.data import Data
 from train.files import write_bytes
 from train.layer_table import layers
+from train.markdown import table
 from train.predict import predict
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
 from train.training import Trained
@@ -51,21 +52,21 @@ def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | No
 
 
 def _comparison(trained: list[Trained]) -> str:
-    lines = [
-        "| | parameters | epochs | validation, last epoch | test, last epoch "
-        "| best test (reference) | best training (reference) |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["parameters", "epochs", "validation, last epoch", "test, last epoch"]
+    columns += ["best test (reference)", "best training (reference)"]
+    rows = []
     for model in trained:
         experiment, last = model.experiment, model.history[-1]
         train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
-        lines.append(
-            f"| {experiment.name} | {parameter_count(model.network):,} | {len(model.history)} "
-            f"| {percent(last.validation_accuracy)} | **{percent(last.test_accuracy)}** "
-            f"| {percent(max(epoch.test_accuracy for epoch in model.history))}{test} "
-            f"| {percent(max(epoch.train_accuracy for epoch in model.history))}{train} |"
+        best_test, best_train = (
+            percent(max(getattr(epoch, name) for epoch in model.history))
+            for name in ("test_accuracy", "train_accuracy")
         )
-    return "\n".join(lines) + "\n\n“Best” is the maximum of all epochs, as in the reference; it selects nothing.\n"
+        row = [experiment.name, f"{parameter_count(model.network):,}", str(len(model.history))]
+        row += [percent(last.validation_accuracy), f"**{percent(last.test_accuracy)}**"]
+        rows.append([*row, best_test + test, best_train + train])
+    best = "“Best” is the maximum of all epochs, as in the reference; it selects nothing."
+    return f"{table(['', *columns], rows)}\n\n{best}\n"
 
 
 def _export(manifest: Manifest | None) -> str:
@@ -84,8 +85,7 @@ def _export(manifest: Manifest | None) -> str:
 def _section(model: Trained, data: Data, folder: Path) -> list[str]:
     experiment = model.experiment
     rows = [
-        f"| {layer.name} | {'×'.join(map(str, layer.output_shape))} | {layer.parameters or ''} "
-        f"| {layer.receptive_field} |"
+        [layer.name, "×".join(map(str, layer.output_shape)), str(layer.parameters or ""), str(layer.receptive_field)]
         for layer in layers(experiment.network())
     ]
     return [
@@ -103,9 +103,7 @@ def _section(model: Trained, data: Data, folder: Path) -> list[str]:
             f"Loss, accuracy and gap of {experiment.name} by epoch",
         ),
         f"<details><summary>Layers of {experiment.name}, {parameter_count(model.network):,} parameters</summary>\n",
-        "| layer | output | parameters | receptive field |",
-        "|---|---|---:|---:|",
-        *rows,
+        table(["layer", "output", "parameters", "receptive field"], rows, left=2),
         "\n</details>\n",
     ]
 
@@ -175,13 +173,13 @@ def doubt_table(manifest: Manifest) -> str:
     """Return the quality of the output `doubt` in Markdown: the threshold, and a table by kind of non-digit."""
     doubt = manifest.doubt
     assert doubt, "a verified export has doubt"
-    rows = "\n".join(f"| {kind} | {100 * fraction:.1f} % |" for kind, fraction in doubt.caught.items())
+    rows = [[kind, f"{100 * fraction:.1f} %"] for kind, fraction in doubt.caught.items()]
     return (
         f"An image is doubted, that is, unlike a digit, if `doubt` is above {doubt.threshold:.4f}. This threshold "
         f"doubts {percent(doubt.validation_doubted)} of the validation images, on which it was chosen, and "
         f"{percent(doubt.test_doubted)} of the test images. The doubt head has {doubt.parameters} parameters. "
         "Fraction of synthetic non-digits that are doubted (the same kinds as in fitting, other images):\n\n"
-        f"| kind of non-digit | doubted |\n|---|---:|\n{rows}\n"
+        f"{table(['kind of non-digit', 'doubted'], rows)}\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The same by FastAPI: `uvicorn --workers 2 --loop uvloop --http httptools fastapi_app:app`."""
+"""The same service in FastAPI: `uvicorn --workers 2 --loop uvloop --http httptools fastapi_app:app`."""
 
 import io
 import os
@@ -23,7 +23,7 @@ class Body(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the model says of it."""
+    """The prediction for one image."""
 
     digit: int
     confidence: float
@@ -32,7 +32,7 @@ class Prediction(BaseModel):
 
 def answer(image):
     """Predict one image, uint8 [28, 28]."""
-    probabilities, digits = session.run(None, {"image": image[None]})
+    probabilities, digits = session.run(["probabilities", "digit"], {"image": image[None]})
     return Prediction(
         digit=int(digits[0]), confidence=float(probabilities.max()), probabilities=probabilities[0].tolist()
     )
@@ -44,19 +44,19 @@ async def predict(body: Body) -> Prediction:
     return answer(np.array(body.image, dtype=np.uint8))
 
 
-@app.post("/threaded")
-def threaded(body: Body) -> Prediction:
-    """As predict, in a thread, as FastAPI does with whatever is not `async`."""
-    return answer(np.array(body.image, dtype=np.uint8))
-
-
-@app.get("/healthz")
-async def health() -> dict[str, str]:
-    """Answer a constant."""
-    return {"status": "ok"}
-
-
 @app.post("/picture")
 async def picture(request: Request) -> Prediction:
     """Predict the digit of a picture."""
     return answer(np.array(Image.open(io.BytesIO(await request.body())).convert("L")))
+
+
+@app.get("/healthz")
+async def health() -> dict[str, str]:
+    """Return a constant."""
+    return {"status": "ok"}
+
+
+if "DUTIES" in os.environ:
+    from duties import Duties
+
+    app.add_middleware(Duties)

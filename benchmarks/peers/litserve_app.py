@@ -1,4 +1,4 @@
-"""The same by LitServe: `python litserve_app.py`."""
+"""The same service in LitServe: `python litserve_app.py`."""
 
 import os
 
@@ -22,10 +22,10 @@ class Digits(ls.LitAPI):
 
     def predict(self, image):
         """Return probabilities and digits."""
-        return self.session.run(None, {"image": image})
+        return self.session.run(["probabilities", "digit"], {"image": image})
 
     def encode_response(self, output):
-        """Return the answer."""
+        """Return the response."""
         probabilities, digits = output
         return {
             "digit": int(digits[0]),
@@ -35,5 +35,11 @@ class Digits(ls.LitAPI):
 
 
 if __name__ == "__main__":
-    server = ls.LitServer(Digits(), accelerator="cpu", workers_per_device=int(os.environ["WORKERS"]))
+    middlewares = []
+    if "DUTIES" in os.environ:
+        from duties import Duties
+
+        middlewares = [Duties]
+    workers = int(os.environ["WORKERS"])
+    server = ls.LitServer(Digits(), accelerator="cpu", workers_per_device=workers, middlewares=middlewares)
     server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="warning")

@@ -1,0 +1,30 @@
+"""Markdown tables, for reports, the model card and the pages in docs/."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """Return a Markdown table. The first `left` columns are aligned left, the others (numbers) right.
+
+    Raises ValueError if a row has more or fewer cells than `header`.
+    """
+    rows = list(rows)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"expected {len(header)} cells in a table's row, found {len(row)}: {row}")
+    alignment = "|" + "---|" * left + "---:|" * (len(header) - left)
+    return "\n".join([_line(header), alignment, *map(_line, rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def wrap(text: str) -> str:
+    """Wrap the prose of a Markdown page at 120 columns. Tables, headings and pictures keep their lines."""
+    return "\n".join(line if line.startswith(("|", "!", "#")) else _fill(line) for line in text.split("\n"))
+
+
+def _fill(line: str) -> str:
+    return textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
