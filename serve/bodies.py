@@ -109,7 +109,7 @@ def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
         try:
             parts.append(prepare(chunk, preprocess))
         except ImageError as error:
-            raise _unprocessable(start + (error.index or 0), len(pixels), error) from error
+            raise unprocessable(start + (error.index or 0), len(pixels), error) from error
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -125,7 +125,7 @@ def _decode(sources: Sequence[Source], preprocess: Preprocess, decoders: Decoder
                 else prepare(source[np.newaxis], preprocess)[0]
             )
         except ImageError as error:
-            raise _unprocessable(i, len(sources), error) from error
+            raise unprocessable(i, len(sources), error) from error
     return images
 
 
@@ -160,7 +160,7 @@ def _json_sources(content: bytes, config: Config) -> list[Source]:
         try:
             sources.append(_base64(item) if isinstance(item, str) else _pixels(item))
         except ImageError as error:
-            raise _unprocessable(index, len(items), error) from error
+            raise unprocessable(index, len(items), error) from error
     return sources
 
 
@@ -193,5 +193,6 @@ def _base64(text: str) -> bytes:
         raise ImageError(f"expected base64, found: {error}") from error
 
 
-def _unprocessable(index: int, count: int, error: ImageError) -> UnprocessableEntity:
+def unprocessable(index: int, count: int, error: ImageError) -> UnprocessableEntity:
+    """Return the 422 error for image `index`, from 0, of `count`; its text counts from 1."""
     return UnprocessableEntity(f"image {index + 1} of {count}: {error}")

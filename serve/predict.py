@@ -2,14 +2,15 @@
 
 import msgspec
 import numpy as np
-from flask import Blueprint, Request, Response, request
-from werkzeug.exceptions import BadRequest, UnprocessableEntity
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import BadRequest
 
 from serve import observe
-from serve.bodies import read_images
+from serve.bodies import read_images, unprocessable
 from serve.config import Config
 from serve.decoder import DecoderPool
 from serve.predictor import Predictor
+from serve.preprocess import ImageError
 from serve.release import Release
 
 
@@ -46,11 +47,9 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.post("/predict")
     def predict() -> Response:
-        # Flask's proxy looks the request up at every attribute: this looks it up once.
-        current: Request = request._get_current_object()  # type: ignore[attr-defined]
-        with_pixels = _flag(current, "pixels")
-        refuses_doubtful = _refuses_doubtful(current)
-        images = read_images(current, config, decoders)
+        with_pixels = _flag("pixels")
+        refuses_doubtful = _refuses_doubtful()
+        images = read_images(request, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
         readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 gives every decimal
@@ -60,17 +59,17 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
             for digit, doubt, probabilities in zip(digits, doubtful, readable, strict=True)
         ]
         confidences = [prediction.confidence for prediction in predictions]
-        observe.count_predictions(current, digits, confidences, doubtful.count(True))
+        observe.count_predictions(request, digits, confidences, doubtful.count(True))
         if refuses_doubtful and True in doubtful:
-            number = doubtful.index(True) + 1
-            raise UnprocessableEntity(f"image {number} of {len(images)}: expected a digit, found a doubtful image")
+            error = ImageError("expected a digit, found a doubtful image")
+            raise unprocessable(doubtful.index(True), len(images), error)
         if with_pixels:
             for prediction, pixels in zip(predictions, images.tolist(), strict=True):
                 prediction.pixels = pixels
         return Response(encoder.encode(Answer(predictions, model)), content_type="application/json")
 
-    def _refuses_doubtful(current: Request) -> bool:
-        value = current.args.get("refuse")
+    def _refuses_doubtful() -> bool:
+        value = request.args.get("refuse")
         if value not in (None, "doubtful"):
             raise BadRequest(f"refuse: expected doubtful, found {value!r}")
         if value and predictor.threshold is None:
@@ -81,8 +80,8 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     return routes
 
 
-def _flag(current: Request, name: str) -> bool:
-    value = current.args.get(name, "false")
+def _flag(name: str) -> bool:
+    value = request.args.get(name, "false")
     if value not in ("true", "false"):
         raise BadRequest(f"{name}: expected true or false, found {value!r}")
     return value == "true"

@@ -1,10 +1,10 @@
 """The documentation names only files, headings, make targets, settings and metrics that exist."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
 from serve import observe

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from serve import create_app
+from serve.app import create_app
 from serve.config import Config
 from tests.serve.releases import make_release
 from train.paths import RELEASE
