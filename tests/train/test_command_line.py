@@ -55,7 +55,7 @@ def test_says_what_each_model_tries_and_reaches(subset, tmp_path, capfd):
     output = capfd.readouterr()
     for line in (
         "--- Starting training for Model_2 ---",
-        "Target:\n  - Come under 8,000 parameters",
+        "Target:\n  - Stay below 8,000 parameters",
         "Recipe: 1 epoch of SGD, momentum 0.9, learning rate 0.01, batch size 64; no augmentation",
         "Total params: 6,664",
         "EPOCH: 1/1",
