@@ -102,8 +102,9 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
     connection, child_end = context.Pipe()
     process = context.Process(target=_work, args=(threads, child_end, os.getpid()), daemon=True)
     resource_tracker.ensure_running()  # otherwise started by the next lines, and it would unblock the signal
-    # With SIGINT blocked: this process handles Ctrl-C and ends its children.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A child that starts while this process ends would print a traceback: both signals wait until it has started. The
+    # child inherits the mask. It keeps SIGINT blocked, since this process handles Ctrl-C and ends its children.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         process.start()
     finally:
@@ -118,12 +119,17 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
 
 def _work(threads: int, connection: Connection, parent: int) -> None:
     """Run the pickled task from `connection` in a child process."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # with which the parent ends it
     if sys.platform == "linux":  # elsewhere a child without a parent ends at its next print
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
+    try:
+        content = connection.recv_bytes()
+    except EOFError:  # the parent has ended
+        os._exit(1)
     # Unpickled here, because that imports torch: from now on this process ends with its parent.
-    perform(pickle.loads(connection.recv_bytes()), threads, connection.send)
+    perform(pickle.loads(content), threads, connection.send)
 
 
 def perform(task: Callable[[], Any], threads: int, send: Send) -> None:
