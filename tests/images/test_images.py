@@ -81,7 +81,7 @@ def test_the_train_image_trains_seeds_on_as_many_threads_as_its_cpu_limit_has_co
     options = ["--model", "Model_2", "--seeds", "2", "--epochs", "1", "--data", "/data"]
     said = docker("run", "--rm", "--cpus", "1", *volumes, "train", "consistency", *options)
     assert "(mean ± standard deviation, n = 2 seeds)" in said
-    assert ", 1 thread;" in (tmp_path / "consistency" / "consistency.md").read_text()
+    assert ", 1 thread. " in (tmp_path / "consistency" / "consistency.md").read_text()
 
 
 def test_the_shipped_service(serve, images, labels):
