@@ -71,7 +71,7 @@ consistency: $(VENV) ## train Model_3 with twenty seeds and write docs/consisten
 	$(RUN) -m train consistency --model Model_3 --seeds 20 $(ARGS) --out artifacts
 	cp artifacts/consistency/consistency.* docs/
 
-frontier: $(VENV) ## train Model_3's family in seven widths and write docs/frontier.{md,json,png}
+frontier: $(VENV) ## train Model_3's family in six widths and write docs/frontier.{md,json,png}
 	$(RUN) -m train frontier $(ARGS) --out artifacts
 	cp artifacts/frontier/frontier.* docs/
 
