@@ -84,7 +84,7 @@ def _markdown(figures: list[dict[str, Any]], revisions: list[str]) -> str:
     rows = []
     for one in sorted(figures, key=lambda one: one["parameters"]):
         accuracies = [percent(one["validation_mean"]), f"**{percent(one['mean'])}**"]
-        accuracies += [percent(one["standard_deviation"]), percent(one["worst"])]
+        accuracies += [percent(one["standard_deviation"]) if one["seeds"] > 1 else "", percent(one["worst"])]
         rows.append([one["model"], f"{one['parameters']:,}", str(one["seeds"]), *accuracies])
     for name, (parameters, accuracy) in PUBLISHED.items():
         rows.append([name, f"{parameters:,}", "1", "", percent(accuracy), "", ""])
