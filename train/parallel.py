@@ -24,6 +24,7 @@ from train.errors import TrainError
 
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -102,13 +103,20 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
     connection, child_end = context.Pipe()
     process = context.Process(target=_work, args=(threads, child_end, os.getpid()), daemon=True)
     resource_tracker.ensure_running()  # otherwise started by the next lines, and it would unblock the signal
-    # A child that starts while this process ends would print a traceback: both signals wait until it has started. The
-    # child inherits the mask. It keeps SIGINT blocked, since this process handles Ctrl-C and ends its children.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    # With SIGINT blocked in the child: this process handles Ctrl-C and ends its children. A child that starts while this
+    # process ends prints a traceback, so signals are handled after the start. A mask alone does not delay them: another
+    # thread receives them.
+    pending: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in SIGNALS}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for received in pending:
+        signal.raise_signal(received)
     stack.callback(process.join)
     stack.callback(process.terminate)  # runs before join
     child_end.close()  # so that recv raises EOFError when the child has ended
@@ -119,7 +127,6 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
 
 def _work(threads: int, connection: Connection, parent: int) -> None:
     """Run the pickled task from `connection` in a child process."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # with which the parent ends it
     if sys.platform == "linux":  # elsewhere a child without a parent ends at its next print
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent ended before the call
