@@ -104,8 +104,8 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
     process = context.Process(target=_work, args=(threads, child_end, os.getpid()), daemon=True)
     resource_tracker.ensure_running()  # otherwise started by the next lines, and it would unblock the signal
     # With SIGINT blocked in the child: this process handles Ctrl-C and ends its children. A child that starts while
-    # this process ends prints a traceback, so signals are handled after the start. A mask alone does not delay them: another
-    # thread receives them.
+    # this process ends prints a traceback, so signals are handled after the start. A mask alone does not delay them:
+    # another thread receives them.
     pending: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in SIGNALS}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
