@@ -173,7 +173,7 @@ def _pixels(numbers: list[Any]) -> Pixels:
         raise ImageError(f"expected {SIDE} rows of {SIDE} numbers or {SIDE**2} numbers, found {found}")
     rows = numbers if lengths[0] else [numbers]
     try:
-        values = np.frombuffer(b"".join(map(bytes, rows)), np.uint8)  # np.array(rows) takes 6 % of a request longer
+        values = np.frombuffer(b"".join(map(bytes, rows)), np.uint8)  # saves 6 % of a request over np.array(rows)
     except TypeError:  # a float
         values = np.rint(rows).astype(np.uint8)
     return values.reshape(SIDE, SIDE)

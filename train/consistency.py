@@ -38,13 +38,11 @@ def consistency(
             for training, result in zip(trainings, results, strict=True)
             if isinstance(result, DivergenceError)
         }
-        trials = [trial(result, data) for result in results if isinstance(result, Trained)]
+        trials = [trial_record(result, data) for result in results if isinstance(result, Trained)]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, experiment) | {"diverged": diverged}
-        command = f"python -m train consistency --model {name} --seeds {seeds}"
-        command += f" --epochs {epochs}" if epochs else ""
-        command += f" --data {data_directory}" if data_directory != paths.DATA else ""
+        command = command_line(f"consistency --model {name} --seeds {seeds}", epochs, data_directory)
         write_together(
             folder,
             {
@@ -63,7 +61,14 @@ def seed_training(experiment: Experiment, seed: int, folder: Path, device_name: 
     return Training(experiment, seed, folder / "trials" / f"{experiment.name}-seed-{seed:03d}", device_name)
 
 
-def trial(trained: Trained, data: Data) -> dict[str, Any]:
+def command_line(command: str, epochs: int | None, data_directory: Path) -> str:
+    """Return the command line that repeats a `command`; options that have their defaults are left out."""
+    options = f" --epochs {epochs}" if epochs else ""
+    options += f" --data {data_directory}" if data_directory != paths.DATA else ""
+    return f"python -m train {command}{options}"
+
+
+def trial_record(trained: Trained, data: Data) -> dict[str, Any]:
     """Return the entry of a finished training in consistency.json."""
     return {
         "settings": settings(trained.experiment, data, trained.seed),

@@ -7,7 +7,7 @@ from typing import Any
 
 from model.networks import Model_3
 from train import plots
-from train.consistency import PER_GPU, percent, seed_training, summarise, trial
+from train.consistency import PER_GPU, command_line, percent, seed_training, summarise, trial_record
 from train.data import load
 from train.errors import DivergenceError
 from train.files import to_json, write_together
@@ -16,7 +16,7 @@ from train.markdown import table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
 from train.training import train_all
 
-# The channels of Model_3's five convolutions, and how many seeds each width is trained with.
+# The channels of Model_3's five convolutions, and the number of seeds of each width.
 WIDTHS = {
     (2, 3, 4, 4, 4): 1,
     (3, 4, 5, 6, 6): 1,
@@ -25,50 +25,47 @@ WIDTHS = {
     (6, 8, 10, 12, 13): 2,
     (8, 12, 16, 16, 16): 20,
 }
-# Beside them in the plot, as published: parameters and test accuracy, each of one seed.
+# Other networks in the plot: parameters and test accuracy as published, not measured here; one seed each.
 PUBLISHED = {"published, 575": (575, 0.98), "published, 7,000–8,900": (7_950, 0.9945)}
 
 
 def frontier(*, epochs: int | None, device_name: str, data_directory: Path, out: Path) -> None:
-    """Train every width with its seeds, Model_1 and Model_2 with one, and write the table and the plot.
+    """Train every width with its seeds, Model_1 and Model_2 with one seed, and write the table and the plot.
 
-    They are frontier.md, .png and .json in `out`/frontier. The checkpoints are those of `consistency`: what it has
-    trained is not trained again. Raises DivergenceError if a training diverges, after the others are finished.
+    These are frontier.md, .png and .json in `out`/frontier. The checkpoints are shared with `consistency`, so a seed
+    that it has trained is not trained again. Raises DivergenceError if a training diverges, after the others finished.
     """
     shared = out / "consistency"
-    family = {one.name: (one, seeds) for one, seeds in _family(epochs)}
+    networks = _networks(epochs)
     trainings = [
         seed_training(experiment, seed, shared, device_name)
-        for experiment, seeds in family.values()
+        for experiment, seeds in networks
         for seed in range(1, seeds + 1)
     ]
     with locked(shared):
         data = load(data_directory)
-        ends = train_all(trainings, data, noun="trainings", per_gpu=PER_GPU)
-    trained = []
-    for end in ends:
-        if isinstance(end, DivergenceError):
-            raise end
-        trained.append(end)
-    figures = [
-        summarise([trial(end, data) for end in trained if end.experiment == experiment], experiment)
-        for experiment, _ in family.values()
-    ]
-    revisions = sorted({end.provenance["source_revision"] for end in trained})
+        results = train_all(trainings, data, noun="trainings", per_gpu=PER_GPU)
+    records: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if isinstance(result, DivergenceError):
+            raise result
+        records.setdefault(result.experiment.name, []).append(trial_record(result, data))
+    figures = [summarise(records[experiment.name], experiment) for experiment, _ in networks]
+    revisions = sorted({record["provenance"]["source_revision"] for trials in records.values() for record in trials})
     folder = out / "frontier"
     write_together(
         folder,
         {
             "frontier.png": plots.frontier(figures, PUBLISHED, TARGET_ACCURACY),
-            "frontier.md": _markdown(figures, revisions).encode(),
+            "frontier.md": _markdown(figures, revisions, command_line("frontier", epochs, data_directory)).encode(),
             "frontier.json": to_json(figures),
         },
     )
     print(f"Table: {folder / 'frontier.md'}")
 
 
-def _family(epochs: int | None) -> list[tuple[Experiment, int]]:
-    """Return each network to train, and with how many seeds."""
+def _networks(epochs: int | None) -> list[tuple[Experiment, int]]:
+    """Return the experiments to train and their numbers of seeds. The width of Model_3 itself keeps its name."""
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():
@@ -79,7 +76,7 @@ def _family(epochs: int | None) -> list[tuple[Experiment, int]]:
     return [(with_epochs(experiment, epochs), seeds) for experiment, seeds in entries]
 
 
-def _markdown(figures: list[dict[str, Any]], revisions: list[str]) -> str:
+def _markdown(figures: list[dict[str, Any]], revisions: list[str], command: str) -> str:
     columns = ["network", "parameters", "seeds", "validation, mean", "test, mean", "standard deviation", "worst seed"]
     rows = []
     for one in sorted(figures, key=lambda one: one["parameters"]):
@@ -94,13 +91,13 @@ def _markdown(figures: list[dict[str, Any]], revisions: list[str]) -> str:
 
 {table(columns, rows)}
 
-Every accuracy is that of the last epoch. No epoch and no seed is selected, and the test images decide nothing. A name
-such as Model_3-4-6-8-10-10 gives the channels of the five convolutions; the layers and the recipe are those of Model_3.
-Model_1 and Model_2 are trained by the reference's recipe.
+All values are of the last epoch; no epoch or seed is selected. The test images are only reported, never used. A name
+such as Model_3-4-6-8-10-10 gives the channels of the five convolutions. These networks have the layers and the recipe
+of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The published figures were not measured here.
 
-Source revision {", ".join(revisions)}. Made by
+Source revision: {", ".join(revisions)}. Command:
 
-    python -m train frontier
+    {command}
 
-(`make frontier`). The same figures are in [frontier.json](frontier.json).
+`make frontier` runs it and copies its results to docs/. The figures are also in [frontier.json](frontier.json).
 """

@@ -194,39 +194,39 @@ def test_bad_pictures(client, images):
     assert "image 1 of 1: " in problem(predict(client, bomb, "image/png"), 422)
 
 
-def ask_shades(release, shades, query=""):
-    """Ask about images that have one grey each: their doubt, to the graph of `make_release`, is that."""
+def predict_shades(release, shades, query=""):
+    """Predict one image of uniform grey per shade. The graph of `make_release` gives the shade as the doubt."""
     raw = b"".join(bytes([shade]) * 784 for shade in shades)
     client = create_app(Config(), release).test_client()
     return predict(client, raw, "application/octet-stream", f"?preprocess=none{query}")
 
 
 def test_an_image_is_doubtful_above_the_threshold_in_the_manifest():
-    answer = ask_shades(make_release(threshold=100), [0, 100, 101, 255, 7])
+    answer = predict_shades(make_release(threshold=100), [0, 100, 101, 255, 7])
     found = [prediction["doubtful"] for prediction in answer.json["predictions"]]
     assert found == [False, False, True, True, False]
 
 
-def test_doubtful_images_are_refused_where_that_is_asked_for():
+def test_doubtful_images_are_refused_on_request():
     doubting = make_release(threshold=100)
-    detail = problem(ask_shades(doubting, [0, 7, 101, 255], "&refuse=doubtful"), 422)
+    detail = problem(predict_shades(doubting, [0, 7, 101, 255], "&refuse=doubtful"), 422)
     assert detail == "image 3 of 4: expected a digit, found a doubtful image"
-    assert "image 1 of 1: " in problem(ask_shades(doubting, [200], "&refuse=doubtful"), 422)
-    assert digits(ask_shades(doubting, [0, 100], "&refuse=doubtful")) == [0, 0]
+    assert "image 1 of 1: " in problem(predict_shades(doubting, [200], "&refuse=doubtful"), 422)
+    assert digits(predict_shades(doubting, [0, 100], "&refuse=doubtful")) == [0, 0]
 
 
-def test_a_model_without_doubt_is_served_and_cannot_be_asked_to_refuse():
+def test_a_model_without_doubt_is_served_and_refuses_no_doubtful_images():
     release = make_release(threshold=None)
-    (prediction,) = ask_shades(release, [255]).json["predictions"]
+    (prediction,) = predict_shades(release, [255]).json["predictions"]
     assert list(prediction) == ["digit", "confidence", "probabilities"]
-    detail = problem(ask_shades(release, [255], "&refuse=doubtful"), 400)
+    detail = problem(predict_shades(release, [255], "&refuse=doubtful"), 400)
     assert detail == (
         f"refuse=doubtful: expected a model that gives a doubt, found Model_3, version {release.version}, "
         "which gives none"
     )
 
 
-def test_the_shipped_model_doubts_turned_digits_and_hardly_any_upright_one(images):
+def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
     client = create_app().test_client()
     shares = []
     for sent in (images[:500], np.rot90(images[:500], axes=(1, 2))):
