@@ -155,7 +155,7 @@ def test_a_chunked_body_is_read_and_limited(start, images):
 
 @pytest.mark.slow
 def test_a_large_batch_does_not_starve_new_connections(start, images):
-    service = start(WEB_CONCURRENCY=1, MAX_BATCH=5_000)
+    service = start(WEB_CONCURRENCY=1, MAX_BATCH=5_000, REQUEST_TIMEOUT=5 * PATIENCE)
     answered = 0
     with ThreadPoolExecutor() as pool:
         url = f"{service.url}/predict?preprocess=mnist"  # seconds of work, in chunks of a hundred images
