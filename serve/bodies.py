@@ -26,18 +26,42 @@ UNREADABLE = (ValueError, RecursionError)
 
 Pixels = NDArray[np.uint8]  # [28, 28]
 Source = bytes | Pixels  # an encoded picture, or pixels
+
+
+def schema(**keywords: Any) -> msgspec.Meta:
+    """Return JSON Schema keywords for openapi.json alone: msgspec does not check them, or its error would say less."""
+    return msgspec.Meta(extra_json_schema=keywords)
+
+
+def length(count: int) -> dict[str, int]:
+    """Return the JSON Schema keywords of an array of `count` items."""
+    return {"minItems": count, "maxItems": count}
+
+
 Number = Annotated[int, msgspec.Meta(ge=0, le=255)] | Annotated[float, msgspec.Meta(ge=0, le=255)]
-JSONImage = str | list[Number | list[Number]]  # base64 or a data URL; 784 numbers or 28 rows of 28
+Pixel = Annotated[Number, schema(description="0 is black, 255 white; rounded.")]
+ROWS = {"description": "28 rows of 28 pixels.", "items": {"type": "array", **length(SIDE)}, **length(SIDE)}
+FLAT = {"description": "784 pixels, row by row.", "items": {"type": "number"}, **length(SIDE**2)}
+Picture = Annotated[
+    str,
+    schema(
+        description="A PNG, JPEG, WebP or GIF picture of at most 25 million pixels and 8 MiB, which decodes within a "
+        "second of CPU time, as base64 or a data URL of base64.",
+        minLength=1,
+        pattern="^(data:[^,]*;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+    ),
+]
+JSONImage = Annotated[list[Pixel | list[Pixel]], schema(anyOf=[ROWS, FLAT])] | Picture
 
 
-class Body(msgspec.Struct, forbid_unknown_fields=True):
-    """JSON body of /predict: one image or several."""
+class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """`image` or `images`."""
 
     image: JSONImage | msgspec.UnsetType = msgspec.UNSET
-    images: list[JSONImage] | msgspec.UnsetType = msgspec.UNSET
+    images: Annotated[list[JSONImage], schema(minItems=1)] | msgspec.UnsetType = msgspec.UNSET
 
 
-_body = msgspec.json.Decoder(Body)
+_body = msgspec.json.Decoder(PredictRequest)
 
 
 def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDArray[np.uint8]:

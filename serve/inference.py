@@ -9,61 +9,136 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, jsonify, request
+from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
-from model.contract import IMAGE, SIDE, TensorSpec
+from model.contract import IMAGE, OUTPUTS, SIDE, TensorSpec
 from serve import observe
 from serve.access import public
-from serve.bodies import UNREADABLE, check_count, check_numbers, read_body
+from serve.bodies import UNREADABLE, check_count, check_numbers, length, read_body, schema
 from serve.config import Config
 from serve.predictor import Predictor
-from serve.release import Release
+from serve.release import Release, Version
 
-MODEL = "digits"
+SERVER, MODEL, PLATFORM, EXTENSION = "mnist-progression", "digits", "onnxruntime_onnx", "binary_tensor_data"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # NumPy's name: the protocol's
+OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
+
+Parameters = dict[str, Any]
+COUNT = {"type": "integer", "minimum": 1}
+SIZE = {"description": "The bytes after the JSON, one a pixel.", "type": "integer", "minimum": SIDE**2}
+BINARY = {"description": "Whether it is wanted as binary data.", "type": "boolean"}
+ALL_BINARY = {
+    "description": "Whether outputs are wanted as binary data that do not say so themselves.",
+    "type": "boolean",
+    "default": False,
+}
+UInt8 = Annotated[int, Meta(ge=0, le=255)]
+BYTES = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+NESTED = {"type": "array", "items": {"type": "array", "items": BYTES}, "minItems": 1}
+ModelName = Annotated[str, schema(enum=[MODEL])]
+OutputName = Annotated[str, schema(enum=OUTPUT_NAMES)]
 
 
-def _metadata(tensor: TensorSpec) -> dict[str, Any]:
+class ServerMetadata(Struct, forbid_unknown_fields=True):
+    """Name, version and extensions of the service."""
+
+    name: Annotated[str, schema(enum=[SERVER])]
+    version: Version
+    extensions: Annotated[list[str], schema(const=[EXTENSION])]
+
+
+class TensorMetadata(Struct, forbid_unknown_fields=True):
+    """An input or output of the model."""
+
+    name: str
+    datatype: Annotated[str, schema(enum=list(DATATYPES.values()))]
+    shape: Annotated[list[Annotated[int, Meta(ge=-1)]], Meta(description="-1 is any number, the same for all tensors.")]
+
+
+class ModelMetadata(Struct, forbid_unknown_fields=True):
+    """Versions, inputs and outputs of the model."""
+
+    name: ModelName
+    versions: Annotated[list[Version], Meta(min_length=1, max_length=1)]
+    platform: Annotated[str, schema(enum=[PLATFORM])]
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class RequestInput(Struct):
+    """Images, white ink on black. Either `data` or `parameters.binary_data_size`."""
+
+    name: Annotated[str, schema(enum=[IMAGE.name])]
+    datatype: Annotated[str, schema(enum=[DATATYPES[IMAGE.dtype]])]
+    shape: Annotated[
+        list[int],
+        schema(prefixItems=[COUNT, *({"const": side} for side in IMAGE.shape)], **length(1 + len(IMAGE.shape))),
+    ]
+    data: (
+        Annotated[
+            msgspec.Raw,
+            schema(
+                description="As many pixels as the shape says, nested by it or flat.",
+                anyOf=[NESTED, BYTES | {"minItems": SIDE**2}],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    parameters: Annotated[Parameters, schema(properties={"binary_data_size": SIZE})] = {}
+
+
+class RequestOutput(Struct):
+    """A requested output."""
+
+    name: OutputName
+    parameters: Annotated[Parameters, schema(properties={"binary_data": BINARY, "classification": False})] = {}
+
+
+class InferenceRequest(Struct):
+    """An inference request."""
+
+    inputs: Annotated[list[RequestInput], schema(**length(1))]
+    id: Annotated[str | None, Meta(description="The answer has it too.")] = None
+    outputs: Annotated[list[RequestOutput], Meta(description="The outputs wanted; without it, or empty, all.")] = []
+    parameters: Annotated[Parameters, schema(properties={"binary_data_output": ALL_BINARY})] = {}
+
+
+class ResponseOutput(Struct, forbid_unknown_fields=True):
+    """`probabilities`, FP32 [N, 10]; `digit`, INT64 [N]; or `doubt`, FP32 [N]. An older model has no `doubt`."""
+
+    name: Annotated[OutputName, Meta(description="`doubt` is how unlike a digit the image is: larger is less alike.")]
+    datatype: Annotated[str, schema(enum=["FP32", "INT64"])]
+    shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=2)]
+    data: Annotated[list[float], Meta(min_length=1, description="The values, flat.")] | UnsetType
+
+
+class BinaryOutput(ResponseOutput):
+    """An output whose values are sent as binary data after the JSON, its `data` unset."""
+
+    parameters: dict[str, int]
+
+
+class InferenceResponse(Struct, forbid_unknown_fields=True):
+    """The outputs, as requested."""
+
+    model_name: ModelName
+    model_version: Version
+    outputs: Annotated[list[ResponseOutput], Meta(min_length=1, max_length=len(OUTPUTS))]
+    id: str | UnsetType = UNSET
+
+
+def _metadata(tensor: TensorSpec) -> TensorMetadata:
     """Return a tensor's description in the protocol's terms."""
-    return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape]}
+    return TensorMetadata(tensor.name, DATATYPES[tensor.dtype], [-1, *tensor.shape])
 
 
 INPUT = _metadata(IMAGE)
 
-Parameters = dict[str, Any]
-UInt8 = Annotated[int, msgspec.Meta(ge=0, le=255)]
-
-
-class Input(msgspec.Struct):
-    """An input tensor, its data in the JSON or as binary data after it."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    parameters: Parameters = {}
-
-
-class RequestedOutput(msgspec.Struct):
-    """A requested output."""
-
-    name: str
-    parameters: Parameters = {}
-
-
-class Inference(msgspec.Struct):
-    """An inference request."""
-
-    inputs: list[Input]
-    id: str | None = None
-    outputs: list[RequestedOutput] = []
-    parameters: Parameters = {}
-
-
-_inference = msgspec.json.Decoder(Inference)
+_inference = msgspec.json.Decoder(InferenceRequest)
 _flat = msgspec.json.Decoder(list[UInt8])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _rows = msgspec.json.Decoder(list[list[UInt8]])
@@ -76,8 +151,8 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     output_names = [tensor.name for tensor in predictor.outputs]
 
     @routes.get("")
-    def server_metadata() -> dict[str, Any]:
-        return {"name": "mnist-progression", "version": release.version, "extensions": ["binary_tensor_data"]}
+    def server_metadata() -> Response:
+        return jsonify(msgspec.to_builtins(ServerMetadata(SERVER, release.version, [EXTENSION])))
 
     @routes.get("/health/live")
     @public
@@ -92,15 +167,10 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.get("/models/<model>")
     @routes.get("/models/<model>/versions/<version>")
-    def model_metadata(model: str, version: str = release.version) -> dict[str, Any]:
+    def model_metadata(model: str, version: str = release.version) -> Response:
         check(model, version)
-        return {
-            "name": MODEL,
-            "versions": [release.version],
-            "platform": "onnxruntime_onnx",
-            "inputs": [INPUT],
-            "outputs": [_metadata(tensor) for tensor in predictor.outputs],
-        }
+        outputs = [_metadata(tensor) for tensor in predictor.outputs]
+        return jsonify(msgspec.to_builtins(ModelMetadata(MODEL, [release.version], PLATFORM, [INPUT], outputs)))
 
     @routes.get("/models/<model>/ready")
     @routes.get("/models/<model>/versions/<version>/ready")
@@ -122,9 +192,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         observe.count_predictions(request, found.digits.tolist(), found.probabilities.max(axis=1).tolist(), doubtful)
         tensors = {"probabilities": found.probabilities, "digit": found.digits, "doubt": found.doubts}
         outputs, parts = _outputs(tensors, requested)
-        answer: dict[str, Any] = {"model_name": MODEL, "model_version": release.version, "outputs": outputs}
-        if inference.id is not None:
-            answer["id"] = inference.id
+        answer = InferenceResponse(MODEL, release.version, outputs, UNSET if inference.id is None else inference.id)
         head = encoder.encode(answer)
         if not parts:
             return Response(head, content_type="application/json")
@@ -141,7 +209,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     return routes
 
 
-def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Inference, bytes]:
+def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[InferenceRequest, bytes]:
     """Return the decoded JSON request, and the binary data after it."""
     size = len(body)
     if header_length is not None:
@@ -155,7 +223,7 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
         raise BadRequest(f"expected an inference request as JSON, found: {error}") from error
 
 
-def _requested(inference: Inference, output_names: list[str]) -> dict[str, bool]:
+def _requested(inference: InferenceRequest, output_names: list[str]) -> dict[str, bool]:
     """Return the requested outputs, by default all of `output_names`, each with whether to send it as binary data."""
     default = _flag(inference.parameters, "binary_data_output", False)
     if not inference.outputs:
@@ -177,13 +245,13 @@ def _flag(parameters: Parameters, name: str, default: bool) -> bool:
     return value
 
 
-def _images(inference: Inference, binary: bytes, config: Config) -> NDArray[np.uint8]:
+def _images(inference: InferenceRequest, binary: bytes, config: Config) -> NDArray[np.uint8]:
     """Return the input tensor, uint8 [N, 28, 28], exactly as sent."""
-    if [tensor.name for tensor in inference.inputs] != [INPUT["name"]]:
+    if [tensor.name for tensor in inference.inputs] != [INPUT.name]:
         found = ", ".join(repr(tensor.name) for tensor in inference.inputs) or "none"
         raise BadRequest(f"expected one input, 'image', found {found}")
     (tensor,) = inference.inputs
-    if tensor.datatype != INPUT["datatype"]:
+    if tensor.datatype != INPUT.datatype:
         raise BadRequest(f"input 'image': expected datatype UINT8, found {tensor.datatype!r}")
     if len(tensor.shape) != 3 or tensor.shape[0] < 0 or tensor.shape[1:] != [SIDE, SIDE]:
         raise BadRequest(f"input 'image': expected shape [N, {SIDE}, {SIDE}], found {tensor.shape}")
@@ -195,11 +263,11 @@ def _images(inference: Inference, binary: bytes, config: Config) -> NDArray[np.u
     return pixels.reshape(count, SIDE, SIDE)
 
 
-def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
+def _pixels(tensor: RequestInput, binary: bytes, count: int) -> NDArray[np.uint8]:
     """Return a tensor's values: from binary data, or from JSON, nested according to its shape or flat."""
     size = tensor.parameters.get("binary_data_size")
     if size is not None:
-        if tensor.data is not msgspec.UNSET:
+        if tensor.data is not UNSET:
             raise BadRequest("input 'image': expected data or binary_data_size, found both")
         if size != len(binary) or isinstance(size, bool):
             raise BadRequest(
@@ -212,6 +280,7 @@ def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
         raise BadRequest(
             f"input 'image': expected binary_data_size for the {len(binary)} bytes after the JSON, found none"
         )
+    # Images are decoded one by one: decoded at once, 780,000 empty lists take 755 ms of CPU time instead of 85 ms.
     data = bytes(tensor.data)
     try:
         if not data[1:].lstrip().startswith(b"["):
@@ -235,16 +304,16 @@ def _pixels(tensor: Input, binary: bytes, count: int) -> NDArray[np.uint8]:
     return images
 
 
-def _outputs(tensors: dict[str, Any], requested: dict[str, bool]) -> tuple[list[dict[str, Any]], list[bytes]]:
+def _outputs(tensors: dict[str, Any], requested: dict[str, bool]) -> tuple[list[ResponseOutput], list[bytes]]:
     """Return the response's outputs, and the binary data of those that are sent as binary data."""
-    outputs, parts = [], []
+    outputs: list[ResponseOutput] = []
+    parts: list[bytes] = []
     for name, is_binary in requested.items():
         tensor = tensors[name]
-        output: dict[str, Any] = {"name": name, "datatype": DATATYPES[tensor.dtype.name], "shape": list(tensor.shape)}
+        datatype, shape = DATATYPES[tensor.dtype.name], list(tensor.shape)
         if is_binary:
             parts.append(tensor.tobytes())
-            output["parameters"] = {"binary_data_size": len(parts[-1])}
+            outputs.append(BinaryOutput(name, datatype, shape, UNSET, {"binary_data_size": len(parts[-1])}))
         else:
-            output["data"] = tensor.reshape(-1).tolist()
-        outputs.append(output)
+            outputs.append(ResponseOutput(name, datatype, shape, tensor.reshape(-1).tolist()))
     return outputs, parts

@@ -1,40 +1,58 @@
 """POST /predict: decode the images, predict them, encode the answer."""
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 from flask import Blueprint, Response, request
+from msgspec import Meta
 from werkzeug.exceptions import BadRequest
 
+from model.contract import CLASSES, SIDE
 from serve import observe
 from serve.bodies import read_images, unprocessable
 from serve.config import Config
 from serve.decoder import DecoderPool
 from serve.predictor import Predictor
 from serve.preprocess import ImageError
-from serve.release import Release
+from serve.release import Release, Version
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Row = Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(min_length=SIDE, max_length=SIDE)]
+Rows = Annotated[list[Row], Meta(min_length=SIDE, max_length=SIDE)]
+DOUBTFUL = (
+    "Whether the image may not be a digit at all: its doubt is above the model's threshold, as that of 1 % of MNIST's "
+    "digits is. Absent if the model gives no doubt."
+)
 
 
-class Model(msgspec.Struct):
+class Model(msgspec.Struct, forbid_unknown_fields=True):
     """The model that predicted."""
 
     name: str
-    version: str
+    version: Version
 
 
-class Prediction(msgspec.Struct, kw_only=True):
+class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The prediction for one image."""
 
-    digit: int
-    confidence: float
-    doubtful: bool | msgspec.UnsetType = msgspec.UNSET
-    probabilities: list[float]
-    pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET
+    digit: Annotated[int, Meta(ge=0, le=CLASSES - 1, description="The likeliest digit.")]
+    confidence: Annotated[Probability, Meta(description="Its probability.")]
+    doubtful: Annotated[bool, Meta(description=DOUBTFUL)] | msgspec.UnsetType = msgspec.UNSET
+    probabilities: Annotated[
+        list[Probability],
+        Meta(min_length=CLASSES, max_length=CLASSES, description="The probability of each digit, 0 to 9."),
+    ]
+    pixels: (
+        Annotated[Rows, Meta(description="With pixels=true: what the model was given, 28 rows of 28.")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
 
 
-class Answer(msgspec.Struct):
-    """The response body of /predict."""
+class PredictResponse(msgspec.Struct, forbid_unknown_fields=True):
+    """The response body of /predict, its predictions in the order of the images."""
 
-    predictions: list[Prediction]
+    predictions: Annotated[list[Prediction], Meta(min_length=1)]
     model: Model
 
 
@@ -66,7 +84,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         if with_pixels:
             for prediction, pixels in zip(predictions, images.tolist(), strict=True):
                 prediction.pixels = pixels
-        return Response(encoder.encode(Answer(predictions, model)), content_type="application/json")
+        return Response(encoder.encode(PredictResponse(predictions, model)), content_type="application/json")
 
     def _refuses_doubtful() -> bool:
         value = request.args.get("refuse")

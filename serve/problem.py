@@ -1,6 +1,7 @@
 """Error responses: RFC 9457 problem details, and under /v2 the Open Inference Protocol's error object."""
 
 import logging
+from typing import Annotated, Literal
 
 import msgspec
 from flask import Flask, Response, request
@@ -19,6 +20,23 @@ from serve.observe import REQUEST_ID
 LONGEST = 1_000  # characters of an error's detail
 logger = logging.getLogger("serve")
 
+Detail = Annotated[str, msgspec.Meta(description="What was expected and what was found.")]
+
+
+class Problem(msgspec.Struct, forbid_unknown_fields=True):
+    """RFC 9457 problem details."""
+
+    type: Literal["about:blank"]
+    title: str
+    status: Annotated[int, msgspec.Meta(ge=400, le=599)]
+    detail: Detail
+
+
+class InferenceError(msgspec.Struct, forbid_unknown_fields=True):
+    """The Open Inference Protocol's error."""
+
+    error: Detail
+
 
 def install(app: Flask) -> None:
     """Register error handlers for `app`: for HTTP errors, malformed bodies and unexpected exceptions."""
@@ -32,12 +50,11 @@ def _answer(error: HTTPException) -> Response:
     """Return the response for `error`, with its headers."""
     status = error.code or 500
     detail = _shorten(_detail(error))
-    body: dict[str, str | int]
+    body: Problem | InferenceError
     if request.path == "/v2" or request.path.startswith("/v2/"):
-        body, content_type = {"error": detail}, "application/json"
+        body, content_type = InferenceError(detail), "application/json"
     else:
-        body = {"type": "about:blank", "title": error.name, "status": status, "detail": detail}
-        content_type = "application/problem+json"
+        body, content_type = Problem("about:blank", error.name, status, detail), "application/problem+json"
     response = Response(msgspec.json.encode(body), status, content_type=content_type)
     for name, value in error.get_headers():
         if name != "Content-Type":

@@ -5,10 +5,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
 VERIFY_TIMEOUT_S = 60
+Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["c511bab89cd9"])]
 
 
 class ModelError(ValueError):

@@ -1,0 +1,42 @@
+"""Write the schemas of openapi.json from the types that the service decodes and encodes: `python -m serve.openapi`.
+
+The rest of the document is written by hand: all that stands before `schemas`, its last member. A new response or
+request body is added to TYPES. The service reads the file alone.
+"""
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from serve.bodies import PredictRequest
+from serve.inference import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
+from serve.predict import PredictResponse
+from serve.problem import InferenceError, Problem
+from serve.release import Version
+
+FILE = Path(__file__).with_name("openapi.json")
+SCHEMAS = '    "schemas": '
+TYPES = (
+    PredictRequest,
+    PredictResponse,
+    Problem,
+    ServerMetadata,
+    ModelMetadata,
+    InferenceRequest,
+    InferenceResponse,
+    InferenceError,
+)
+
+
+def document() -> str:
+    """Return the text of openapi.json: its part written by hand as it is, its schemas generated."""
+    _, schemas = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
+    schemas["PredictRequest"] |= {"minProperties": 1, "maxProperties": 1}  # which no type can say
+    schemas["Version"] = msgspec.json.schema(Version)  # of the path parameter
+    by_hand, _, _ = FILE.read_text("utf-8").partition(SCHEMAS)
+    return by_hand + SCHEMAS + json.dumps(schemas, indent=2, ensure_ascii=False).replace("\n", "\n    ") + "\n  }\n}\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(document(), "utf-8")
