@@ -1,13 +1,15 @@
 """Flask application factory: one predictor, one blueprint per concern."""
 
 import io
+import logging
 import os
 from typing import IO, Any
 
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
 
-from serve import access, health, inference, logs, observe, page, predict, problem
+from serve import api_key, health, logs, metrics, open_inference, page, predict, problem
+from serve.access_log import AccessLog
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release, read
@@ -35,18 +37,30 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     app.url_map.merge_slashes = False  # //predict is 404, not a redirect
     app.before_request(_refuse_slashes)
     logs.install(config.log_level)
-    observe.announce(config, release)
-    app.wsgi_app = observe.Observer(app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
+    metrics.initialise(release)
+    _log_start(config, release)
+    app.wsgi_app = AccessLog(app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
     problem.install(app)
     if config.api_key:
-        access.require_key(app, config.api_key)
+        api_key.require_key(app, config.api_key)
     if config.cors_origins:
         _allow_origins(app, config.cors_origins.split())
     app.register_blueprint(predict.blueprint(config, release, predictor))
-    app.register_blueprint(inference.blueprint(config, release, predictor))
+    app.register_blueprint(open_inference.blueprint(config, release, predictor))
     app.register_blueprint(health.blueprint(predictor))
     app.register_blueprint(page.blueprint())
     return app
+
+
+def _log_start(config: Config, release: Release) -> None:
+    fields = {
+        "pid": os.getpid(),
+        "model": release.manifest.model,
+        "version": release.version,
+        "threads": config.threads,
+        "authentication": bool(config.api_key),
+    }
+    logging.getLogger("serve").info("serving", extra={"fields": fields})
 
 
 def _refuse_slashes() -> None:

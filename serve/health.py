@@ -6,8 +6,8 @@ from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from serve import observe
-from serve.access import public
+from serve import metrics
+from serve.api_key import public
 from serve.predictor import Predictor
 
 
@@ -28,12 +28,12 @@ def blueprint(predictor: Predictor) -> Blueprint:
 
     @routes.get("/metrics")
     @public
-    def metrics() -> Response:
+    def scrape() -> Response:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # a single process, not gunicorn's workers
             return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        registry.register(observe.WorkerRestarts())
+        registry.register(metrics.WorkerRestarts())
         return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from serve.bodies import PredictRequest
-from serve.inference import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
+from serve.open_inference import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
 from serve.predict import PredictResponse
 from serve.problem import InferenceError, Problem
 from serve.release import Version

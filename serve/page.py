@@ -7,7 +7,7 @@ from pathlib import Path
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import NotFound
 
-from serve.access import public
+from serve.api_key import public
 
 FOLDER = Path(__file__).parent
 HEADERS = {

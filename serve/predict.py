@@ -9,7 +9,8 @@ from msgspec import Meta
 from werkzeug.exceptions import BadRequest
 
 from model.contract import CLASSES, SIDE
-from serve import observe
+from serve import metrics
+from serve.access_log import IMAGES_PREDICTED
 from serve.bodies import read_images, unprocessable
 from serve.config import Config
 from serve.decoder import DecoderPool
@@ -77,7 +78,8 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
             for digit, doubt, probabilities in zip(digits, doubtful, readable, strict=True)
         ]
         confidences = [prediction.confidence for prediction in predictions]
-        observe.count_predictions(request, digits, confidences, doubtful.count(True))
+        request.environ[IMAGES_PREDICTED] = len(digits)
+        metrics.count_predictions(digits, confidences, doubtful.count(True))
         if refuses_doubtful and True in doubtful:
             error = ImageError("expected a digit, found a doubtful image")
             raise unprocessable(doubtful.index(True), len(images), error)

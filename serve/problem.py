@@ -15,7 +15,7 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
 )
 
-from serve.observe import REQUEST_ID
+from serve.access_log import REQUEST_ID
 
 LONGEST = 1_000  # characters of an error's detail
 logger = logging.getLogger("serve")

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
-from serve import observe
+from serve import metrics
 from serve.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,8 +85,8 @@ def test_every_setting_is_documented():
 
 def test_every_metric_is_documented():
     page = (ROOT / "docs/operation.md").read_text()
-    metrics = {metric.name: metric.type for metric in (*REGISTRY.collect(), *observe.WorkerRestarts().collect())}
+    kinds = {metric.name: metric.type for metric in (*REGISTRY.collect(), *metrics.WorkerRestarts().collect())}
     names = {
-        f"{name}_total" if kind == "counter" else name for name, kind in metrics.items() if name.startswith("digits_")
+        f"{name}_total" if kind == "counter" else name for name, kind in kinds.items() if name.startswith("digits_")
     }
     assert names - set(re.findall(r"`(digits_\w+)`", page)) == set()

@@ -15,7 +15,7 @@ import requests
 import yaml
 
 from tests.polling import PATIENCE, wait
-from tests.serve.test_observe import metrics
+from tests.serve.test_metrics import metrics
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "monitoring"

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.polling import PATIENCE, answers, wait
-from tests.serve.test_observe import metrics
+from tests.serve.test_metrics import metrics
 from train.paths import RELEASE, ROOT
 
 pytestmark = pytest.mark.slow  # each test starts its own services

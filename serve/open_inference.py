@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
 from model.contract import IMAGE, OUTPUTS, SIDE, TensorSpec
-from serve import observe
-from serve.access import public
+from serve import metrics
+from serve.access_log import IMAGES_PREDICTED
+from serve.api_key import public
 from serve.bodies import UNREADABLE, check_count, check_numbers, length, read_body, schema
 from serve.config import Config
 from serve.predictor import Predictor
@@ -189,7 +190,8 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         images = _images(inference, binary, config)
         found = predictor.predict(images)
         doubtful = 0 if found.doubtful is None else int(found.doubtful.sum())
-        observe.count_predictions(request, found.digits.tolist(), found.probabilities.max(axis=1).tolist(), doubtful)
+        request.environ[IMAGES_PREDICTED] = len(found.digits)
+        metrics.count_predictions(found.digits.tolist(), found.probabilities.max(axis=1).tolist(), doubtful)
         tensors = {"probabilities": found.probabilities, "digit": found.digits, "doubt": found.doubts}
         outputs, parts = _outputs(tensors, requested)
         answer = InferenceResponse(MODEL, release.version, outputs, UNSET if inference.id is None else inference.id)

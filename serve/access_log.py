@@ -1,0 +1,64 @@
+"""Access log: WSGI middleware that gives each request an id, logs it as one line of JSON, and counts it."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from serve import logs, metrics
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+logger = logging.getLogger("serve")
+ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+LONGEST = 1_000  # characters of a path in the log, so that a pipe takes a line in one atomic write
+REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
+
+
+class AccessLog:
+    """WSGI middleware: request id, access-log line and request metrics."""
+
+    def __init__(self, application: "WSGIApplication") -> None:
+        self._application = application
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Return the application's response with X-Request-ID and X-Content-Type-Options added."""
+        start = time.perf_counter()
+        sent = environ.get("HTTP_X_REQUEST_ID", "")
+        request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else uuid.uuid4().hex
+
+        def respond(line: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            _record(environ, line[:3], time.perf_counter() - start)
+            headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
+            return start_response(line, headers, *exc_info)
+
+        metrics.IN_FLIGHT.inc()
+        try:
+            return self._application(environ, respond)
+        finally:
+            metrics.IN_FLIGHT.dec()
+
+
+def _record(environ: "WSGIEnvironment", status: str, seconds: float) -> None:
+    """Count a request and write its access-log line."""
+    request = environ["werkzeug.request"]  # Flask's, available until its response has begun
+    rule = request.url_rule
+    method = environ["REQUEST_METHOD"]
+    route = rule.rule if rule else "unmatched"
+    metrics.count_request(route, method if rule else "any", status, seconds)
+    level = logging.ERROR if status >= "500" else logging.INFO
+    if logger.isEnabledFor(level):
+        logs.write(
+            level,
+            "request",
+            request_id=environ[REQUEST_ID],
+            remote=environ.get("REMOTE_ADDR"),
+            method=method,
+            path=request.path[:LONGEST],
+            status=int(status),
+            images=environ.get(IMAGES_PREDICTED, 0),
+            milliseconds=round(seconds * 1000, 3),
+        )
