@@ -10,9 +10,8 @@ from train import paths, plots
 from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
-from train.files import to_json, write_together
-from train.lock import locked
-from train.markdown import table
+from train.files import locked, to_json, write_together
+from train.markdown import percent, table
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
@@ -32,13 +31,9 @@ def consistency(
     trainings = [seed_training(experiment, seed, folder, device_name) for seed in range(1, seeds + 1)]
     with locked(folder):
         data = load(data_directory)
-        results = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
-        diverged = {
-            training.seed: result.epoch
-            for training, result in zip(trainings, results, strict=True)
-            if isinstance(result, DivergenceError)
-        }
-        trials = [trial_record(result, data) for result in results if isinstance(result, Trained)]
+        trained, errors = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
+        diverged = {training.seed: error.epoch for training, error in errors.items()}
+        trials = [trial_record(one, data) for one in trained]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, experiment) | {"diverged": diverged}
@@ -140,8 +135,3 @@ Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
 
 The history of every seed is in [consistency.json](consistency.json).
 """
-
-
-def percent(fraction: float) -> str:
-    """Format a fraction as a percentage with two decimals."""
-    return f"{100 * fraction:.2f} %"

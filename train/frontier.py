@@ -7,12 +7,10 @@ from typing import Any
 
 from model.networks import Model_3
 from train import plots
-from train.consistency import PER_GPU, command_line, percent, seed_training, summarise, trial_record
+from train.consistency import PER_GPU, command_line, seed_training, summarise, trial_record
 from train.data import load
-from train.errors import DivergenceError
-from train.files import to_json, write_together
-from train.lock import locked
-from train.markdown import table
+from train.files import locked, to_json, write_together
+from train.markdown import percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
 from train.training import train_all
 
@@ -44,14 +42,14 @@ def frontier(*, epochs: int | None, device_name: str, data_directory: Path, out:
     ]
     with locked(shared):
         data = load(data_directory)
-        results = train_all(trainings, data, noun="trainings", per_gpu=PER_GPU)
-    records: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        if isinstance(result, DivergenceError):
-            raise result
-        records.setdefault(result.experiment.name, []).append(trial_record(result, data))
-    figures = [summarise(records[experiment.name], experiment) for experiment, _ in networks]
-    revisions = sorted({record["provenance"]["source_revision"] for trials in records.values() for record in trials})
+        trained, errors = train_all(trainings, data, noun="trainings", per_gpu=PER_GPU)
+    for error in errors.values():
+        raise error
+    figures = [
+        summarise([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
+        for experiment, _ in networks
+    ]
+    revisions = sorted({one.provenance["source_revision"] for one in trained})
     folder = out / "frontier"
     write_together(
         folder,

@@ -3,7 +3,9 @@
 Exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are served.
 """
 
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,22 @@ import safetensors
 import safetensors.torch
 from numpy.typing import NDArray
 from onnx.external_data_helper import uses_external_data
-from torch import nn
+from torch import Tensor, nn
 
 from model import contract
 from model.classifier import DigitClassifier, DoubtHead
 from model.networks import parameter_count
 from train import doubt as doubts
-from train.data import Data, Split
+from train.data import Data
 from train.errors import VerificationError
 from train.files import read_bytes, sha256
-from train.predict import predict
+from train.predict import Outputs, predict
 from train.progression import PROGRESSION
 
 TOLERANCE = 1e-4  # maximum difference of a probability
 DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are in the tens
 FRACTION_TOLERANCE = 0.005  # of the doubted fractions: processors draw a few pixels of non-digits differently
+LIMITS = {"parity.max_abs_probability_difference": TOLERANCE, "parity.max_abs_doubt_difference": DOUBT_TOLERANCE}
 DOUBT = "doubt."  # prefix of the doubt head's weights
 BATCH_SIZES = (1, 7, 64, 10_000)
 LEVELS = {
@@ -37,17 +40,17 @@ LEVELS = {
 }
 
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
-Outputs = tuple[NDArray[Any], ...]  # probabilities, digits and doubts
 
 
 @dataclass(frozen=True)
 class Export:
-    """A verified export: its manifest, its files' content by name, its classifier and the measured parity."""
+    """A verified export: its manifest, its files' content by name, and what was measured."""
 
     manifest: contract.Manifest
     files: dict[str, bytes]  # the manifest last
-    classifier: DigitClassifier
     parity: contract.Parity
+    validation: Outputs  # of the network in PyTorch on the validation set
+    test: Outputs
 
 
 def verify(folder: Path, data: Data) -> Export:
@@ -74,28 +77,12 @@ def verify(folder: Path, data: Data) -> Export:
     graph = load_graph(files[contract.GRAPH])
     _check_stated(path, stated, {"onnx": {"opset": graph.opset_import[0].version}})
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
-    stated_metadata = contract.metadata(stated)
-    _check_stated(path, stated_metadata, {name: metadata.get(name) for name in stated_metadata})
+    _check_stated(path, contract.metadata(stated), {name: metadata.get(name) for name in contract.METADATA})
     classifier = load_classifier(PROGRESSION[manifest.model].network(), files[contract.WEIGHTS], folder)
-    facts = classifier_facts(files[contract.GRAPH], classifier, data)
-    found = {name: asdict(fact) if is_dataclass(fact) else fact for name, fact in facts.items()}  # type: ignore[arg-type]
-    _accept_rounding(stated, found)
-    _check_stated(path, stated, found)
-    return Export(manifest, files | {contract.MANIFEST: content}, classifier, facts["parity"])
-
-
-def _accept_rounding(stated: dict[str, Any], found: dict[str, Any]) -> None:
-    """Replace the found values by the stated ones if they differ only by the rounding of another processor."""
-    parity, doubt, caught = found["parity"], found["doubt"], found["doubt"]["caught"]
-    for name, limit in (("max_abs_probability_difference", TOLERANCE), ("max_abs_doubt_difference", DOUBT_TOLERANCE)):
-        value = stated["parity"][name]
-        if value is not None and 0 <= value <= limit:
-            parity[name] = value
-    if abs(stated["doubt"]["threshold"] - doubt["threshold"]) <= DOUBT_TOLERANCE:
-        doubt["threshold"] = stated["doubt"]["threshold"]
-    for name, value in stated["doubt"]["caught"].items():
-        if abs(value - caught.get(name, value)) <= FRACTION_TOLERANCE:
-            caught[name] = value
+    validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
+    facts = classifier_facts(files[contract.GRAPH], classifier, data, validation, test)
+    _check_stated(path, stated, facts | {name: asdict(facts[name]) for name in ("parity", "doubt")})
+    return Export(manifest, files | {contract.MANIFEST: content}, facts["parity"], validation, test)
 
 
 def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
@@ -106,12 +93,17 @@ def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def classifier_facts(graph: bytes, classifier: DigitClassifier, data: Data) -> dict[str, Any]:
-    """Return the manifest's fields about `classifier` and `graph`, measured on `data`. Raises the errors of compare."""
-    parity = compare(graph, classifier, data.test)
+def classifier_facts(
+    graph: bytes, classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs
+) -> dict[str, Any]:
+    """Return the manifest's fields about `classifier` and `graph`, measured on `data`. Raises the errors of compare.
+
+    `validation` and `test` are the outputs of `classifier` on these sets.
+    """
+    parity = compare(graph, data.test.images, test)
     test_correct, validation_correct = (
-        int((predict(classifier, split.images)[1] == split.labels.cpu().numpy()).sum())
-        for split in (data.test, data.validation)
+        int((outputs[1] == split.labels.numpy()).sum())
+        for outputs, split in ((test, data.test), (validation, data.validation))
     )
     return {
         "parameters": parameter_count(classifier.network),
@@ -120,16 +112,28 @@ def classifier_facts(graph: bytes, classifier: DigitClassifier, data: Data) -> d
         "test_correct": test_correct,
         "test_total": len(data.test),
         "parity": parity,
-        "doubt": doubts.measure(classifier, data),
+        "doubt": doubts.measure(classifier, data, validation, test),
     }
 
 
 def _check_stated(path: Path, stated: dict[str, Any], found: dict[str, Any], within: str = "") -> None:
+    """Raise VerificationError if a value of `found` is not as stated in the manifest at `path`."""
     for name, value in found.items():
         if isinstance(value, dict):
             _check_stated(path, stated[name], value, f"{within}{name}.")
-        elif stated.get(name) != value:
+        elif not _agree(f"{within}{name}", stated.get(name), value):
             raise VerificationError(f"{path}: expected {within}{name} as stated, {stated.get(name)}, found {value}")
+
+
+def _agree(name: str, stated: Any, found: Any) -> bool:
+    """Return whether two values of the manifest's field `name` are equal, up to the rounding of another processor."""
+    if name in LIMITS and stated is not None:
+        return bool(0 <= stated <= LIMITS[name])
+    if name == "doubt.threshold":
+        return bool(abs(stated - found) <= DOUBT_TOLERANCE)
+    if name.startswith("doubt.caught.") and stated is not None:
+        return bool(abs(stated - found) <= FRACTION_TOLERANCE)
+    return bool(stated == found)
 
 
 def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitClassifier:
@@ -157,28 +161,32 @@ def weights(classifier: DigitClassifier) -> bytes:
     return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def compare(graph: bytes, classifier: DigitClassifier, test: Split) -> contract.Parity:
-    """Compare `graph` in ONNX Runtime with `classifier` in PyTorch on every image of `test`.
+def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
+    """Compare the outputs of `graph` in ONNX Runtime with the outputs `expected`, of PyTorch, on all test `images`.
 
     For every batch size of BATCH_SIZES, with graph optimisation off and on, labels must be equal on every image,
     probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises VerificationError with the images that
-    differ.
+    differ, or if the graph does not run or breaks the contract.
     """
-    load_graph(graph)
-    expected = predict(classifier, test.images)
-    images, largest, largest_doubt = test.images.cpu().numpy(), 0.0, 0.0
+    differences = [_differences(expected, found, setting) for setting, found in _run(graph, images.cpu().numpy())]
+    probability, doubt = map(max, zip(*differences, strict=True))
+    return contract.Parity(len(images), 0, probability, doubt)
+
+
+def _run(graph: bytes, images: NDArray[np.uint8]) -> Iterator[tuple[str, Outputs]]:
+    """Run `graph` on `images` in every setting, and yield the setting in words and the outputs."""
     for level, optimisation in LEVELS.items():
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = optimisation
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        for size in BATCH_SIZES:
-            batches = np.split(images, range(size, len(images), size))
-            runs = [session.run(OUTPUT_NAMES, {contract.IMAGE.name: batch}) for batch in batches]
-            found = tuple(map(np.concatenate, zip(*runs, strict=True)))
-            differences = _differences(expected, found, f"at batch size {size}, optimisation {level}")
-            largest, largest_doubt = max(largest, differences[0]), max(largest_doubt, differences[1])
-    return contract.Parity(len(images), 0, largest, largest_doubt)
+        with _graph_errors():
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            contract.check_graph(session)
+            for size in BATCH_SIZES:
+                batches = np.split(images, range(size, len(images), size))
+                runs = [session.run(OUTPUT_NAMES, {contract.IMAGE.name: batch}) for batch in batches]
+                outputs = tuple(map(np.concatenate, zip(*runs, strict=True)))
+                yield f"at batch size {size}, optimisation {level}", outputs
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
@@ -212,19 +220,23 @@ def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float
 
 
 def load_graph(content: bytes) -> onnx.ModelProto:
-    """Parse an ONNX graph. Raises VerificationError unless it is valid, one file, and follows the contract."""
-    try:
+    """Parse an ONNX graph. Raises VerificationError unless it is valid and one file; compare checks the contract."""
+    with _graph_errors():
         graph = onnx.load_from_string(content)
         _check_one_file(graph)
         onnx.checker.check_model(content, full_check=True)
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        contract.check_graph(session)
-        session.run(OUTPUT_NAMES, {contract.IMAGE.name: np.zeros((2, *contract.IMAGE.shape), contract.IMAGE.dtype)})
+    return graph
+
+
+@contextmanager
+def _graph_errors() -> Iterator[None]:
+    """Raise a VerificationError for any error about an ONNX graph."""
+    try:
+        yield
     except contract.ContractError as error:
         raise VerificationError(f"the ONNX graph: {error}") from error
     except Exception as error:  # each library has many exception types
         raise VerificationError(f"expected a valid ONNX graph, found: {error}") from error
-    return graph
 
 
 def _check_one_file(message: Any) -> None:
