@@ -37,11 +37,9 @@ def fit(network: nn.Module, data: Data) -> DoubtHead:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         digits = [_features(network, train[cut:]), _features(network, train[:cut], WARP)]
-        others = [
-            _features(network, draw(kind, max(1, len(train) // DIGITS_PER_NONDIGIT), data.train, SEED + number))
-            for number, kind in enumerate(KINDS)
-        ]
-        return _fit(_concatenate(digits), _concatenate(others))
+        count = max(1, len(train) // DIGITS_PER_NONDIGIT)
+        drawn = (draw(kind, count, data.train, SEED + number) for number, kind in enumerate(KINDS))
+        return _fit(_concatenate(digits), _concatenate([_features(network, images) for images in drawn]))
 
 
 def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:

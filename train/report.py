@@ -148,14 +148,13 @@ def _errors(test: Split, outputs: Outputs, folder: Path) -> str:
     # Highest confidence first: these errors tell most about the network.
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     shown = wrong[:SHOWN_ERRORS]
-    mistakes = plots.errors(shown, test.images.numpy()[shown], labels[shown], digits[shown], probabilities[shown])
     some = f"; the {len(shown)} with the highest confidence are shown" if len(shown) < len(wrong) else ""
     return f"""\
 {len(wrong)} of {len(test):,} test images are misclassified{some}. Titles show the probabilities of the true and of the
 predicted digit.
 
 {_image(folder / "confusion.png", plots.confusion(matrix), "Confusion matrix")}
-{_image(folder / "mistakes.png", mistakes, "Misclassified test images")}"""
+{_image(folder / "mistakes.png", plots.errors(shown, test, outputs), "Misclassified test images")}"""
 
 
 def doubt_table(manifest: Manifest) -> str:
