@@ -18,7 +18,6 @@ from train import doubt, verify
 from train.checkpoint import settings
 from train.data import Data
 from train.files import to_json, write_together
-from train.predict import predict
 from train.training import Trained
 
 OPSET = 20
@@ -46,10 +45,10 @@ def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
     graph = to_onnx(classifier, contract.metadata(training))
     verify.load_graph(graph)
     files = {contract.GRAPH: graph, contract.WEIGHTS: weights}
-    validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
+    measured, validation, test = verify.classifier_facts(graph, classifier, data)
     facts = verify.file_facts(files)
     manifest = contract.Manifest(
-        **training | verify.classifier_facts(graph, classifier, data, validation, test),
+        **training | measured,
         onnx=contract.GraphFile(**facts["onnx"], opset=OPSET),
         weights=contract.File(**facts["weights"]),
         data=contract.DataSet(data.name, data.sha256),
