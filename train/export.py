@@ -76,8 +76,7 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    if program is None:  # never with dynamo=True
-        raise AssertionError
+    assert program, "with dynamo=True there is one"
     graph = program.model_proto
     _strip(graph)
     onnx.helper.set_model_props(graph, metadata)

@@ -145,8 +145,8 @@ def _train_epoch(
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
     interval = len(batches) if order.is_cuda else CHECK_INTERVAL
-    pace = {"disable": progress_interval is None, "mininterval": progress_interval or 0}
-    with tqdm(total=len(batches), dynamic_ncols=True, **pace) as progress:
+    silent, seconds = progress_interval is None, progress_interval or 0
+    with tqdm(total=len(batches), disable=silent, mininterval=seconds, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
             loss, right = batch_loss(network, split, batch, recipe)
             optimizer.zero_grad()  # sets gradients to None: the forward pass's CUDA graph may have overwritten them

@@ -1,6 +1,6 @@
 """Train experiments with seeds in parallel, resume them from their checkpoints, and print their progress.
 
-Used by `python -m train` (several models) and `python -m train consistency` (several seeds).
+Used by `python -m train` (several models), `consistency` (several seeds) and `frontier` (both).
 """
 
 import os

@@ -183,32 +183,30 @@ def _run(graph: bytes, images: NDArray[np.uint8]) -> Iterator[tuple[str, Outputs
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
     """Return the largest differences of a probability and of a doubt. Raises VerificationError if too large."""
-    probabilities, digits, doubt = expected
-    found_probabilities, found_digits, found_doubt = found
-    difference = np.abs(found_probabilities - probabilities).max(axis=1)
-    same = (found_digits == digits) & (found_probabilities.argmax(axis=1) == digits)
-    wrong = np.flatnonzero(~(same & (difference <= TOLERANCE)))  # written so that NaN counts as wrong
-    if wrong.size:
-        examples = ", ".join(
-            f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, "
-            f"ONNX {found_digits[i]} at {found_probabilities[i].max():.4f})"
-            for i in wrong[:5]
-        )
-        raise VerificationError(
-            f"the ONNX graph does not predict as the network: {setting}, "
-            f"{len(wrong)} of {len(digits)} test images differ in label ({int((~same).sum())}) or by more than "
-            f"{TOLERANCE:g} in probability (at most {difference.max():.3g}): "
-            f"{examples}{', …' if len(wrong) > 5 else ''}"
-        )
-    doubt_difference = np.abs(found_doubt - doubt)
-    wrong = np.flatnonzero(~(doubt_difference <= DOUBT_TOLERANCE))
-    if wrong.size:
-        raise VerificationError(
-            f"the ONNX graph's doubt differs from the network's: {setting}, {len(wrong)} of {len(digits)} test images "
-            f"differ by more than {DOUBT_TOLERANCE:g} (at most {doubt_difference.max():.3g}): "
-            f"{', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''}"
-        )
-    return float(difference.max()), float(doubt_difference.max())
+    probabilities, digits, _ = expected
+    label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
+    probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])
+    for wrong, problem, how in (
+        (
+            label | ~(probability <= TOLERANCE),  # written so that NaN counts as wrong
+            "the ONNX graph does not predict as the network",
+            f"in label ({label.sum()}) or by more than {TOLERANCE:g} in probability (at most {probability.max():.3g})",
+        ),
+        (
+            ~(doubt <= DOUBT_TOLERANCE),
+            "the ONNX graph's doubt differs from the network's",
+            f"by more than {DOUBT_TOLERANCE:g} (at most {doubt.max():.3g})",
+        ),
+    ):
+        if wrong.any():
+            images = ", ".join(
+                f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, "
+                f"ONNX {found[1][i]} at {found[0][i].max():.4f})"
+                for i in np.flatnonzero(wrong)[:5]
+            )
+            some = f"{wrong.sum()} of {len(digits)} test images differ"
+            raise VerificationError(f"{problem}: {setting}, {some} {how}, the first: {images}")
+    return float(probability.max()), float(doubt.max())
 
 
 def load_graph(content: bytes) -> onnx.ModelProto:
