@@ -27,12 +27,7 @@ def _verify(folder: Path, data_directory: Path) -> None:
     from train.data import load
     from train.verify import verify
 
-    export = verify(folder, load(data_directory))
-    parity = export.parity
-    print(
-        f"{folder}: verified on {parity.images} test images: every label equals PyTorch's, probabilities within "
-        f"{parity.max_abs_probability_difference:.1e}; {export.manifest.test_correct} correct"
-    )
+    print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
 
 
 def _release(out: Path, **options: Any) -> None:

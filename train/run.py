@@ -68,8 +68,7 @@ def _export(trained: list[Trained], data: Data, folder: Path) -> Export | None:
     print(
         f"\nExported {best.experiment.name}, the best model within {PARAMETER_BUDGET:,} parameters by validation "
         f"accuracy ({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
-        f"Verified on {manifest.parity.images} test images: every label equals PyTorch's, probabilities within "
-        f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} correct\n"
+        f"Verified {exported.outcome()}\n"
         f"Doubt: {100 * sum(doubt.caught.values()) / len(doubt.caught):.1f}% of synthetic non-digits and "
         f"{100 * doubt.test_doubted:.2f}% of the test images are doubted; {doubt.parameters} parameters"
     )

@@ -59,6 +59,13 @@ class Export:
     validation: Outputs  # of the network in PyTorch on the validation set
     test: Outputs
 
+    def outcome(self) -> str:
+        """Return the outcome of the verification in words."""
+        return (
+            f"on {self.parity.images} test images: every label equals PyTorch's, probabilities within "
+            f"{self.parity.max_abs_probability_difference:.1e}; {self.manifest.test_correct} correct"
+        )
+
 
 def verify(folder: Path, data: Data) -> Export:
     """Verify the export in `folder`: its graph against its weights, and its manifest against both and `data`.
