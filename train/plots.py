@@ -114,7 +114,7 @@ def errors(wrong: NDArray[np.int64], test: Split, outputs: Outputs) -> bytes:
     for axes in grid.flat:
         axes.axis("off")
     for axes, index in zip(grid.flat, wrong, strict=False):
-        axes.imshow(test.images[index], cmap="gray_r", interpolation="nearest")
+        axes.imshow(test.images[index].numpy(), cmap="gray_r", interpolation="nearest")
         label, digit, row = int(test.labels[index]), digits[index], probabilities[index]
         title = f"#{index}\n{label}, predicted {digit}\n{row[label]:.2f} · {row[digit]:.2f}"
         axes.set_title(title, fontsize=8, loc="center")
