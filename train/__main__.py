@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,40 +18,20 @@ from train.errors import TrainError
 # Commands import their modules when they run: importing torch takes seconds, and --help should be fast.
 
 
-def _run(**options: Any) -> None:
-    from train.run import run
-
-    run(**options)
-
-
-def _consistency(**options: Any) -> None:
-    from train.consistency import consistency
-
-    consistency(**options)
-
-
-def _frontier(**options: Any) -> None:
-    from train.frontier import frontier
-
-    frontier(**options)
+def _imported(name: str) -> Callable[..., None]:
+    """Return a function that imports train.`name` and calls the function `name` in it."""
+    return lambda **options: getattr(import_module(f"train.{name}"), name)(**options)
 
 
 def _verify(folder: Path, data_directory: Path) -> None:
     from train.data import load
     from train.verify import verify
 
-    export = verify(folder, load(data_directory))
-    parity = export.parity
-    print(
-        f"{folder}: verified on {parity.images} test images: every label equals PyTorch's, probabilities within "
-        f"{parity.max_abs_probability_difference:.1e}; {export.manifest.test_correct} correct"
-    )
+    print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
 
 
 def _release(out: Path, **options: Any) -> None:
-    from train.release import release
-
-    release(out / "release", **options)
+    _imported("release")(source=out / "release", **options)
 
 
 EXAMPLES = """\
@@ -71,20 +52,20 @@ are trained on that Ray cluster."""
 
 COMMANDS: dict[str, tuple[Callable[..., None], str, tuple[str, ...]]] = {
     "": (
-        _run,
+        _imported("run"),
         "Train the MNIST progression (Model_1, Model_2, Model_3), export the best model within 8,000 parameters to "
         "verified ONNX, and write a report.",
         ("--models", "--seed", "--epochs", "--device", "--out", "--data"),
     ),
     "consistency": (
-        _consistency,
+        _imported("consistency"),
         "Train one model with seeds 1 to N in parallel, and write OUT/consistency/: the table (consistency.md), the "
         "plot, and the history of every seed as JSON. Finished seeds are not trained again. If RAY_ADDRESS is set, the "
         "seeds are trained on that Ray cluster.",
         ("--model", "--seeds", "--epochs", "--device", "--out", "--data"),
     ),
     "frontier": (
-        _frontier,
+        _imported("frontier"),
         "Train Model_3 in several widths with several seeds each, and write OUT/frontier/: the table (frontier.md), "
         "the plot, and the statistics as JSON. Seeds that `consistency` has trained are not trained again.",
         ("--epochs", "--device", "--out", "--data"),
@@ -111,13 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         COMMANDS[name][0](**vars(options))
     except ModuleNotFoundError as missing:
-        problem = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, "
-        problem += "then run .venv/bin/python -m train"
+        install = "`make setup` installs it into .venv, then run .venv/bin/python -m train"
+        print(f"error: expected the module {missing.name}, found none; {install}", file=sys.stderr)
     except (TrainError, OSError) as error:
-        problem = str(error)
+        print(f"error: {error}", file=sys.stderr)
     else:
         return 0
-    print(f"error: {problem}", file=sys.stderr)
     return 1
 
 

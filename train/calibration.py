@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.classifier import DigitClassifier
-from train import markdown
+from train import plots
 from train.data import Data, Split
-from train.predict import predict
+from train.markdown import percent, table
+from train.predict import Outputs
 
 BINS = 15  # of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
 GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
+COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -27,36 +28,32 @@ class Predictions:
         return float(accepted.mean()), float(self.correct[accepted].mean()) if accepted.any() else 1.0
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """Coverage and accuracy of the validation and test images if confidences from `threshold` on are accepted."""
+def calibration(data: Data, validation: Outputs, test: Outputs, picture: str) -> tuple[str, bytes]:
+    """Return the calibration on the test images in Markdown, and the PNG that the text shows from the path `picture`.
 
-    goal: float
-    threshold: float | None  # None if no threshold reaches the goal
-    validation: tuple[float, float] = (0.0, 1.0)
-    test: tuple[float, float] = (0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The calibration of a classifier on the test images. Thresholds are chosen on the validation images."""
-
-    bins: list[tuple[float, float, int]]  # mean confidence, accuracy, number of images; without empty bins
-    error: float  # expected calibration error: the mean gap between confidence and accuracy, weighted by images
-    coverage: list[Coverage]
-
-
-def calibrate(classifier: DigitClassifier, data: Data) -> Calibration:
-    """Measure the calibration of `classifier` on `data`."""
-    validation, test = (_predictions(classifier, split) for split in (data.validation, data.test))
-    bins = reliability(test)
-    error = sum(count * abs(confidence - accuracy) for confidence, accuracy, count in bins) / len(test.correct)
-    coverage = []
+    `validation`, on which the thresholds are chosen, and `test` are a classifier's outputs on these sets of `data`.
+    """
+    chosen_on, measured = _predictions(data.validation, validation), _predictions(data.test, test)
+    bins = reliability(measured)
+    # The expected calibration error: the mean gap between confidence and accuracy, weighted by images.
+    error = sum(count * abs(confidence - accuracy) for confidence, accuracy, count in bins) / len(data.test)
+    rows = []
     for goal in GOALS:
-        threshold = choose_threshold(validation, goal)
-        results = () if threshold is None else (validation.above(threshold), test.above(threshold))
-        coverage.append(Coverage(goal, threshold, *results))
-    return Calibration(bins, error, coverage)
+        threshold = choose_threshold(chosen_on, goal)
+        if threshold is None:
+            rows.append([percent(goal), "not reached", "", "", "", ""])
+        else:
+            coverages = map(percent, (*chosen_on.above(threshold), *measured.above(threshold)))
+            rows.append([percent(goal), f"{threshold:.4f}", *coverages])
+    text = f"""\
+Expected calibration error on the test images: {percent(error)}, with {BINS} bins. For a higher
+accuracy, accept only predictions from a confidence threshold on. The thresholds are chosen on the validation images:
+
+{table(COLUMNS, rows, left=0)}
+
+![Accuracy by mean confidence]({picture})
+"""
+    return text, plots.reliability(bins, error)
 
 
 def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
@@ -79,18 +76,6 @@ def choose_threshold(predictions: Predictions, goal: float) -> float | None:
     return float(confidence[enough[-1]]) if enough.size else None
 
 
-def table(calibration: Calibration) -> str:
-    """Return the coverage as a Markdown table."""
-    columns = ["target accuracy", "confidence threshold"]
-    columns += ["validation: coverage", "accuracy", "test: coverage", "accuracy"]
-    rows = []
-    for row in calibration.coverage:
-        cells = [f"{100 * value:.2f} %" for value in (*row.validation, *row.test)]
-        reached = ["not reached", "", "", "", ""] if row.threshold is None else [f"{row.threshold:.4f}", *cells]
-        rows.append([f"{100 * row.goal:.2f} %", *reached])
-    return markdown.table(columns, rows, left=0)
-
-
-def _predictions(classifier: DigitClassifier, split: Split) -> Predictions:
-    probabilities, digits, *_ = predict(classifier, split.images)
-    return Predictions(probabilities.max(axis=1), digits == split.labels.cpu().numpy())
+def _predictions(split: Split, outputs: Outputs) -> Predictions:
+    probabilities, digits, *_ = outputs
+    return Predictions(probabilities.max(axis=1), digits == split.labels.numpy())

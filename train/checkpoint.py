@@ -59,18 +59,18 @@ class CheckpointFolder:
     def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[Epoch]) -> None:
         """Write a checkpoint after the last epoch of `history`, then delete the one before."""
         state = optimizer.state_dict()
-        tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+        tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
         for index, buffers in state["state"].items():
-            tensors[f"momentum.{index}"] = buffers["momentum_buffer"]
-        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+            tensors[f"momentum.{index}"] = buffers["momentum_buffer"].contiguous()
+        content = safetensors.torch.save(tensors)
         weights = self.path / f"epoch-{len(history):02d}.safetensors"
         write_bytes(weights, content)
         checkpoint = {
             "settings": self.settings,
             "provenance": provenance(network),
             "weights": {"file": weights.name, "sha256": sha256(content)},
-            "optimizer": state["param_groups"],
-            "scheduler": _json_values(scheduler.state_dict()),
+            "optimizer": state["param_groups"],  # JSON keeps floats exactly
+            "scheduler": scheduler.state_dict(),
             "history": [asdict(epoch) for epoch in history],
         }
         write_json(self.path / "checkpoint.json", checkpoint | {"sha256": _digest(checkpoint)})
@@ -88,12 +88,11 @@ class CheckpointFolder:
         if not (self.path / "checkpoint.json").exists():
             return [], {}
         checkpoint, tensors = self._read()
-        network.load_state_dict(_under("network.", tensors))
+        network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
         if optimizer and scheduler:
-            momentum = _under("momentum.", tensors)
             state = {
                 # In the parameter's memory layout: another layout rounds the last bit differently.
-                index: {"momentum_buffer": torch.empty_like(parameter).copy_(momentum[str(index)])}
+                index: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{index}"])}
                 for index, parameter in enumerate(network.parameters())
             }
             optimizer.load_state_dict({"state": state, "param_groups": checkpoint["optimizer"]})
@@ -125,12 +124,3 @@ class CheckpointFolder:
 
 def _digest(checkpoint: dict[str, Any]) -> str:
     return sha256(json.dumps(checkpoint, sort_keys=True).encode())
-
-
-def _json_values(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a scheduler's state that JSON can hold. JSON keeps floats exactly."""
-    return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list))}
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -10,9 +10,8 @@ from train import paths, plots
 from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
-from train.files import to_json, write_together
-from train.lock import locked
-from train.markdown import table
+from train.files import locked, to_json, write_together
+from train.markdown import percent, table
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
@@ -29,36 +28,36 @@ def consistency(
     """
     (experiment,) = experiments([name], epochs)
     folder = out / "consistency"
-    trainings = [seed_training(experiment, seed, folder, device_name) for seed in range(1, seeds + 1)]
     with locked(folder):
         data = load(data_directory)
-        results = train_all(trainings, data, noun="seeds", per_gpu=PER_GPU)
-        diverged = {
-            training.seed: result.epoch
-            for training, result in zip(trainings, results, strict=True)
-            if isinstance(result, DivergenceError)
-        }
-        trials = [trial_record(result, data) for result in results if isinstance(result, Trained)]
+        trained, errors = train_seeds([(experiment, seeds)], data, folder, device_name, noun="seeds")
+        diverged = {training.seed: error.epoch for training, error in errors.items()}
+        trials = [trial_record(one, data) for one in trained]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
         figures = summarise(trials, experiment) | {"diverged": diverged}
         command = command_line(f"consistency --model {name} --seeds {seeds}", epochs, data_directory)
-        write_together(
-            folder,
-            {
-                "consistency.png": plots.consistency(name, trials, TARGET_ACCURACY),
-                "consistency.md": _markdown(figures, trials, data, command).encode(),
-                "consistency.json": to_json(figures | {"trials": trials}),
-            },
-        )
+        files = {
+            "consistency.png": plots.consistency(name, trials, TARGET_ACCURACY),
+            "consistency.md": _markdown(figures, trials, data, command).encode(),
+            "consistency.json": to_json(figures | {"trials": trials}),
+        }
+        write_together(folder, files)
         print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
     if diverged:
         raise DivergenceError(_completion(len(trials), diverged))
 
 
-def seed_training(experiment: Experiment, seed: int, folder: Path, device_name: str) -> Training:
-    """Return the training of `experiment` with `seed`; its checkpoints are in `folder`/trials."""
-    return Training(experiment, seed, folder / "trials" / f"{experiment.name}-seed-{seed:03d}", device_name)
+def train_seeds(
+    experiments: list[tuple[Experiment, int]], data: Data, folder: Path, device_name: str, *, noun: str
+) -> tuple[list[Trained], dict[Training, DivergenceError]]:
+    """Train each experiment with seeds 1 to its number; checkpoints are in `folder`/trials. See train_all."""
+    trainings = [
+        Training(experiment, seed, folder / "trials" / f"{experiment.name}-seed-{seed:03d}", device_name)
+        for experiment, seeds in experiments
+        for seed in range(1, seeds + 1)
+    ]
+    return train_all(trainings, data, noun=noun, per_gpu=PER_GPU)
 
 
 def command_line(command: str, epochs: int | None, data_directory: Path) -> str:
@@ -140,8 +139,3 @@ Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
 
 The history of every seed is in [consistency.json](consistency.json).
 """
-
-
-def percent(fraction: float) -> str:
-    """Format a fraction as a percentage with two decimals."""
-    return f"{100 * fraction:.2f} %"

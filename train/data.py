@@ -60,9 +60,8 @@ def load(directory: Path = paths.DATA) -> Data:
     If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises DataError with the
     file, the expected and the found if a file is missing, damaged or altered.
     """
-    hashes = _expected_hashes(directory / SUMS)
-    files = [_find(directory, name, hashes.get(name)) for name in FILES]
-    contents = [_unpack(path, hashes.get(name)) for name, path in zip(FILES, files, strict=True)]
+    expected = _expected_hashes(directory / SUMS)
+    files, contents = zip(*(_read(directory, name, expected.get(name)) for name in FILES), strict=True)
     tensors = [_parse(path, content) for path, content in zip(files, contents, strict=True)]
     training, test = (_split(files[i], files[i + 1], tensors[i], tensors[i + 1]) for i in (0, 2))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(VALIDATION_SEED))
@@ -88,28 +87,23 @@ def _expected_hashes(path: Path) -> dict[str, str]:
     return hashes
 
 
-def _find(directory: Path, name: str, expected: str | None) -> Path:
-    for path in (directory / f"{name}.gz", directory / name):
-        if path.is_file():
-            return path
-    raise DataError(f"{directory / name}.gz: expected the file{_of(expected)}, or {name} unpacked; found neither")
-
-
-def _of(expected: str | None) -> str:
-    return f" of SHA-256 {expected} (unpacked)" if expected else ""
-
-
-def _unpack(path: Path, expected: str | None) -> bytes:
+def _read(directory: Path, name: str, expected: str | None) -> tuple[Path, bytes]:
+    """Return the path and the unpacked content of the file `name`, whose SHA-256 is `expected` unless that is None."""
+    of = f" of SHA-256 {expected} (unpacked)" if expected else ""
+    packed, plain = directory / f"{name}.gz", directory / name
+    if not (packed.is_file() or plain.is_file()):
+        raise DataError(f"{packed}: expected the file{of}, or {name} unpacked; found neither")
+    path = packed if packed.is_file() else plain
     content = read_bytes(path)
-    if path.suffix == ".gz":
+    if path == packed:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             found = f"{len(content):,} bytes that are not: {error}"
-            raise DataError(f"{path}: expected a whole gzip file{_of(expected)}, found {found}") from error
+            raise DataError(f"{path}: expected a whole gzip file{of}, found {found}") from error
     if expected and (found := sha256(content)) != expected:
         raise DataError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
-    return content
+    return path, content
 
 
 def _parse(path: Path, content: bytes) -> Tensor:

@@ -17,7 +17,7 @@ from model.networks import parameter_count
 from train.augment import Warp
 from train.data import Data
 from train.nondigits import KINDS, draw
-from train.predict import predict
+from train.predict import Outputs, predict
 
 DOUBTED = 0.01  # fraction of the validation images that may be doubted
 SEED = 14
@@ -37,30 +37,31 @@ def fit(network: nn.Module, data: Data) -> DoubtHead:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         digits = [_features(network, train[cut:]), _features(network, train[:cut], WARP)]
-        others = [
-            _features(network, draw(kind, max(1, len(train) // DIGITS_PER_NONDIGIT), data.train, SEED + number))
-            for number, kind in enumerate(KINDS)
-        ]
-        return _fit(_concatenate(digits), _concatenate(others))
+        count = max(1, len(train) // DIGITS_PER_NONDIGIT)
+        drawn = (draw(kind, count, data.train, SEED + number) for number, kind in enumerate(KINDS))
+        return _fit(_concatenate(digits), _concatenate([_features(network, images) for images in drawn]))
 
 
-def measure(classifier: DigitClassifier, data: Data) -> Doubt:
-    """Choose the threshold on the validation images, and measure the fractions doubted."""
-    if classifier.doubt is None:
-        raise ValueError("expected a classifier with a doubt head")
-    validation, test = (predict(classifier, split.images)[2] for split in (data.validation, data.test))
-    threshold = choose_threshold(validation)
+def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:
+    """Choose the threshold on the validation images, and measure the fractions doubted.
+
+    `validation` and `test` are the outputs of `classifier`, which has a doubt head, on these sets of `data`.
+    """
+    assert classifier.doubt
+    threshold = choose_threshold(validation[2])
     count = max(1, len(data.train) // DIGITS_PER_MEASURED)
-    caught = {
-        kind: float(np.mean(predict(classifier, draw(kind, count, data.validation, number))[2] > threshold))
-        for number, kind in enumerate(KINDS)
+    outputs = {
+        kind: predict(classifier, draw(kind, count, data.validation, number)) for number, kind in enumerate(KINDS)
     }
+    validation_doubted, test_doubted, *caught = (
+        float(np.mean(doubts > threshold)) for _, _, doubts in (validation, test, *outputs.values())
+    )
     return Doubt(
         parameter_count(classifier.doubt),
         threshold,
-        validation_doubted=float(np.mean(validation > threshold)),
-        test_doubted=float(np.mean(test > threshold)),
-        caught=caught,
+        validation_doubted,
+        test_doubted,
+        caught=dict(zip(outputs, caught, strict=True)),
     )
 
 

@@ -23,8 +23,8 @@ from train.training import Trained
 OPSET = 20
 
 
-def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
-    """Export `trained` to `folder`, verified, and return the manifest.
+def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
+    """Export `trained` to `folder`, verified.
 
     The graph is verified before anything is written; if that fails, an older export in `folder` is unchanged. Raises
     VerificationError, or TrainError if `folder` cannot be written.
@@ -43,17 +43,20 @@ def export(trained: Trained, data: Data, folder: Path) -> contract.Manifest:
         **trained.provenance,
     }
     graph = to_onnx(classifier, contract.metadata(training))
+    verify.load_graph(graph)
     files = {contract.GRAPH: graph, contract.WEIGHTS: weights}
+    measured, validation, test = verify.classifier_facts(graph, classifier, data)
     facts = verify.file_facts(files)
     manifest = contract.Manifest(
-        **training | verify.classifier_facts(graph, classifier, data),
+        **training | measured,
         onnx=contract.GraphFile(**facts["onnx"], opset=OPSET),
         weights=contract.File(**facts["weights"]),
         data=contract.DataSet(data.name, data.sha256),
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
-    write_together(folder, {**files, contract.MANIFEST: to_json(asdict(manifest))})
-    return manifest
+    files[contract.MANIFEST] = to_json(asdict(manifest))
+    write_together(folder, files)
+    return verify.Export(manifest, files, manifest.parity, validation, test)
 
 
 def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
@@ -73,8 +76,7 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    if program is None:  # never with dynamo=True
-        raise AssertionError
+    assert program, "with dynamo=True there is one"
     graph = program.model_proto
     _strip(graph)
     onnx.helper.set_model_props(graph, metadata)

@@ -7,14 +7,11 @@ from typing import Any
 
 from model.networks import Model_3
 from train import plots
-from train.consistency import PER_GPU, command_line, percent, seed_training, summarise, trial_record
+from train.consistency import command_line, summarise, train_seeds, trial_record
 from train.data import load
-from train.errors import DivergenceError
-from train.files import to_json, write_together
-from train.lock import locked
-from train.markdown import table
+from train.files import locked, to_json, write_together
+from train.markdown import percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
-from train.training import train_all
 
 # The channels of Model_3's five convolutions, and the number of seeds of each width.
 WIDTHS = {
@@ -37,30 +34,23 @@ def frontier(*, epochs: int | None, device_name: str, data_directory: Path, out:
     """
     shared = out / "consistency"
     networks = _networks(epochs)
-    trainings = [
-        seed_training(experiment, seed, shared, device_name)
-        for experiment, seeds in networks
-        for seed in range(1, seeds + 1)
-    ]
     with locked(shared):
         data = load(data_directory)
-        results = train_all(trainings, data, noun="trainings", per_gpu=PER_GPU)
-    records: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        if isinstance(result, DivergenceError):
-            raise result
-        records.setdefault(result.experiment.name, []).append(trial_record(result, data))
-    figures = [summarise(records[experiment.name], experiment) for experiment, _ in networks]
-    revisions = sorted({record["provenance"]["source_revision"] for trials in records.values() for record in trials})
+        trained, errors = train_seeds(networks, data, shared, device_name, noun="trainings")
+    for error in errors.values():
+        raise error
+    figures = [
+        summarise([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
+        for experiment, _ in networks
+    ]
+    revisions = sorted({one.provenance["source_revision"] for one in trained})
     folder = out / "frontier"
-    write_together(
-        folder,
-        {
-            "frontier.png": plots.frontier(figures, PUBLISHED, TARGET_ACCURACY),
-            "frontier.md": _markdown(figures, revisions, command_line("frontier", epochs, data_directory)).encode(),
-            "frontier.json": to_json(figures),
-        },
-    )
+    files = {
+        "frontier.png": plots.frontier(figures, PUBLISHED, TARGET_ACCURACY),
+        "frontier.md": _markdown(figures, revisions, command_line("frontier", epochs, data_directory)).encode(),
+        "frontier.json": to_json(figures),
+    }
+    write_together(folder, files)
     print(f"Table: {folder / 'frontier.md'}")
 
 

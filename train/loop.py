@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from model.classifier import normalise, scale
+from train import device as devices
 from train.checkpoint import CheckpointFolder, Epoch
-from train.compile import compiled
 from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
 from train.progression import Experiment, Recipe
@@ -55,7 +55,7 @@ def fit(
             f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
         )
     data = data.to(device)
-    _seed(seed, epoch=0)
+    torch.manual_seed(seed * 1_000)
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer = SGD(
         network.parameters(),
@@ -68,12 +68,12 @@ def fit(
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
     if device.type == "cuda":
-        forward = compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
+        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if progress_interval is not None:
             print(f"EPOCH: {number}/{recipe.epochs}")
-        _seed(seed, number)
+        torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         try:
             figures = (
@@ -83,11 +83,10 @@ def fit(
             )
         except FloatingPointError as error:
             loss, place = error.args
-            raise DivergenceError(
-                f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
-                + (f"; the checkpoint of epoch {number - 1} is intact" if checkpoints and history else ""),
-                epoch=number,
-            ) from error
+            message = f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
+            if checkpoints and history:
+                message += f"; the checkpoint of epoch {number - 1} is intact"
+            raise DivergenceError(message, epoch=number) from error
         history.append(Epoch(number, *figures, round(time.perf_counter() - started, 2)))
         if checkpoints:
             checkpoints.save(network, optimizer, scheduler, history)
@@ -108,10 +107,6 @@ def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
     if not loss.isfinite():
         raise FloatingPointError(loss.item(), "when evaluated")
     return loss.item() / len(split), correct.item() / len(split)
-
-
-def _seed(seed: int, epoch: int) -> None:
-    torch.manual_seed(seed * 1_000 + epoch)
 
 
 def _scheduler(optimizer: SGD, recipe: Recipe, total: int) -> LRScheduler:
@@ -150,9 +145,8 @@ def _train_epoch(
     losses = torch.zeros(len(batches), device=order.device)
     correct = torch.zeros((), device=order.device)
     interval = len(batches) if order.is_cuda else CHECK_INTERVAL
-    with tqdm(
-        total=len(batches), disable=progress_interval is None, mininterval=progress_interval or 0, dynamic_ncols=True
-    ) as progress:
+    silent, seconds = progress_interval is None, progress_interval or 0
+    with tqdm(total=len(batches), disable=silent, mininterval=seconds, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
             loss, right = batch_loss(network, split, batch, recipe)
             optimizer.zero_grad()  # sets gradients to None: the forward pass's CUDA graph may have overwritten them
@@ -168,8 +162,7 @@ def _train_epoch(
                     first = finite.index(False)
                     raise FloatingPointError(losses[first].item(), f"batch {first}")
                 mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch_size)
-                progress.set_description_str(
-                    f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}", refresh=False
-                )
+                figures = f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}"
+                progress.set_description_str(figures, refresh=False)
                 progress.update(done - progress.n)
     return mean, accuracy

@@ -1,4 +1,4 @@
-"""Markdown tables, for reports, the model card and the pages in docs/."""
+"""Markdown for reports, the model card and the pages in docs/: tables, percentages, line wrapping."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -23,8 +23,14 @@ def _line(cells: Sequence[str]) -> str:
 
 def wrap(text: str) -> str:
     """Wrap the prose of a Markdown page at 120 columns. Tables, headings and pictures keep their lines."""
-    return "\n".join(line if line.startswith(("|", "!", "#")) else _fill(line) for line in text.split("\n"))
+    return "\n".join(
+        line
+        if line.startswith(("|", "!", "#"))
+        else textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
-def _fill(line: str) -> str:
-    return textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage with two decimals."""
+    return f"{100 * fraction:.2f} %"

@@ -25,24 +25,16 @@ SAMPLES = 3  # per side and output pixel, when an image is scaled
 THINNEST, THICKEST = 1.8, 3.2  # pixels: stroke width
 # Letters that do not look like a digit: without I, O, S, Z, b, g, l, q, o, s, z.
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
-FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSerif",
-    "DejaVuSerif-Italic",
-)  # shipped with matplotlib
+# Shipped with matplotlib.
+FONTS = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic")
 GLYPH = 96  # pixels: side of a letter's image
-
-Draw = Callable[[int, Split, Generator], Tensor]
 
 
 def draw(kind: str, count: int, split: Split, seed: int) -> Tensor:
     """Draw `count` images of a `kind` of KINDS, uint8 [count, 28, 28]. Some kinds are made of the digits of `split`."""
     random = torch.Generator().manual_seed(seed)
     sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-    ink = torch.cat([KINDS[kind](size, split, random) for size in sizes])
-    return _centred(ink)
+    return _centred(torch.cat([KINDS[kind](size, split, random) for size in sizes]))
 
 
 def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
@@ -54,12 +46,10 @@ def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
     straight = _chance(0.35, (count, 1, 1, 1), random)
     t = torch.linspace(0, 1, 9)
     bezier = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])  # [4, 9]
-    curves = torch.einsum("nskd,kt->nstd", controls, bezier)
     # Three straight lines through the four points.
-    positions = torch.linspace(0, 3, 9)
-    hats = (1 - (positions - torch.arange(4)[:, None]).abs()).clip(0)
-    paths = torch.where(straight, torch.einsum("nskd,kt->nstd", controls, hats), curves)
-    return _strokes(_only(_segments(paths), torch.randint(1, strokes + 1, (count,), generator=random)), random)
+    lines = (1 - (torch.linspace(0, 3, 9) - torch.arange(4)[:, None]).abs()).clip(0)
+    angular, smooth = (torch.einsum("nskd,kt->nstd", controls, weights) for weights in (lines, bezier))
+    return _some_strokes(torch.where(straight, angular, smooth), 1, random)
 
 
 def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
@@ -80,24 +70,21 @@ def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
     t = torch.linspace(0, 1, 6)[:, None]
     a, b, c = (point.unsqueeze(2) for point in (ends[:, :, 0], middle, ends[:, :, 1]))
     paths = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
-    paths = paths * (0.5 + 0.7 * torch.rand(count, 1, 1, 2, generator=random))
-    return _strokes(_only(_segments(paths), torch.randint(2, strokes + 1, (count,), generator=random)), random)
+    return _some_strokes(paths * (0.5 + 0.7 * torch.rand(count, 1, 1, 2, generator=random)), 2, random)
 
 
 def _shapes(count: int, _: Split, random: Generator) -> Tensor:
     """Draw polygons with three to six corners, outlined or filled, and crosses."""
     corners = torch.randint(3, 7, (count, 1), generator=random)
-    number = torch.arange(7).expand(count, 7)
+    number = torch.arange(7).expand(count, 7) % corners
     irregular = 0.5 * _chance(0.5, (count, 1), random) * torch.rand(count, 6, generator=random)
-    turn = (number % corners) + torch.gather(irregular, 1, number % corners)
+    turn = number + torch.gather(irregular, 1, number)
     angle = 2 * math.pi * (turn / corners + torch.rand(count, 1, generator=random))
-    paths = torch.stack([angle.cos(), angle.sin()], dim=2)
-    paths = paths * (0.6 + 0.4 * torch.rand(count, 1, 2, generator=random))
-    segments = _segments(paths.unsqueeze(1))
+    polygon = _unit(angle) * (0.6 + 0.4 * torch.rand(count, 1, 2, generator=random))
     crosses = _chance(0.25, (count, 1, 1, 1), random)
     cross = torch.rand(count, 1, generator=random) * math.pi + torch.tensor([0, math.pi / 2, 0, math.pi / 2, 0, 0])
-    arms = torch.stack([cross.cos(), cross.sin()], dim=2)
-    segments = torch.where(crosses, torch.stack([-arms, arms], dim=2), segments)
+    arms = torch.stack([-_unit(cross), _unit(cross)], dim=2)
+    segments = torch.where(crosses, arms, _segments(polygon.unsqueeze(1)))
     return _strokes(segments, random, filled=~crosses[:, 0, 0, 0] & _chance(0.25, (count,), random))
 
 
@@ -107,8 +94,7 @@ def _blots(count: int, _: Split, random: Generator) -> Tensor:
     noise = torch.randn(count, 1, cells, cells, generator=random)
     value = F.interpolate(noise, size=(40, 40), mode="bicubic", align_corners=False)[:, 0]
     axis = torch.linspace(-1, 1, 40)
-    falloff = (axis[:, None] ** 2 + axis**2) * 2 * torch.rand(count, 1, 1, generator=random)
-    value = value - falloff
+    value = value - (axis[:, None] ** 2 + axis**2) * 2 * torch.rand(count, 1, 1, generator=random)
     above = 0.4 + 1.6 * torch.rand(count, 1, 1, generator=random)  # distance of the threshold from the maximum
     return _fitted((4 * (value - value.amax(dim=(1, 2), keepdim=True) + above)).clip(0, 1))
 
@@ -124,14 +110,13 @@ def _blocks(count: int, _: Split, random: Generator) -> Tensor:
 
 def _letters(count: int, _: Split, random: Generator) -> Tensor:
     """Draw printed letters, slightly rotated, slanted and stretched."""
-    glyphs = _letter_masks()
-    chosen = glyphs[torch.randint(0, len(glyphs), (count,), generator=random)].float()
+    letters = _letter_masks()
+    chosen = letters[torch.randint(0, len(letters), (count,), generator=random)].float()
     draws = torch.rand(count, 4, generator=random) * 2 - 1
     angle, slant, x, y = (draws * torch.tensor([0.2, 0.25, 0.25, 0.15])).unbind(dim=1)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(count)
-    maps = torch.stack([cos * (1 + x), (slant - sin) * (1 + y), zero, sin * (1 + x), cos * (1 + y), zero], dim=1)
-    grid = F.affine_grid(1.3 * maps.view(-1, 2, 3), [count, 1, GLYPH, GLYPH], align_corners=False)
-    return _fitted(F.grid_sample(chosen[:, None], grid, align_corners=False)[:, 0])
+    cos, sin = angle.cos(), angle.sin()
+    maps = [cos * (1 + x), (slant - sin) * (1 + y), sin * (1 + x), cos * (1 + y)]
+    return _mapped(chosen, [1.3 * row for row in maps])
 
 
 @cache
@@ -145,8 +130,7 @@ def _letter_masks() -> Tensor:
             image = Image.new("L", (GLYPH, GLYPH))
             ImageDraw.Draw(image).text((GLYPH / 2, GLYPH / 2), letter, fill=255, anchor="mm", font=font)
             mask = torch.from_numpy(np.array(image) > 127).float()
-            for width in (2.2, 2.8):
-                masks.append(_thinned(mask, width * GLYPH * 0.6 / BOX))
+            masks += [_thinned(mask, width * GLYPH * 0.6 / BOX) for width in (2.2, 2.8)]
     return torch.stack(masks).to(torch.uint8)
 
 
@@ -154,10 +138,8 @@ def _thinned(mask: Tensor, width: float) -> Tensor:
     """Erode the `mask`, [H, W], until its mean stroke width is at most `width` pixels."""
     for _ in range(GLYPH // 8):
         outline = sum(float(mask.diff(dim=axis).abs().sum()) for axis in (0, 1)) * math.pi / 4
-        if 2 * float(mask.sum()) / outline <= width:
-            break
         smaller = -F.max_pool2d(-mask[None], 3, stride=1, padding=1)[0]
-        if not smaller.any():
+        if 2 * float(mask.sum()) / outline <= width or not smaller.any():
             break
         mask = smaller
     return mask
@@ -166,8 +148,7 @@ def _thinned(mask: Tensor, width: float) -> Tensor:
 def _pairs(count: int, split: Split, random: Generator) -> Tensor:
     """Draw two digits next to each other, touching or separate."""
     left, right = (_digits(count, split, random) for _ in range(2))
-    canvas = torch.zeros(count, SIDE, 2 * SIDE)
-    canvas[:, :, :SIDE] = left
+    canvas = F.pad(left, (0, SIDE))
     for index, shift in enumerate(torch.randint(11, 22, (count,), generator=random).tolist()):
         part = canvas[index, :, shift : shift + SIDE]
         torch.maximum(part, right[index], out=part)
@@ -176,16 +157,14 @@ def _pairs(count: int, split: Split, random: Generator) -> Tensor:
 
 def _turned(count: int, split: Split, random: Generator) -> Tensor:
     """Draw digits rotated by about 90°, without 0, which would still be a digit."""
-    digits = _digits(count, split, random, without=(0,))
+    others = split.labels != 0
+    digits = _digits(count, Split(split.images[others], split.labels[others]), random)
     quarter = torch.where(_chance(0.5, (count,), random), 1.0, -1.0)
     angle = quarter * math.pi / 2 + 0.4 * (torch.rand(count, generator=random) - 0.5)
-    zero = torch.zeros(count)
-    maps = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(maps, [count, 1, SIDE, SIDE], align_corners=False)
-    return _fitted(F.grid_sample(digits[:, None], grid, align_corners=False)[:, 0])
+    return _mapped(digits, [angle.cos(), -angle.sin(), angle.sin(), angle.cos()])
 
 
-KINDS: dict[str, Draw] = {
+KINDS: dict[str, Callable[[int, Split, Generator], Tensor]] = {
     "scribbles": _scribbles,
     "glyphs": _glyphs,
     "shapes": _shapes,
@@ -197,14 +176,18 @@ KINDS: dict[str, Draw] = {
 }
 
 
-def _digits(count: int, split: Split, random: Generator, without: tuple[int, ...] = ()) -> Tensor:
+def _digits(count: int, split: Split, random: Generator) -> Tensor:
     """Return random digits of `split`, float32 [count, 28, 28] of 0–1."""
-    among = torch.isin(split.labels, torch.tensor(without, dtype=torch.int64), invert=True).nonzero()[:, 0]
-    return split.images[among[torch.randint(0, len(among), (count,), generator=random)]].float() / 255
+    return split.images[torch.randint(0, len(split), (count,), generator=random)].float() / 255
 
 
 def _chance(probability: float, shape: tuple[int, ...], random: Generator) -> Tensor:
     return torch.rand(shape, generator=random) < probability
+
+
+def _unit(angle: Tensor) -> Tensor:
+    """Return the unit vectors, [N, K, 2], at angles [N, K]."""
+    return torch.stack([angle.cos(), angle.sin()], dim=2)
 
 
 def _segments(paths: Tensor) -> Tensor:
@@ -212,11 +195,13 @@ def _segments(paths: Tensor) -> Tensor:
     return torch.stack([paths[:, :, :-1], paths[:, :, 1:]], dim=3).flatten(1, 2)
 
 
-def _only(segments: Tensor, strokes: Tensor) -> Tensor:
-    """Keep the segments of the first `strokes`, int [N]; replace the others by copies of the first segment."""
-    number = torch.arange(segments.shape[1])
-    most = segments.shape[1] // int(strokes.max())
-    return torch.where((number < most * strokes[:, None])[:, :, None, None], segments, segments[:, :1])
+def _some_strokes(paths: Tensor, fewest: int, random: Generator) -> Tensor:
+    """Draw the first of the `paths`, [N, K, P, 2], of each image: a random number from `fewest` to K."""
+    strokes = torch.randint(fewest, paths.shape[1] + 1, (len(paths), 1), generator=random)
+    segments = _segments(paths)
+    kept = torch.arange(segments.shape[1]) < segments.shape[1] // strokes.max() * strokes
+    # The others become copies of the first segment.
+    return _strokes(torch.where(kept[:, :, None, None], segments, segments[:, :1]), random)
 
 
 def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) -> Tensor:
@@ -224,17 +209,14 @@ def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) 
 
     `filled`, bool [N], marks the images in which the convex polygon of the segments is filled.
     """
-    count = len(segments)
-    width = THINNEST + (THICKEST - THINNEST) * torch.rand(count, 1, 1, generator=random)
+    width = THINNEST + (THICKEST - THINNEST) * torch.rand(len(segments), 1, 1, generator=random)
     low, high = segments.amin(dim=(1, 2), keepdim=True), segments.amax(dim=(1, 2), keepdim=True)
     scale = (BOX - width[..., None]) / (high - low).amax(dim=3, keepdim=True).clip(1e-3)
     segments = (segments - (low + high) / 2) * scale + SIDE / 2
     start, end = segments[:, :, 0, :, None, None], segments[:, :, 1, :, None, None]  # [N, K, 2, 1, 1]
     (dx, dy), axis = (end - start).unbind(dim=2), torch.arange(SIDE) + 0.5
-    x, y = (
-        axis - start[:, :, 0],
-        axis[:, None] - start[:, :, 1],
-    )  # relative to a segment's start: [N, K, 1, 28], [N, K, 28, 1]
+    # Relative to a segment's start: [N, K, 1, 28] and [N, K, 28, 1].
+    x, y = axis - start[:, :, 0], axis[:, None] - start[:, :, 1]
     length = (dx * dx + dy * dy).clip(1e-6)
     t = (x * (dx / length) + y * (dy / length)).clip(0, 1)
     distance = ((x - t * dx).square_() + (y - t * dy).square_()).amin(dim=1).sqrt()
@@ -245,28 +227,31 @@ def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) 
     return ink
 
 
+def _mapped(images: Tensor, maps: list[Tensor]) -> Tensor:
+    """Resample `images`, float [N, H, H], by linear maps [a, b, c, d], each [N], and scale the ink to the box."""
+    a, b, c, d = maps
+    zero = torch.zeros(len(images))
+    theta = torch.stack([a, b, zero, c, d, zero], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [len(images), 1, *images.shape[1:]], align_corners=False)
+    return _fitted(F.grid_sample(images[:, None], grid, align_corners=False)[:, 0])
+
+
 def _fitted(images: Tensor) -> Tensor:
     """Scale the bounding box of the ink of each image, float [N, H, W], to the box: [N, 28, 28] of 0–1."""
-    _, height, width = images.shape
-    mask = images > 0.2
-    boxes = []
-    for axis, size in ((1, height), (2, width)):
-        used = mask.any(dim=3 - axis)
-        first, last = used.int().argmax(dim=1), size - used.flip(1).int().argmax(dim=1)
-        boxes.append((first, last))
-    (top, bottom), (left, right) = boxes
+    middles, lengths = [], []
+    for axis in (2, 1):  # x, y
+        used = (images > 0.2).any(dim=3 - axis).int()
+        first, end = used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)
+        middles.append((first + end) / 2)
+        lengths.append(end - first)
     # Sample positions in pixels of the input: SAMPLES × SAMPLES per output pixel.
-    scale = torch.maximum(bottom - top, right - left).float() / BOX
+    scale = torch.maximum(*lengths).float() / BOX
     offsets = (torch.arange(SIDE * SAMPLES) + 0.5) / SAMPLES - SIDE / 2
-    y = ((top + bottom) / 2)[:, None] + offsets * scale[:, None]
-    x = ((left + right) / 2)[:, None] + offsets * scale[:, None]
-    grid = torch.stack(
-        [
-            (2 * x / width - 1)[:, None, :].expand(-1, len(offsets), -1),
-            (2 * y / height - 1)[:, :, None].expand(-1, -1, len(offsets)),
-        ],
-        dim=3,
+    x, y = (
+        2 * (middle[:, None] + offsets * scale[:, None]) / side - 1
+        for middle, side in zip(middles, images.shape[:0:-1], strict=True)
     )
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
     sampled = F.grid_sample(images[:, None], grid, align_corners=False)
     margin = (SIDE - BOX) // 2
     inside = F.avg_pool2d(sampled, SAMPLES)[:, 0, margin:-margin, margin:-margin]
@@ -279,9 +264,8 @@ def _centred(ink: Tensor) -> Tensor:
     images = (255 * ink).round().to(torch.uint8)
     mass = images.sum(dim=(1, 2)).clip(1)
     positions = torch.arange(SIDE)
-    shifts = [
-        (SIDE / 2 - 0.5 - (images.sum(dim=3 - axis) * positions).sum(dim=1) / mass).round().long().clip(-4, 4)
-        for axis in (1, 2)
-    ]
-    rows, columns = ((positions - shift[:, None]) % SIDE for shift in shifts)
+    rows, columns = (
+        (positions - (SIDE / 2 - 0.5 - moment / mass).round().long().clip(-4, 4)[:, None]) % SIDE
+        for moment in ((images.sum(dim=3 - axis) * positions).sum(dim=1) for axis in (1, 2))
+    )
     return images[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]

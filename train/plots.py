@@ -1,4 +1,4 @@
-"""The plots of the report and of the consistency table, each returned as PNG bytes."""
+"""The plots of the report, the model card and the tables over seeds and widths, each returned as PNG bytes."""
 
 import io
 from itertools import cycle
@@ -15,10 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from train.checkpoint import Epoch
+from train.data import Split
+from train.predict import Outputs
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
 COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # one per model, repeated
 plt.rc("figure", dpi=110)
+plt.rc("figure.constrained_layout", use=True)
 plt.rc("font", size=10)
 plt.rc("axes", grid=True, axisbelow=True, titlelocation="left")
 plt.rc("axes.spines", top=False, right=False)
@@ -28,28 +31,28 @@ plt.rc("legend", frameon=False)
 
 def training_curves(name: str, history: list[Epoch], target: float) -> bytes:
     """Plot loss, accuracy and the gap between training and test accuracy of one training, by epoch."""
-    epochs = [epoch.epoch for epoch in history]
-    figure, (losses, accuracies, gaps) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    losses.plot(epochs, [epoch.train_loss for epoch in history], color=TRAIN, marker=".", label="training (running)")
-    losses.plot(epochs, [epoch.test_loss for epoch in history], color=TEST, marker=".", label="test")
-    losses.set(title=f"{name}: loss", yscale="log", ylabel="cross-entropy, nats")
-    losses.legend()
-    train = 100 * np.array([epoch.train_accuracy for epoch in history])
-    test = 100 * np.array([epoch.test_accuracy for epoch in history])
-    accuracies.plot(epochs, train, color=TRAIN, marker=".", label="training (running)")
-    accuracies.plot(epochs, test, color=TEST, marker=".", label="test")
-    _target_line(accuracies, target)
-    # Without the first epoch, whose low accuracy would compress the rest of the plot.
-    low = min(train[1:].min(), test[1:].min()) if len(history) > 2 else min(train.min(), test.min())
-    accuracies.set(title=f"{name}: accuracy", ylabel="%", ylim=(max(0, low - 0.3), 100.05))
-    accuracies.legend(loc="lower right")
+    figure, (losses, accuracies, gaps) = plt.subplots(1, 3, figsize=(12, 3.6))
+    epochs = _metric(history, "epoch")
+    for axes, metric, factor in ((losses, "loss", 1), (accuracies, "accuracy", 100)):
+        for split, colour, label in (("train", TRAIN, "training (running)"), ("test", TEST, "test")):
+            values = factor * _metric(history, f"{split}_{metric}")
+            axes.plot(epochs, values, color=colour, marker=".", label=label)
+    train, test = (100 * _metric(history, name) for name in ("train_accuracy", "test_accuracy"))
     gap = train - test
     gaps.bar(epochs, gap, color=[TRAIN if value > 0 else TEST for value in gap])
     gaps.axhline(0, color="black", linewidth=0.8)
+    # Without the first epoch, whose low accuracy would compress the rest of the plot.
+    scaled = slice(1 if len(history) > 2 else 0, None)
     if len(history) > 2:
-        limit = 1.15 * np.abs(gap[1:]).max() + 0.05
+        limit = 1.15 * np.abs(gap[scaled]).max() + 0.05
         gaps.set_ylim(-limit, limit)
+    low = max(0, min(train[scaled].min(), test[scaled].min()) - 0.3)
+    losses.set(title=f"{name}: loss", yscale="log", ylabel="cross-entropy, nats")
+    losses.legend()
+    accuracies.set(title=f"{name}: accuracy", ylabel="%", ylim=(low, 100.05))
+    accuracies.legend(loc="lower right")
     gaps.set(title="training − test", ylabel="percentage points")
+    _target_line(accuracies, target)
     for axes in (losses, accuracies, gaps):
         _epoch_axis(axes, len(history))
     return _png(figure)
@@ -57,14 +60,13 @@ def training_curves(name: str, history: list[Epoch], target: float) -> bytes:
 
 def accuracy_curves(histories: dict[str, list[Epoch]], target: float) -> bytes:
     """Plot the test accuracy of every model by epoch in one figure."""
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4.2))
     lows = []
     for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
-        test = 100 * np.array([epoch.test_accuracy for epoch in history])
-        axes.plot([epoch.epoch for epoch in history], test, color=colour, marker=".", linewidth=1.8)
-        axes.annotate(
-            f" {name} {test[-1]:.2f}", (history[-1].epoch, test[-1]), color=colour, va="center", fontweight="bold"
-        )
+        test = 100 * _metric(history, "test_accuracy")
+        axes.plot(_metric(history, "epoch"), test, color=colour, marker=".", linewidth=1.8)
+        end = (history[-1].epoch, test[-1])
+        axes.annotate(f" {name} {test[-1]:.2f}", end, color=colour, va="center", fontweight="bold")
         lows.append(test[1 if len(test) > 2 else 0 :].min())
     _target_line(axes, target)
     axes.set(title="Test accuracy by epoch", ylabel="%", ylim=(max(0, min(lows) - 0.2), None))
@@ -76,73 +78,57 @@ def accuracy_curves(histories: dict[str, list[Epoch]], target: float) -> bytes:
 
 def confusion(matrix: NDArray[np.int64]) -> bytes:
     """Plot a confusion matrix [10, 10]: rows are true digits, columns predicted ones; only errors are coloured."""
-    errors = matrix.copy()
-    np.fill_diagonal(errors, 0)
-    figure, axes = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.6, 5.2))
+    errors = matrix * ~np.eye(10, dtype=bool)
     axes.imshow(errors, cmap="Oranges", vmax=max(1, errors.max()) * 1.4)
-    for true in range(10):
-        for predicted in range(10):
-            if count := matrix[true, predicted]:
-                style: dict[str, Any] = (
-                    {"color": MUTED} if true == predicted else {"color": "black", "fontweight": "bold"}
-                )
-                axes.text(predicted, true, str(count), ha="center", va="center", **style)
-    axes.set(xticks=range(10), yticks=range(10))
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix, test set")
+    for true, predicted in np.argwhere(matrix):
+        colour, weight = (MUTED, "normal") if true == predicted else ("black", "bold")
+        count = str(matrix[true, predicted])
+        axes.text(predicted, true, count, ha="center", va="center", color=colour, fontweight=weight)
+    axes.set(xticks=range(10), yticks=range(10), xlabel="predicted", ylabel="true", title="Confusion matrix, test set")
     axes.grid(visible=False)
     return _png(figure)
 
 
 def reliability(bins: list[tuple[float, float, int]], error: float) -> bytes:
     """Plot a reliability diagram: the accuracy and the number of images of each bin by its mean confidence."""
+    figure, (accuracies, counts) = plt.subplots(1, 2, figsize=(10, 4))
     confidence, accuracy, count = (np.array(values) for values in zip(*bins, strict=True))
-    figure, (accuracies, counts) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     accuracies.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="calibrated")
     spread = 2 * np.sqrt(accuracy * (1 - accuracy) / count)
     accuracies.errorbar(confidence, accuracy, spread, color=TEST, marker="o", linestyle="none", label="accuracy ± 2 SE")
-    accuracies.set(
-        title=f"Reliability, test set: error {100 * error:.2f} %", xlabel="mean confidence", ylabel="accuracy"
-    )
+    title = f"Reliability, test set: error {100 * error:.2f} %"
+    accuracies.set(title=title, xlabel="mean confidence", ylabel="accuracy")
     accuracies.legend(loc="upper left")
     counts.bar(confidence, count, width=0.04, color=TEST)
     counts.set(title="Images", xlabel="mean confidence", yscale="log", xlim=(0, 1.05))
     return _png(figure)
 
 
-def errors(
-    indices: NDArray[np.int64],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    digits: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
-) -> bytes:
-    """Plot misclassified images [N, 28, 28] with index, true and predicted digit, and the probabilities of both."""
+def errors(wrong: NDArray[np.int64], test: Split, outputs: Outputs) -> bytes:
+    """Plot the `wrong` images of the test set with index, true and predicted digit, and the probabilities of both."""
+    probabilities, digits, *_ = outputs
     columns = 10
-    rows = max(1, -(-len(images) // columns))
-    figure, grid = plt.subplots(rows, columns, figsize=(12, 1.75 * rows), layout="constrained", squeeze=False)
+    rows = max(1, -(-len(wrong) // columns))
+    figure, grid = plt.subplots(rows, columns, figsize=(12, 1.75 * rows), squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, index, image, label, digit, row in zip(
-        grid.flat, indices, images, labels, digits, probabilities, strict=False
-    ):
-        axes.imshow(image, cmap="gray_r", interpolation="nearest")
-        axes.set_title(
-            f"#{index}\n{label}, predicted {digit}\n{row[label]:.2f} · {row[digit]:.2f}", fontsize=8, loc="center"
-        )
+    for axes, index in zip(grid.flat, wrong, strict=False):
+        axes.imshow(test.images[index].numpy(), cmap="gray_r", interpolation="nearest")
+        label, digit, row = int(test.labels[index]), digits[index], probabilities[index]
+        title = f"#{index}\n{label}, predicted {digit}\n{row[label]:.2f} · {row[digit]:.2f}"
+        axes.set_title(title, fontsize=8, loc="center")
     return _png(figure)
 
 
 def consistency(name: str, trials: list[dict[str, Any]], target: float) -> bytes:
     """Plot the test accuracy of every seed by epoch and, in a second plot, at the last epoch."""
-    figure, (by_epoch, last) = plt.subplots(
-        1, 2, figsize=(11, 4), layout="constrained", width_ratios=(2, 1), sharey=True
-    )
+    figure, (by_epoch, last) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(2, 1), sharey=True)
     accuracies = [100 * np.array([epoch["test_accuracy"] for epoch in trial["history"]]) for trial in trials]
     for accuracy in accuracies:
         by_epoch.plot(range(1, len(accuracy) + 1), accuracy, color=TEST, alpha=0.45, linewidth=1.2)
     finals = np.array([accuracy[-1] for accuracy in accuracies])
-    seeds = [trial["settings"]["seed"] for trial in trials]
-    last.scatter(seeds, finals, color=TEST, zorder=3)
+    last.scatter([trial["settings"]["seed"] for trial in trials], finals, color=TEST, zorder=3)
     last.axhline(finals.mean(), color=TEST, linewidth=1, linestyle=":", label=f"mean {finals.mean():.2f}")
     for axes in (by_epoch, last):
         _target_line(axes, target)
@@ -161,35 +147,38 @@ def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, floa
     `figures` are from consistency.summarise; `published` has parameters and accuracy by label. Error bars span the
     worst and the best seed. The axis is the logarithm of the error, labelled as accuracy.
     """
-    figure, axes = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4.8))
     family = sorted((one for one in figures if one["model"].startswith("Model_3")), key=lambda one: one["parameters"])
     others = [one for one in figures if one not in family]
+
+    def label(text: str, point: tuple[int, float], offset: tuple[int, int], colour: str) -> None:
+        axes.annotate(text, point, xytext=offset, textcoords="offset points", color=colour, fontsize=8)
+
     for colour, group, line in ((TEST, family, "-"), (TRAIN, others, "")):
         parameters = [one["parameters"] for one in group]
-        errors = [100 * (1 - one["mean"]) for one in group]
-        spread = [
-            [100 * (one["best"] - one["mean"]) for one in group],
-            [100 * (one["mean"] - one["worst"]) for one in group],
-        ]
-        axes.errorbar(parameters, errors, yerr=spread, color=colour, marker="o", linestyle=line, capsize=3)
-        for one, x, y in zip(group, parameters, errors, strict=True):
-            label = f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"]
-            axes.annotate(label, (x, y), xytext=(8, -16), textcoords="offset points", color=colour, fontsize=8)
+        mean, best, worst = (100 * (1 - np.array([one[key] for one in group])) for key in ("mean", "best", "worst"))
+        axes.errorbar(
+            parameters, mean, (mean - best, worst - mean), color=colour, marker="o", linestyle=line, capsize=3
+        )
+        for one, x, y in zip(group, parameters, mean, strict=True):
+            label(f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"], (x, y), (8, -16), colour)
     for name, (x, accuracy) in published.items():
         axes.plot(x, 100 * (1 - accuracy), color=MUTED, marker="x", linestyle="")
-        axes.annotate(
-            name, (x, 100 * (1 - accuracy)), xytext=(4, 5), textcoords="offset points", color=MUTED, fontsize=8
-        )
+        label(name, (x, 100 * (1 - accuracy)), (4, 5), MUTED)
     axes.axhline(100 * (1 - target), color=TARGET, linewidth=1, linestyle="--")
-    axes.set(
-        xscale="log", yscale="log", xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters"
-    )
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters")
     axes.invert_yaxis()
     ticks = [3, 2, 1, 0.8, 0.6, 0.5, 0.4, 0.3]
     axes.set_yticks(ticks, [f"{100 - tick:g}" for tick in ticks], minor=False)
-    axes.set_xticks([500, 1_000, 2_000, 4_000, 8_000], ["500", "1,000", "2,000", "4,000", "8,000"])
+    ticks = [500, 1_000, 2_000, 4_000, 8_000]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     return _png(figure)
+
+
+def _metric(history: list[Epoch], name: str) -> NDArray[Any]:
+    return np.array([getattr(epoch, name) for epoch in history])
 
 
 def _epoch_axis(axes: Axes, epochs: int) -> None:
@@ -199,14 +188,8 @@ def _epoch_axis(axes: Axes, epochs: int) -> None:
 
 def _target_line(axes: Axes, target: float) -> None:
     axes.axhline(100 * target, color=TARGET, linewidth=1, linestyle="--")
-    axes.annotate(
-        f"goal {100 * target:.2f}",
-        (0.01, 100 * target),
-        xycoords=("axes fraction", "data"),
-        color=TARGET,
-        va="bottom",
-        fontsize=9,
-    )
+    left, label = axes.get_yaxis_transform(), f"goal {100 * target:.2f}"
+    axes.text(0.01, 100 * target, label, transform=left, color=TARGET, va="bottom", fontsize=9)
 
 
 def _png(figure: Figure) -> bytes:

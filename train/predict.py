@@ -10,8 +10,10 @@ from model.classifier import DigitClassifier
 
 BATCH_SIZE = 1_000
 
+Outputs = tuple[NDArray[Any], ...]  # probabilities [N, 10], digits [N] and, with a doubt head, doubts [N]
 
-def predict(classifier: DigitClassifier, images: Tensor) -> tuple[NDArray[Any], ...]:
+
+def predict(classifier: DigitClassifier, images: Tensor) -> Outputs:
     """Return the outputs of `classifier` for uint8 [N, 28, 28] `images`; see DigitClassifier.forward."""
     classifier = classifier.cpu().eval()
     with torch.inference_mode():

@@ -4,14 +4,16 @@ from pathlib import Path
 
 from model import contract
 from model.contract import SIDE
-from train import calibration, paths, plots, verify
-from train.consistency import percent, sentence
+from train import paths
+from train.calibration import calibration
+from train.consistency import sentence
 from train.data import Data, load
 from train.errors import SettingsError
 from train.files import read_json, write_together
-from train.markdown import table
+from train.markdown import percent, table
 from train.progression import TARGET_ACCURACY
 from train.report import doubt_table
+from train.verify import Export, verify
 
 CARD, RELIABILITY = "README.md", "reliability.png"
 
@@ -23,34 +25,30 @@ def release(source: Path, *, data_directory: Path, destination: Path = paths.REL
     if a file cannot be read or written; then nothing is copied.
     """
     data = load(data_directory)
-    export = verify.verify(source, data)
+    export = verify(source, data)
     manifest = export.manifest
-    accuracy = f"{100 * manifest.test_accuracy:.2f} %"
+    accuracy = percent(manifest.test_accuracy)
     if manifest.test_accuracy < TARGET_ACCURACY and not force:
         raise SettingsError(
-            f"{source}: expected {100 * TARGET_ACCURACY:.2f} % or more on the test set, found {accuracy}: "
+            f"{source}: expected {percent(TARGET_ACCURACY)} or more on the test set, found {accuracy}: "
             "use --force to release it anyway"
         )
-    found = calibration.calibrate(export.classifier, data)
-    files = {CARD: model_card(export, data, found).encode(), RELIABILITY: plots.reliability(found.bins, found.error)}
-    write_together(destination, {**files, **export.files})
+    confidence, diagram = calibration(data, export.validation, export.test, RELIABILITY)
+    card = model_card(export, data, confidence).encode()
+    write_together(destination, {CARD: card, RELIABILITY: diagram, **export.files})
     print(f"Released {manifest.model}, {accuracy} on the test set: {destination}")
 
 
-def model_card(export: verify.Export, data: Data, found: calibration.Calibration) -> str:
-    """Return the model card of a verified `export`, in Markdown, with the calibration that was `found`."""
+def model_card(export: Export, data: Data, confidence: str) -> str:
+    """Return the model card of a verified `export`, in Markdown. `confidence` is the text of its calibration."""
     manifest, parity = export.manifest, export.parity
     graph, weights = manifest.onnx, manifest.weights
+    correct = f"({manifest.test_correct} of {manifest.test_total})"
+    different = f"{parity.label_mismatches} of {parity.images}"
     accuracy = [
-        [
-            "test accuracy of this network",
-            f"{percent(manifest.test_accuracy)} ({manifest.test_correct} of {manifest.test_total})",
-        ],
+        ["test accuracy of this network", f"{percent(manifest.test_accuracy)} {correct}"],
         ["validation accuracy of this network", percent(manifest.validation_accuracy)],
-        [
-            "test images with different labels in ONNX Runtime and PyTorch",
-            f"{parity.label_mismatches} of {parity.images}",
-        ],
+        ["test images with different labels in ONNX Runtime and PyTorch", different],
         ["largest difference of a probability", f"{parity.max_abs_probability_difference:.1e}"],
     ]
     return f"""# {manifest.model}: handwritten digit classifier, {manifest.parameters:,} parameters
@@ -88,13 +86,7 @@ Test it on your own images before any decision about people or money depends on 
 
 ## Confidence
 
-Expected calibration error on the test images: {100 * found.error:.2f} %, with {calibration.BINS} bins. For a higher
-accuracy, accept only predictions from a confidence threshold on. The thresholds are chosen on the validation images:
-
-{calibration.table(found)}
-
-![Accuracy by mean confidence]({RELIABILITY})
-
+{confidence}
 ## Doubt
 
 {doubt_table(manifest)}

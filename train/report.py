@@ -1,5 +1,6 @@
 """The report of a run in Markdown with plots: target, recipe, results and findings of each model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,66 +8,67 @@ import numpy as np
 from model.classifier import DigitClassifier
 from model.contract import Manifest
 from model.networks import parameter_count
-from train import calibration, plots
-from train.consistency import percent
-from train.data import Data
+from train import plots
+from train.calibration import calibration
+from train.data import Data, Split
 from train.files import write_bytes
 from train.layer_table import layers
-from train.markdown import table
-from train.predict import predict
+from train.markdown import percent, table
+from train.predict import Outputs, predict
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
 from train.training import Trained
+from train.verify import Export
 
 SHOWN_ERRORS = 100
 
 
-def write(out: Path, trained: list[Trained], data: Data, manifest: Manifest | None) -> Path:
+def write(out: Path, trained: list[Trained], data: Data, export: Export | None) -> Path:
     """Write `out`/report.md and its plots in `out`/report, and return the path of report.md.
 
-    `manifest` is that of the export; without one, calibration and errors are those of the last model.
+    Calibration and errors are those of the `export` or, without one, of the last model.
     """
+    if export:
+        name, validation, test = export.manifest.model, export.validation, export.test
+    else:
+        name, classifier = trained[-1].experiment.name, DigitClassifier(trained[-1].network)
+        validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
     folder = out / "report"
-    shown = next((model for model in trained if manifest and model.experiment.name == manifest.model), trained[-1])
+    histories = {model.experiment.name: model.history for model in trained}
+    progression = plots.accuracy_curves(histories, TARGET_ACCURACY)
+    confidence, reliability = calibration(data, validation, test, "report/reliability.png")
+    write_bytes(folder / "reliability.png", reliability)
     parts = [
         f"# The progression on {data.name}\n",
         f"Goal: {percent(TARGET_ACCURACY)} test accuracy at the last epoch, with at most {EPOCH_BUDGET} epochs and "
         f"{PARAMETER_BUDGET:,} parameters. {len(data.train):,} training images, {len(data.validation):,} validation "
         f"images (held out), and {len(data.test):,} test images, which are only reported, never used. Seed "
-        f"{shown.seed}: this is one run; for many seeds, see `python -m train consistency`.\n",
+        f"{trained[-1].seed}: this is one run; for many seeds, see `python -m train consistency`.\n",
         _comparison(trained),
-        _export(manifest),
-        _image(
-            folder / "progression.png",
-            plots.accuracy_curves({model.experiment.name: model.history for model in trained}, TARGET_ACCURACY),
-            "Test accuracy of each model by epoch",
-        ),
+        _export(export.manifest if export else None),
+        _image(folder / "progression.png", progression, "Test accuracy of each model by epoch"),
+        *(_section(model, data, folder) for model in trained),
+        f"## Confidence of {name}\n\n{confidence}",
+        *([f"## Doubt of the export\n\n{doubt_table(export.manifest)}"] if export else []),
+        f"## Errors of {name}\n\n{_errors(data.test, test, folder)}",
     ]
-    for model in trained:
-        parts += _section(model, data, folder)
-    parts += _confidence(shown, data, folder)
-    if manifest:
-        parts += ["## Doubt of the export\n", doubt_table(manifest)]
-    parts += _errors(shown, data, folder)
     write_bytes(out / "report.md", "\n".join(parts).encode())
     return out / "report.md"
 
 
 def _comparison(trained: list[Trained]) -> str:
-    columns = ["parameters", "epochs", "validation, last epoch", "test, last epoch"]
+    columns = ["", "parameters", "epochs", "validation, last epoch", "test, last epoch"]
     columns += ["best test (reference)", "best training (reference)"]
     rows = []
     for model in trained:
         experiment, last = model.experiment, model.history[-1]
         train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
-        best_test, best_train = (
-            percent(max(getattr(epoch, name) for epoch in model.history))
-            for name in ("test_accuracy", "train_accuracy")
-        )
         row = [experiment.name, f"{parameter_count(model.network):,}", str(len(model.history))]
         row += [percent(last.validation_accuracy), f"**{percent(last.test_accuracy)}**"]
-        rows.append([*row, best_test + test, best_train + train])
+        row += [percent(max(epoch.test_accuracy for epoch in model.history)) + test]
+        row += [percent(max(epoch.train_accuracy for epoch in model.history)) + train]
+        rows.append(row)
     best = "“Best” is the maximum of all epochs, as in the reference; it selects nothing."
-    return f"{table(['', *columns], rows)}\n\n{best}\n"
+    return f"{table(columns, rows)}\n\n{best}\n"
 
 
 def _export(manifest: Manifest | None) -> str:
@@ -82,30 +84,34 @@ def _export(manifest: Manifest | None) -> str:
     )
 
 
-def _section(model: Trained, data: Data, folder: Path) -> list[str]:
-    experiment = model.experiment
+def _section(model: Trained, data: Data, folder: Path) -> str:
+    experiment, name = model.experiment, model.experiment.name
     rows = [
         [layer.name, "×".join(map(str, layer.output_shape)), str(layer.parameters or ""), str(layer.receptive_field)]
         for layer in layers(experiment.network())
     ]
-    return [
-        f"## {experiment.name}\n",
-        "**Target**\n",
-        *(f"- {target}" for target in experiment.target),
-        f"\n**Recipe**: {experiment.recipe}.\n",
-        f"**Expected**: {experiment.expectation}.\n",
-        "**Result**\n",
-        *(f"- {finding}" for finding in findings(model, len(data.test))),
-        "",
-        _image(
-            folder / f"{experiment.name}.png",
-            plots.training_curves(experiment.name, model.history, TARGET_ACCURACY),
-            f"Loss, accuracy and gap of {experiment.name} by epoch",
-        ),
-        f"<details><summary>Layers of {experiment.name}, {parameter_count(model.network):,} parameters</summary>\n",
-        table(["layer", "output", "parameters", "receptive field"], rows, left=2),
-        "\n</details>\n",
-    ]
+    curves = plots.training_curves(name, model.history, TARGET_ACCURACY)
+    return f"""## {name}
+
+**Target**
+
+{_bullets(experiment.target)}
+
+**Recipe**: {experiment.recipe}.
+
+**Expected**: {experiment.expectation}.
+
+**Result**
+
+{_bullets(findings(model, len(data.test)))}
+
+{_image(folder / f"{name}.png", curves, f"Loss, accuracy and gap of {name} by epoch")}
+<details><summary>Layers of {name}, {parameter_count(model.network):,} parameters</summary>
+
+{table(["layer", "output", "parameters", "receptive field"], rows, left=2)}
+
+</details>
+"""
 
 
 def findings(model: Trained, test_images: int) -> list[str]:
@@ -133,9 +139,8 @@ def findings(model: Trained, test_images: int) -> list[str]:
     ]
 
 
-def _errors(model: Trained, data: Data, folder: Path) -> list[str]:
-    test = data.test
-    probabilities, digits = predict(DigitClassifier(model.network), test.images)
+def _errors(test: Split, outputs: Outputs, folder: Path) -> str:
+    probabilities, digits, *_ = outputs
     labels = test.labels.numpy()
     matrix = np.zeros((10, 10), dtype=np.int64)
     np.add.at(matrix, (labels, digits), 1)
@@ -143,30 +148,13 @@ def _errors(model: Trained, data: Data, folder: Path) -> list[str]:
     # Highest confidence first: these errors tell most about the network.
     wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
     shown = wrong[:SHOWN_ERRORS]
-    return [
-        f"## Errors of {model.experiment.name}\n",
-        f"{len(wrong)} of {len(test):,} test images are misclassified"
-        + (f"; the {len(shown)} with the highest confidence are shown" if len(shown) < len(wrong) else "")
-        + ". Titles show the probabilities of the true and of the predicted digit.\n",
-        _image(folder / "confusion.png", plots.confusion(matrix), "Confusion matrix"),
-        _image(
-            folder / "mistakes.png",
-            plots.errors(shown, test.images.numpy()[shown], labels[shown], digits[shown], probabilities[shown]),
-            "Misclassified test images",
-        ),
-    ]
+    some = f"; the {len(shown)} with the highest confidence are shown" if len(shown) < len(wrong) else ""
+    return f"""\
+{len(wrong)} of {len(test):,} test images are misclassified{some}. Titles show the probabilities of the true and of the
+predicted digit.
 
-
-def _confidence(model: Trained, data: Data, folder: Path) -> list[str]:
-    found = calibration.calibrate(DigitClassifier(model.network), data)
-    return [
-        f"## Confidence of {model.experiment.name}\n",
-        f"Expected calibration error on the test images: {percent(found.error)}, with {calibration.BINS} bins.\n",
-        _image(folder / "reliability.png", plots.reliability(found.bins, found.error), "Accuracy by mean confidence"),
-        "Coverage and accuracy if only predictions from a confidence threshold on are accepted. The thresholds are "
-        "chosen on the validation images:\n",
-        calibration.table(found) + "\n",
-    ]
+{_image(folder / "confusion.png", plots.confusion(matrix), "Confusion matrix")}
+{_image(folder / "mistakes.png", plots.errors(shown, test, outputs), "Misclassified test images")}"""
 
 
 def doubt_table(manifest: Manifest) -> str:
@@ -181,6 +169,10 @@ def doubt_table(manifest: Manifest) -> str:
         "Fraction of synthetic non-digits that are doubted (the same kinds as in fitting, other images):\n\n"
         f"{table(['kind of non-digit', 'doubted'], rows)}\n"
     )
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _image(path: Path, png: bytes, description: str) -> str:

@@ -4,17 +4,16 @@ import os
 import sys
 from pathlib import Path
 
-from model.contract import Manifest
 from model.networks import parameter_count
 from train import device as devices
 from train import report
 from train.data import Data, load
-from train.errors import DivergenceError, VerificationError
+from train.errors import VerificationError
 from train.export import export
-from train.lock import locked
-from train.memory import check_memory
+from train.files import locked
 from train.progression import PARAMETER_BUDGET, experiments
 from train.training import Trained, Training, max_workers, train_all
+from train.verify import Export
 
 
 def run(
@@ -30,7 +29,7 @@ def run(
         Training(one, seed, out / one.name, device_name, progress_interval) for one in experiments(models, epochs)
     ]
     device = _describe_device(device_name, len(trainings))
-    check_memory()
+    devices.check_memory()
     with locked(out):
         data = load(data_directory)
         print(f"Device: {device}")
@@ -38,17 +37,15 @@ def run(
             f"Data: {data.name}, {len(data.train)} training, {len(data.validation)} validation and "
             f"{len(data.test)} test images"
         )
-        trained = []
-        for result in train_all(trainings, data, noun="models"):
-            if isinstance(result, DivergenceError):
-                raise result
-            trained.append(result)
+        trained, errors = train_all(trainings, data, noun="models")
+        for error in errors.values():
+            raise error
         try:
-            manifest = _export(trained, data, out / "release")
+            exported = _export(trained, data, out / "release")
         except VerificationError:
             report.write(out, trained, data, None)  # the training curves are still useful
             raise
-        print(f"Report: {report.write(out, trained, data, manifest)}")
+        print(f"Report: {report.write(out, trained, data, exported)}")
 
 
 def _describe_device(device_name: str, trainings: int) -> str:
@@ -60,24 +57,22 @@ def _describe_device(device_name: str, trainings: int) -> str:
     return "; ".join([devices.describe(device), *notes])
 
 
-def _export(trained: list[Trained], data: Data, folder: Path) -> Manifest | None:
+def _export(trained: list[Trained], data: Data, folder: Path) -> Export | None:
     best = best_within_budget(trained)
     if best is None:
         print(f"\nNothing exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters")
         return None
-    manifest = export(best, data, folder)
+    exported = export(best, data, folder)
+    manifest, doubt = exported.manifest, exported.manifest.doubt
+    assert doubt
     print(
         f"\nExported {best.experiment.name}, the best model within {PARAMETER_BUDGET:,} parameters by validation "
         f"accuracy ({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"
-        f"Verified on {manifest.parity.images} test images: every label equals PyTorch's, probabilities within "
-        f"{manifest.parity.max_abs_probability_difference:.1e}; {manifest.test_correct} correct"
+        f"Verified {exported.outcome()}\n"
+        f"Doubt: {100 * sum(doubt.caught.values()) / len(doubt.caught):.1f}% of synthetic non-digits and "
+        f"{100 * doubt.test_doubted:.2f}% of the test images are doubted; {doubt.parameters} parameters"
     )
-    if doubt := manifest.doubt:
-        print(
-            f"Doubt: {100 * sum(doubt.caught.values()) / len(doubt.caught):.1f}% of synthetic non-digits and "
-            f"{100 * doubt.test_doubted:.2f}% of the test images are doubted; {doubt.parameters} parameters"
-        )
-    return manifest
+    return exported
 
 
 def best_within_budget(trained: list[Trained]) -> Trained | None:

@@ -1,6 +1,6 @@
 """Train experiments with seeds in parallel, resume them from their checkpoints, and print their progress.
 
-Used by `python -m train` (several models) and `python -m train consistency` (several seeds).
+Used by `python -m train` (several models), `consistency` (several seeds) and `frontier` (both).
 """
 
 import os
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from train import device as devices
-from train import memory
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data
 from train.errors import DivergenceError, SettingsError
@@ -58,8 +57,10 @@ class Training:
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
-def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int = 1) -> list[Trained | DivergenceError]:
-    """Train all `trainings` to the last epoch and return their results in order.
+def train_all(
+    trainings: list[Training], data: Data, *, noun: str, per_gpu: int = 1
+) -> tuple[list[Trained], dict[Training, DivergenceError]]:
+    """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
 
     Finished trainings are not repeated; interrupted ones resume after their last epoch. `noun` is "models" or "seeds",
     for messages; a GPU runs `per_gpu` trainings at the same time. Raises SettingsError or TrainError if a training
@@ -81,7 +82,8 @@ def train_all(trainings: list[Training], data: Data, *, noun: str, per_gpu: int 
         if error:
             errors[pending[number]] = error
         _write_files(pending[number].folder, files)
-    return [errors.get(one) or one.restore(data) for one in trainings]
+    finished = [one.restore(data) for one in trainings if one not in errors]
+    return finished, {one: errors[one] for one in trainings if one in errors}
 
 
 def max_workers(trainings: int, device_name: str, per_gpu: int = 1) -> int:
@@ -91,7 +93,7 @@ def max_workers(trainings: int, device_name: str, per_gpu: int = 1) -> int:
     """
     if devices.pick(device_name).type == "cuda":
         trainings = min(trainings, per_gpu)
-    return max(1, min(trainings, torch.get_num_threads(), memory.available_memory() // memory.REQUIRED))
+    return max(1, min(trainings, torch.get_num_threads(), devices.available_memory() // devices.REQUIRED_MEMORY))
 
 
 def _train(training: Training, data: Data) -> Result:

@@ -3,7 +3,9 @@
 Exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are served.
 """
 
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,29 @@ import safetensors
 import safetensors.torch
 from numpy.typing import NDArray
 from onnx.external_data_helper import uses_external_data
-from torch import nn
+from torch import Tensor, nn
 
 from model import contract
 from model.classifier import DigitClassifier, DoubtHead
 from model.networks import parameter_count
 from train import doubt as doubts
-from train.data import Data, Split
+from train.data import Data
 from train.errors import VerificationError
 from train.files import read_bytes, sha256
-from train.predict import predict
+from train.nondigits import KINDS
+from train.predict import Outputs, predict
 from train.progression import PROGRESSION
 
 TOLERANCE = 1e-4  # maximum difference of a probability
 DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are in the tens
-FRACTION_TOLERANCE = 0.005  # of the doubted fractions: processors draw a few pixels of non-digits differently
+# How much a field of the manifest may differ on another processor, which rounds differently. A few pixels of non-digits
+# are also drawn differently.
+ROUNDING = {
+    "parity.max_abs_probability_difference": TOLERANCE,
+    "parity.max_abs_doubt_difference": DOUBT_TOLERANCE,
+    "doubt.threshold": DOUBT_TOLERANCE,
+    **{f"doubt.caught.{kind}": 0.005 for kind in KINDS},
+}
 DOUBT = "doubt."  # prefix of the doubt head's weights
 BATCH_SIZES = (1, 7, 64, 10_000)
 LEVELS = {
@@ -37,17 +47,24 @@ LEVELS = {
 }
 
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
-Outputs = tuple[NDArray[Any], ...]  # probabilities, digits and doubts
 
 
 @dataclass(frozen=True)
 class Export:
-    """A verified export: its manifest, its files' content by name, its classifier and the measured parity."""
+    """A verified export: its manifest, its files' content by name, and what was measured."""
 
     manifest: contract.Manifest
     files: dict[str, bytes]  # the manifest last
-    classifier: DigitClassifier
     parity: contract.Parity
+    validation: Outputs  # of the network in PyTorch on the validation set
+    test: Outputs
+
+    def outcome(self) -> str:
+        """Return the outcome of the verification in words."""
+        return (
+            f"on {self.parity.images} test images: every label equals PyTorch's, probabilities within "
+            f"{self.parity.max_abs_probability_difference:.1e}; {self.manifest.test_correct} correct"
+        )
 
 
 def verify(folder: Path, data: Data) -> Export:
@@ -74,28 +91,11 @@ def verify(folder: Path, data: Data) -> Export:
     graph = load_graph(files[contract.GRAPH])
     _check_stated(path, stated, {"onnx": {"opset": graph.opset_import[0].version}})
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
-    stated_metadata = contract.metadata(stated)
-    _check_stated(path, stated_metadata, {name: metadata.get(name) for name in stated_metadata})
+    _check_stated(path, contract.metadata(stated), {name: metadata.get(name) for name in contract.METADATA})
     classifier = load_classifier(PROGRESSION[manifest.model].network(), files[contract.WEIGHTS], folder)
-    facts = classifier_facts(files[contract.GRAPH], classifier, data)
-    found = {name: asdict(fact) if is_dataclass(fact) else fact for name, fact in facts.items()}  # type: ignore[arg-type]
-    _accept_rounding(stated, found)
-    _check_stated(path, stated, found)
-    return Export(manifest, files | {contract.MANIFEST: content}, classifier, facts["parity"])
-
-
-def _accept_rounding(stated: dict[str, Any], found: dict[str, Any]) -> None:
-    """Replace the found values by the stated ones if they differ only by the rounding of another processor."""
-    parity, doubt, caught = found["parity"], found["doubt"], found["doubt"]["caught"]
-    for name, limit in (("max_abs_probability_difference", TOLERANCE), ("max_abs_doubt_difference", DOUBT_TOLERANCE)):
-        value = stated["parity"][name]
-        if value is not None and 0 <= value <= limit:
-            parity[name] = value
-    if abs(stated["doubt"]["threshold"] - doubt["threshold"]) <= DOUBT_TOLERANCE:
-        doubt["threshold"] = stated["doubt"]["threshold"]
-    for name, value in stated["doubt"]["caught"].items():
-        if abs(value - caught.get(name, value)) <= FRACTION_TOLERANCE:
-            caught[name] = value
+    facts, validation, test = classifier_facts(files[contract.GRAPH], classifier, data)
+    _check_stated(path, stated, facts | {name: asdict(facts[name]) for name in ("parity", "doubt")})
+    return Export(manifest, files | {contract.MANIFEST: content}, facts["parity"], validation, test)
 
 
 def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
@@ -106,30 +106,33 @@ def file_facts(files: dict[str, bytes]) -> dict[str, Any]:
     }
 
 
-def classifier_facts(graph: bytes, classifier: DigitClassifier, data: Data) -> dict[str, Any]:
-    """Return the manifest's fields about `classifier` and `graph`, measured on `data`. Raises the errors of compare."""
-    parity = compare(graph, classifier, data.test)
-    test_correct, validation_correct = (
-        int((predict(classifier, split.images)[1] == split.labels.cpu().numpy()).sum())
-        for split in (data.test, data.validation)
-    )
-    return {
+def classifier_facts(graph: bytes, classifier: DigitClassifier, data: Data) -> tuple[dict[str, Any], Outputs, Outputs]:
+    """Return the manifest's fields about `classifier` and `graph`, and the outputs on validation and test set.
+
+    Raises the errors of compare.
+    """
+    validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
+    test_correct = int((test[1] == data.test.labels.numpy()).sum())
+    facts = {
         "parameters": parameter_count(classifier.network),
-        "validation_accuracy": validation_correct / len(data.validation),
+        "validation_accuracy": int((validation[1] == data.validation.labels.numpy()).sum()) / len(data.validation),
         "test_accuracy": test_correct / len(data.test),
         "test_correct": test_correct,
         "test_total": len(data.test),
-        "parity": parity,
-        "doubt": doubts.measure(classifier, data),
+        "parity": compare(graph, data.test.images, test),
+        "doubt": doubts.measure(classifier, data, validation, test),
     }
+    return facts, validation, test
 
 
 def _check_stated(path: Path, stated: dict[str, Any], found: dict[str, Any], within: str = "") -> None:
+    """Raise VerificationError if a value of `found` is not as stated in the manifest at `path`, up to ROUNDING."""
     for name, value in found.items():
+        given, field = stated.get(name), f"{within}{name}"
         if isinstance(value, dict):
-            _check_stated(path, stated[name], value, f"{within}{name}.")
-        elif stated.get(name) != value:
-            raise VerificationError(f"{path}: expected {within}{name} as stated, {stated.get(name)}, found {value}")
+            _check_stated(path, stated[name], value, f"{field}.")
+        elif given != value and not (isinstance(given, float) and abs(given - value) <= ROUNDING.get(field, 0)):
+            raise VerificationError(f"{path}: expected {field} as stated, {given}, found {value}")
 
 
 def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitClassifier:
@@ -157,74 +160,80 @@ def weights(classifier: DigitClassifier) -> bytes:
     return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
-def compare(graph: bytes, classifier: DigitClassifier, test: Split) -> contract.Parity:
-    """Compare `graph` in ONNX Runtime with `classifier` in PyTorch on every image of `test`.
+def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
+    """Compare the outputs of `graph` in ONNX Runtime with the outputs `expected`, of PyTorch, on all test `images`.
 
     For every batch size of BATCH_SIZES, with graph optimisation off and on, labels must be equal on every image,
     probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises VerificationError with the images that
-    differ.
+    differ, or if the graph does not run or breaks the contract.
     """
-    load_graph(graph)
-    expected = predict(classifier, test.images)
-    images, largest, largest_doubt = test.images.cpu().numpy(), 0.0, 0.0
+    differences = [_differences(expected, found, setting) for setting, found in _run(graph, images.cpu().numpy())]
+    probability, doubt = map(max, zip(*differences, strict=True))
+    return contract.Parity(len(images), 0, probability, doubt)
+
+
+def _run(graph: bytes, images: NDArray[np.uint8]) -> Iterator[tuple[str, Outputs]]:
+    """Run `graph` on `images` in every setting, and yield the setting in words and the outputs."""
     for level, optimisation in LEVELS.items():
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = optimisation
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        for size in BATCH_SIZES:
-            batches = np.split(images, range(size, len(images), size))
-            runs = [session.run(OUTPUT_NAMES, {contract.IMAGE.name: batch}) for batch in batches]
-            found = tuple(map(np.concatenate, zip(*runs, strict=True)))
-            differences = _differences(expected, found, f"at batch size {size}, optimisation {level}")
-            largest, largest_doubt = max(largest, differences[0]), max(largest_doubt, differences[1])
-    return contract.Parity(len(images), 0, largest, largest_doubt)
+        with _graph_errors():
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            contract.check_graph(session)
+            for size in BATCH_SIZES:
+                batches = np.split(images, range(size, len(images), size))
+                runs = [session.run(OUTPUT_NAMES, {contract.IMAGE.name: batch}) for batch in batches]
+                outputs = tuple(map(np.concatenate, zip(*runs, strict=True)))
+                yield f"at batch size {size}, optimisation {level}", outputs
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
     """Return the largest differences of a probability and of a doubt. Raises VerificationError if too large."""
-    probabilities, digits, doubt = expected
-    found_probabilities, found_digits, found_doubt = found
-    difference = np.abs(found_probabilities - probabilities).max(axis=1)
-    same = (found_digits == digits) & (found_probabilities.argmax(axis=1) == digits)
-    wrong = np.flatnonzero(~(same & (difference <= TOLERANCE)))  # written so that NaN counts as wrong
-    if wrong.size:
-        examples = ", ".join(
-            f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, "
-            f"ONNX {found_digits[i]} at {found_probabilities[i].max():.4f})"
-            for i in wrong[:5]
-        )
-        raise VerificationError(
-            f"the ONNX graph does not predict as the network: {setting}, "
-            f"{len(wrong)} of {len(digits)} test images differ in label ({int((~same).sum())}) or by more than "
-            f"{TOLERANCE:g} in probability (at most {difference.max():.3g}): "
-            f"{examples}{', …' if len(wrong) > 5 else ''}"
-        )
-    doubt_difference = np.abs(found_doubt - doubt)
-    wrong = np.flatnonzero(~(doubt_difference <= DOUBT_TOLERANCE))
-    if wrong.size:
-        raise VerificationError(
-            f"the ONNX graph's doubt differs from the network's: {setting}, {len(wrong)} of {len(digits)} test images "
-            f"differ by more than {DOUBT_TOLERANCE:g} (at most {doubt_difference.max():.3g}): "
-            f"{', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''}"
-        )
-    return float(difference.max()), float(doubt_difference.max())
+    probabilities, digits, _ = expected
+    label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
+    probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])
+    for wrong, problem, how in (
+        (
+            label | ~(probability <= TOLERANCE),  # written so that NaN counts as wrong
+            "the ONNX graph does not predict as the network",
+            f"in label ({label.sum()}) or by more than {TOLERANCE:g} in probability (at most {probability.max():.3g})",
+        ),
+        (
+            ~(doubt <= DOUBT_TOLERANCE),
+            "the ONNX graph's doubt differs from the network's",
+            f"by more than {DOUBT_TOLERANCE:g} (at most {doubt.max():.3g})",
+        ),
+    ):
+        if wrong.any():
+            images = ", ".join(
+                f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, "
+                f"ONNX {found[1][i]} at {found[0][i].max():.4f})"
+                for i in np.flatnonzero(wrong)[:5]
+            )
+            some = f"{wrong.sum()} of {len(digits)} test images differ"
+            raise VerificationError(f"{problem}: {setting}, {some} {how}, the first: {images}")
+    return float(probability.max()), float(doubt.max())
 
 
 def load_graph(content: bytes) -> onnx.ModelProto:
-    """Parse an ONNX graph. Raises VerificationError unless it is valid, one file, and follows the contract."""
-    try:
+    """Parse an ONNX graph. Raises VerificationError unless it is valid and one file; compare checks the contract."""
+    with _graph_errors():
         graph = onnx.load_from_string(content)
         _check_one_file(graph)
         onnx.checker.check_model(content, full_check=True)
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        contract.check_graph(session)
-        session.run(OUTPUT_NAMES, {contract.IMAGE.name: np.zeros((2, *contract.IMAGE.shape), contract.IMAGE.dtype)})
+    return graph
+
+
+@contextmanager
+def _graph_errors() -> Iterator[None]:
+    """Raise a VerificationError for any error about an ONNX graph."""
+    try:
+        yield
     except contract.ContractError as error:
         raise VerificationError(f"the ONNX graph: {error}") from error
     except Exception as error:  # each library has many exception types
         raise VerificationError(f"expected a valid ONNX graph, found: {error}") from error
-    return graph
 
 
 def _check_one_file(message: Any) -> None:

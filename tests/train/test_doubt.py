@@ -29,7 +29,8 @@ def test_fit_tells_digits_from_others_and_leaves_the_network(network, data):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     classifier = DigitClassifier(network, doubt.fit(network, data))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    found = doubt.measure(classifier, data)
+    outputs = (predict(classifier, split.images) for split in (data.validation, data.test))
+    found = doubt.measure(classifier, data, *outputs)
     assert found.validation_doubted == 0.01
     assert found.test_doubted <= 0.05
     assert min(found.caught.values()) > 0.3

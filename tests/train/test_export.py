@@ -21,6 +21,7 @@ from train.data import load
 from train.errors import TrainError, VerificationError
 from train.files import sha256, write_json
 from train.nondigits import KINDS
+from train.predict import predict
 from train.progression import PROGRESSION
 from train.training import Trained
 
@@ -93,7 +94,7 @@ def test_any_batch_size_is_accepted(graph):
 
 @pytest.mark.slow
 def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, classifier, mnist):
-    parity = verify.compare(graph, classifier, mnist.test)
+    parity = verify.compare(graph, mnist.test.images, predict(classifier, mnist.test.images))
     assert (parity.images, parity.label_mismatches) == (10_000, 0)
     assert parity.max_abs_probability_difference <= 1e-4
     assert parity.max_abs_doubt_difference <= 1e-3
@@ -101,7 +102,7 @@ def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, class
 
 def test_graph_with_one_weight_changed_is_refused_naming_images(graph, classifier, data):
     with pytest.raises(VerificationError, match=r"\d+ of 300 test images differ .*: \d+ \(PyTorch \d at 0\.\d+, ONNX"):
-        verify.compare(with_one_weight_changed(graph), classifier, data.test)
+        verify.compare(with_one_weight_changed(graph), data.test.images, predict(classifier, data.test.images))
 
 
 def test_graph_whose_digit_is_not_the_most_probable_is_refused(graph, classifier, data):
@@ -109,7 +110,7 @@ def test_graph_whose_digit_is_not_the_most_probable_is_refused(graph, classifier
     (node,) = (node for node in model.graph.node if node.op_type == "ArgMax")
     node.op_type = "ArgMin"
     with pytest.raises(VerificationError, match="differ in label"):
-        verify.compare(model.SerializeToString(), classifier, data.test)
+        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
 def test_graph_with_another_doubt_is_refused(graph, classifier, data):
@@ -117,13 +118,13 @@ def test_graph_with_another_doubt_is_refused(graph, classifier, data):
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("detectors.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
     with pytest.raises(VerificationError, match=r"doubt differs from the network's: .*300 of 300 test images differ"):
-        verify.compare(model.SerializeToString(), classifier, data.test)
+        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
 def test_graph_without_doubt_is_refused(classifier, data):
     without = export.to_onnx(DigitClassifier(classifier.network), {})
     with pytest.raises(VerificationError, match=r"expected a valid ONNX graph, found: .*doubt"):
-        verify.compare(without, classifier, data.test)
+        verify.compare(without, data.test.images, predict(classifier, data.test.images))
 
 
 def test_graph_without_doubt_can_still_be_served(classifier):
@@ -141,7 +142,7 @@ def test_graph_of_another_contract_is_refused(graph, classifier, data):
     model.graph.output[1].name = "label"
     next(node for node in model.graph.node if node.op_type == "ArgMax").output[0] = "label"
     with pytest.raises(VerificationError, match=r"expected outputs .*digit.*found .*label"):
-        verify.compare(model.SerializeToString(), classifier, data.test)
+        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
 def test_graph_that_loads_but_does_not_run_is_refused(graph, classifier, data):
@@ -151,12 +152,12 @@ def test_graph_that_loads_but_does_not_run_is_refused(graph, classifier, data):
     node.CopyFrom(reshape)
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 28, 27]), "impossible"))
     with pytest.raises(VerificationError, match="expected a valid ONNX graph, found: "):
-        verify.compare(model.SerializeToString(), classifier, data.test)
+        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
 def test_invalid_onnx_is_refused(classifier, data):
     with pytest.raises(VerificationError, match="expected a valid ONNX graph"):
-        verify.compare(b"not ONNX", classifier, data.test)
+        verify.compare(b"not ONNX", data.test.images, predict(classifier, data.test.images))
 
 
 def test_manifest_describes_the_export(trained, data):
@@ -225,7 +226,7 @@ def test_full_disk_does_not_change_an_older_export(release, data, monkeypatch):
 @pytest.mark.slow
 def test_manifest_has_the_provenance_of_the_training_not_of_the_export(release, data):
     model = Trained(PROGRESSION["Model_3"], Model_3(), 7, [EPOCH], PROVENANCE)
-    manifest = export.export(model, data, release)
+    manifest = export.export(model, data, release).manifest
     assert (manifest.source_revision, manifest.versions, manifest.device, manifest.seed) == ("then", {}, "CPU", 7)
     assert manifest.recipe == str(PROGRESSION["Model_3"].recipe)
     assert manifest.settings == settings(PROGRESSION["Model_3"], data, 7)
