@@ -35,7 +35,7 @@ MAX_EDGE = 4.2  # width of the strokes' edges; in a coarser picture, thin stroke
 
 # Background. Differences in grey levels.
 UNIFORM = 24  # largest difference between the corners of a uniform background
-MIN_BORDER_SHARE = 0.45  # of the border's pixels: if light and dark both have more, neither is the background
+MAX_SHARE_OF_TWO, MAX_SHARE_OF_ONE = 0.45, 0.15  # of the border: ink that touches it in several places, in one
 CLOSING_WINDOW = 0.3  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
 FLAT_BORDER = 16  # largest difference along a border that no ink crosses
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
@@ -179,8 +179,9 @@ def _perimeter(values: Floats) -> Floats:
 def _uniform_background(thumbnail: Floats) -> float | None:
     """Background estimation: return its grey level if it is uniform and surrounds the ink, else None.
 
-    It is uniform if all corners are similar, or if the border changes between light and dark at least four times: a
-    digit that is cropped to its ink touches the border in several places, a shadow or a table in one.
+    It is uniform if all corners are similar, or if a digit that is cropped to its ink touches the border: in several
+    places, so that the border changes between light and dark at least four times, or in a short one. A shadow or a
+    table touches the border in one long place.
     """
     corners = [thumbnail[y, x].mean() for y in (slice(2), slice(-2, None)) for x in (slice(2), slice(-2, None))]
     if np.ptp(corners) <= UNIFORM:
@@ -190,7 +191,8 @@ def _uniform_background(thumbnail: Floats) -> float | None:
     clear = level[abs(level - 0.5) > 0.15] > 0.5
     light = level > 0.5
     changes = (clear != np.roll(clear, 1)).sum()
-    if np.ptp(border) < 60 or changes < 4 or MIN_BORDER_SHARE < light.mean() < 1 - MIN_BORDER_SHARE:
+    share = min(light.mean(), 1 - light.mean())
+    if np.ptp(border) < 60 or share > (MAX_SHARE_OF_ONE if changes < 4 else MAX_SHARE_OF_TWO):
         return None
     return float(np.median(border[light == (light.mean() > 0.5)]))
 
