@@ -42,6 +42,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "noise": {"MIN_SIGNAL": 0.0},
     "second pass": {"_surroundings": lambda chosen, scale: (0, 10**6, 0, 10**6)},
     "local contrast": {"MIN_NEARBY_CONTRAST": 1.0},
+    "edge width": {"MAX_EDGE": np.inf},
     "stroke width": {"MIN_STROKE": 0.0, "MAX_STROKE": 20.0},
 }
 

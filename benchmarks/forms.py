@@ -109,15 +109,24 @@ def _photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
     return _as_jpeg(Image.fromarray(scene.clip(0, 255).astype(np.uint8)), quality=80)
 
 
-def _coarse(digit: Image.Image, _random: np.random.Generator) -> bytes:
+def _coarse(digit: Image.Image, random: np.random.Generator) -> bytes:
     ink = digit.crop(digit.getbbox())
     scale = 32 / max(ink.size)
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
+    return _counted(ink, max(1, round(ink.width * scale)), max(1, round(ink.height * scale)), random)
+
+
+def _stretched(digit: Image.Image, random: np.random.Generator) -> bytes:
+    ink = digit.crop(digit.getbbox())
+    return _counted(ink, max(2, min(20, round(64 * ink.width / ink.height))), 32, random)
+
+
+def _counted(ink: Image.Image, width: int, height: int, random: np.random.Generator) -> bytes:
+    ink = ink.resize((width, height), Image.Resampling.BICUBIC)
     bitmap = np.zeros((32, 32), np.uint8)
     top, left = (32 - ink.height) // 2, (32 - ink.width) // 2
     bitmap[top : top + ink.height, left : left + ink.width] = np.asarray(ink) > 127
     counts = bitmap.reshape(8, 4, 8, 4).sum((1, 3))
-    return _other_hands(Image.fromarray((counts * 255 / 16).astype(np.uint8)), _random)
+    return _other_hands(Image.fromarray((counts * 255 / 16).astype(np.uint8)), random)
 
 
 def _other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
@@ -386,6 +395,12 @@ FORMS = {
         "MNIST brought down to 8×8 the way load_digits' were (4×4 blocks counted in a bitmap of 32×32 that "
         "the digit fills), and enlarged to 160×160: the stand-in for load_digits to tune on.",
         _coarse,
+    ),
+    "stretched": Form(
+        "MNIST at 8×8, stretched, enlarged",
+        "As MNIST at 8×8, but stretched to 20×32 first (at most twofold in width), as a size normalisation does that "
+        "does not keep the aspect ratio: the second stand-in for load_digits.",
+        _stretched,
     ),
     "other_hands": Form(
         "other hands: load_digits, 8×8",

@@ -1,4 +1,4 @@
-"""Image decoding: from a client's bytes to an upright, opaque, grey picture of at most 512×512 pixels.
+"""Image decoding: from a client's bytes to an upright, opaque, grey picture of at most 768×768 pixels.
 
 serve.preprocess then brings the picture into the model's form.
 """
@@ -14,7 +14,7 @@ from serve.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-WORKING_SIDE = 512  # longer side that larger pictures are reduced to
+WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
 LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, as in Pillow
 ORIENTATION = 0x0112  # Exif tag
@@ -39,14 +39,15 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
     The calling process limits the time and memory for hostile pictures: see serve.decoder.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
-    grey = np.asarray(picture.convert("L"))
-    if preprocess == "none" or (preprocess == "auto" and grey.shape == (SIDE, SIDE) and in_form(grey[None])[0]):
-        return grey
+    if preprocess != "mnist" and picture.size == (SIDE, SIDE):
+        grey = np.asarray(picture.convert("L"))
+        if preprocess == "none" or in_form(grey[None])[0]:
+            return grey
     return to_mnist(np.asarray(_to_grey(picture)))
 
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
-    """Return the first frame: upright, opaque, L or RGB, reduced to WORKING_SIDE, or of the `expected` size."""
+    """Return the first frame: upright, opaque, L or RGB, reduced to about WORKING_SIDE, or of the `expected` size."""
     if len(content) > MAX_BYTES:
         raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
     try:
@@ -69,7 +70,8 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
     if expected and image.size != expected:
         raise ImageError(f"expected {expected[0]}×{expected[1]} pixels, found {width}×{height}")
     try:
-        image.draft(None, (WORKING_SIDE, WORKING_SIDE))
+        factor = _factor(image)
+        image.draft(None, (max(1, width // factor), max(1, height // factor)))  # reduces a JPEG while it is decoded
         image.load()
         return _upright(_reduced(image), image)
     except MemoryError:
@@ -87,19 +89,23 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     return picture if rotation is None else picture.transpose(rotation)
 
 
+def _factor(image: Image.Image) -> int:
+    """Return the factor that reduces the longer side to about WORKING_SIDE."""
+    return max(1, round(max(image.size) / WORKING_SIDE))
+
+
 def _reduced(image: Image.Image) -> Image.Image:
     """Return the picture opaque, in L or RGB, reduced to WORKING_SIDE; it is converted in bands to save memory."""
     width, height = image.size
-    factor = -(-max(width, height) // WORKING_SIDE)
-    if factor == 1:
-        result = _plain(image)
-    else:
-        rows = BAND * factor
-        crops = (image.crop((0, top, width, min(height, top + rows))) for top in range(0, height, rows))
-        bands = [_plain(crop).reduce(factor) for crop in crops]
-        result = Image.new(bands[0].mode, (bands[0].width, sum(band.height for band in bands)))
-        for index, band in enumerate(bands):
-            result.paste(band, (0, index * BAND))
+    factor = _factor(image)
+    if image.mode in ("L", "RGB") and not image.has_transparency_data:
+        return image.reduce(factor) if factor > 1 else image
+    rows = BAND * factor
+    crops = (image.crop((0, top, width, min(height, top + rows))) for top in range(0, height, rows))
+    bands = [_plain(crop).reduce(factor) for crop in crops]
+    result = Image.new(bands[0].mode, (bands[0].width, sum(band.height for band in bands)))
+    for index, band in enumerate(bands):
+        result.paste(band, (0, index * BAND))
     if result.mode == "F":
         return _eight_bit(result)
     return _opaque(result) if result.mode == "RGBA" else result
@@ -140,10 +146,10 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     """
     if picture.mode == "L":
         return picture
-    grey = picture.convert("L")
-    sample = np.asarray(picture.resize((32, 32), Image.Resampling.BOX), np.float32).reshape(-1, 3)
-    variances, axes = np.linalg.eigh(np.cov(sample.T))
-    if float((sample @ LUMINANCE).var()) >= variances[-1] / 8:
-        return grey
-    values = np.asarray(picture, np.float32) @ axes[:, -1].astype(np.float32)
+    sample = np.asarray(picture.reduce(-(-max(picture.size) // 32)), np.float32).reshape(-1, 3)
+    covariance = np.cov(sample.T)
+    if LUMINANCE @ covariance @ LUMINANCE >= covariance.trace() / 8:
+        return picture.convert("L")
+    axis = np.linalg.eigh(covariance)[1][:, -1]
+    values = np.asarray(picture, np.float32) @ axis.astype(np.float32)
     return Image.fromarray(((values - values.min()) * (255 / max(float(np.ptp(values)), 1))).astype(np.uint8))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 Preprocess = Literal["auto", "none", "mnist"]
@@ -28,12 +29,13 @@ SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
 WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
 THUMBNAIL_SIDE = 40  # longer side of the picture from which background and polarity are estimated
 MIN_SIZE = 4  # of a digit in the reduced picture
-FINE_SIDE, FINE_MARGIN = 80, 20  # the digit when its strokes are measured and redrawn, and the margin around it
+FINE_SIDE, FINE_MARGIN = 80, 6  # the digit when its strokes are measured and redrawn, and the margin around it
 MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
+MAX_EDGE = 4.2  # width of the strokes' edges; in a coarser picture, thin strokes are fainter than half the maximum
 
 # Background. Differences in grey levels.
 UNIFORM = 24  # largest difference between the corners of a uniform background
-MIN_BORDER_SHARE = 0.45  # of the border's pixels: if light and dark both have more, neither is the background
+MAX_SHARE_OF_TWO, MAX_SHARE_OF_ONE = 0.45, 0.15  # of the border: ink that touches it in several places, in one
 CLOSING_WINDOW = 0.3  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
 FLAT_BORDER = 16  # largest difference along a border that no ink crosses
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
@@ -57,6 +59,7 @@ DOT_STROKE = 0.43  # stroke width of a dot relative to its size; a disc has 0.5
 
 NO_INK = "expected a picture of a digit, found no ink in it"
 EIGHT_CONNECTED = np.ones((3, 3), np.int8)
+WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # thresholds by rows by columns
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # offsets of the pixels' upper or left edges from the middle
 # [784, 3]: a flat image times this matrix is its mass and its vertical and horizontal moments about the middle.
 _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
@@ -141,7 +144,7 @@ def _foreground(grey: Grey) -> Floats:
 
     The first pass finds the digit in the whole picture, the second segments it at a higher resolution.
     """
-    reduced = _reduced(grey.astype(np.float32), WORKING_SIDE)
+    reduced = _reduced(grey, WORKING_SIDE)
     thumbnail = _reduced(reduced, THUMBNAIL_SIDE)
     background = _uniform_background(thumbnail)
     light = _ink_is_light(thumbnail, background)
@@ -156,16 +159,13 @@ def _foreground(grey: Grey) -> Floats:
         raise ImageError(NO_INK)
     _check_single(chosen, reduced.shape[1])
     if reduced.shape != grey.shape:
-        height, width = grey.shape
-        top, bottom, left, right = _surroundings(chosen, height / reduced.shape[0])
-        reduced = _reduced(grey[top:bottom, left:right].astype(np.float32), WORKING_SIDE)
-        at_border = (top == 0, bottom >= height, left == 0, right >= width)
-        contrast = _contrast(
-            _correct_illumination(reduced, background), tuple(background if at else None for at in at_border)
-        )
+        (top, bottom), (left, right) = _surroundings(_mask(labels, chosen), grey.shape)
+        reduced = _reduced(grey[top:bottom, left:right], WORKING_SIDE)
+        at_border = (top == 0, bottom == grey.shape[0], left == 0, right == grey.shape[1])
+        outside = tuple(background if at else None for at in at_border)
+        contrast = _contrast(_correct_illumination(reduced, background), outside)
         labels, chosen = _digit(contrast)
-    mask = np.isin(labels, [component.label for component in chosen])
-    return _normalised(contrast, mask, chosen[0].size)
+    return _normalised(contrast, _mask(labels, chosen), chosen[0].size)
 
 
 # Background and polarity.
@@ -179,8 +179,9 @@ def _perimeter(values: Floats) -> Floats:
 def _uniform_background(thumbnail: Floats) -> float | None:
     """Background estimation: return its grey level if it is uniform and surrounds the ink, else None.
 
-    It is uniform if all corners are similar, or if the border changes between light and dark at least four times: a
-    digit that is cropped to its ink touches the border in several places, a shadow or a table in one.
+    It is uniform if all corners are similar, or if a digit that is cropped to its ink touches the border: in several
+    places, so that the border changes between light and dark at least four times, or in a short one. A shadow or a
+    table touches the border in one long place.
     """
     corners = [thumbnail[y, x].mean() for y in (slice(2), slice(-2, None)) for x in (slice(2), slice(-2, None))]
     if np.ptp(corners) <= UNIFORM:
@@ -190,7 +191,8 @@ def _uniform_background(thumbnail: Floats) -> float | None:
     clear = level[abs(level - 0.5) > 0.15] > 0.5
     light = level > 0.5
     changes = (clear != np.roll(clear, 1)).sum()
-    if np.ptp(border) < 60 or changes < 4 or MIN_BORDER_SHARE < light.mean() < 1 - MIN_BORDER_SHARE:
+    share = min(light.mean(), 1 - light.mean())
+    if np.ptp(border) < 60 or share > (MAX_SHARE_OF_ONE if changes < 4 else MAX_SHARE_OF_TWO):
         return None
     return float(np.median(border[light == (light.mean() > 0.5)]))
 
@@ -256,20 +258,18 @@ def _contrast(values: Floats, outside: tuple[float | None, ...]) -> Floats:
     if np.ptp(border) <= FLAT_BORDER:
         depth = ((np.median(border) - padded) / max(step, 1e-3)).clip(0).round() * step
     else:
-        depth = np.zeros(padded.shape, np.float32)
-        for threshold in thresholds + step / 2:
-            labels, count = ndimage.label(padded < threshold, EIGHT_CONNECTED)
-            depths = np.full(count + 1, step, np.float32)
-            depths[0] = 0
-            depths[_perimeter(labels)] = 0
-            depth += depths[labels]
+        labels, count = ndimage.label(padded < (thresholds + step / 2)[:, None, None], WITHIN_LEVELS)
+        depths = np.full(count + 1, step, np.float32)
+        depths[0] = 0
+        depths[_perimeter(labels.transpose(1, 2, 0))] = 0
+        depth = depths[labels].sum(axis=0)
     return np.asarray((depth / (padded + depth + CONTRAST_OFFSET))[1:-1, 1:-1], np.float32)
 
 
 def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     """Return the labels of the ink's connected components, [H, W], and the components by decreasing ink."""
     rank = min(max(3, contrast.size // 1_000), contrast.size)
-    top = float(np.partition(contrast, -rank, axis=None)[-rank])
+    top = float(np.sort(contrast, axis=None)[-rank])  # faster than np.partition, as most values are equal
     labels, count = ndimage.label(contrast > max(MIN_RELATIVE_CONTRAST * top, MIN_CONTRAST), EIGHT_CONNECTED)
     inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1)[1:]
     contrasts = inks / np.bincount(labels.ravel(), minlength=count + 1)[1:]
@@ -312,6 +312,10 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     return labels, chosen
 
 
+def _mask(labels: NDArray[np.int32], chosen: list[Component]) -> NDArray[np.bool_]:
+    return np.isin(labels, [component.label for component in chosen])
+
+
 def _check_single(chosen: list[Component], width: int) -> None:
     """Raise ImageError if the components are several digits: side by side, with gaps, of similar height."""
     tallest = max(component.bottom - component.top for component in chosen)
@@ -321,20 +325,15 @@ def _check_single(chosen: list[Component], width: int) -> None:
         raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
 
 
-def _surroundings(chosen: list[Component], scale: float) -> tuple[int, int, int, int]:
-    """Return the digit's bounding box with a margin: top, bottom, left, right, in pixels of the whole picture.
-
-    `scale` is the size of the whole picture divided by that of the reduced one.
-    """
-    top, bottom = min(component.top for component in chosen), max(component.bottom for component in chosen)
-    left, right = min(component.left for component in chosen), max(component.right for component in chosen)
-    margin = MARGIN * max(bottom - top, right - left) + 1
-    return (
-        max(0, math.floor((top - margin) * scale)),
-        math.ceil((bottom + margin) * scale),
-        max(0, math.floor((left - margin) * scale)),
-        math.ceil((right + margin) * scale),
-    )
+def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the mask's bounding box with a margin, (top, bottom) and (left, right), in a picture of that shape."""
+    box = ndimage.find_objects(mask.astype(np.int8))[0]
+    margin = MARGIN * max(side.stop - side.start for side in box) + 1
+    scale = shape[0] / mask.shape[0]
+    return [
+        (max(0, math.floor((side.start - margin) * scale)), min(length, math.ceil((side.stop + margin) * scale)))
+        for side, length in zip(box, shape, strict=True)
+    ]
 
 
 def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
@@ -353,11 +352,14 @@ def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
 # MNIST's form.
 
 
-def _reduced(values: Floats, side: int) -> Floats:
-    """Return the picture, resampled if its longer side exceeds `side`."""
+def _reduced(values: Grey | Floats, side: int) -> Floats:
+    """Return the picture, resampled if its longer side exceeds `side`; by a whole factor first, which is faster."""
+    whole = max(values.shape) // (2 * side)
+    if whole > 1:
+        values = np.asarray(Image.fromarray(values).reduce(whole))
     factor = max(*values.shape, side) / side
     height, width = (max(1, round(length / factor)) for length in values.shape)
-    return _resampled(values, height, width)
+    return _resampled(values.astype(np.float32), height, width)
 
 
 def _resampled(values: Floats, height: int, width: int) -> Floats:
@@ -365,7 +367,7 @@ def _resampled(values: Floats, height: int, width: int) -> Floats:
     return np.asarray(_weights(values.shape[0], height) @ values @ _weights(values.shape[1], width).T)
 
 
-@lru_cache(maxsize=64)  # at most 10 MiB: 80 × 512 weights each
+@lru_cache(maxsize=64)  # at most 7 MiB: 80 × 320 weights each
 def _weights(size: int, count: int) -> Floats:
     """Return the matrix that resamples `size` pixels to `count`, float32 [count, size]; each row sums to 1."""
     step = size / count
@@ -379,8 +381,7 @@ def _weights(size: int, count: int) -> Floats:
 
 def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
     """Crop to the bounding box of the values above `level`, scale its longer side to `side`, and add square margins."""
-    rows, columns = (np.flatnonzero(foreground.max(axis=axis) > level) for axis in (1, 0))
-    ink = foreground[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    ink = foreground[ndimage.find_objects((foreground > level).astype(np.int8))[0]]
     scale = side / max(ink.shape)
     height, width = (max(1, round(length * scale)) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
@@ -390,16 +391,19 @@ def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
 
 
 def _fitted(foreground: Floats) -> Floats:
-    """Return the ink scaled to 20×20, 0–1, with its strokes redrawn if they are thinner or thicker than MNIST's."""
+    """Return the ink scaled to 20×20, 0–1, with sharp strokes redrawn if they are thinner or thicker than MNIST's."""
     large = _fit(foreground, 0.2, FINE_SIDE, FINE_MARGIN)
-    mask = large > large.max() / 2
+    top = large.max()
+    mask = large > top / 2
     width = _stroke_width(mask)
     if width > DOT_STROKE * FINE_SIDE:
         raise ImageError("expected a picture of a digit, found a dot")
+    # Width of the strokes' edges: the area of the values between, divided by the length of the outline.
+    edge = ((large > 0.2 * top) & (large < 0.8 * top)).sum() * width / (2 * mask.sum())
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # Moving the outline by r makes the digit FINE_SIDE + 2r long and its strokes width + 2r wide. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
-    if abs(offset) > 0.01:
+    if edge <= MAX_EDGE and abs(offset) > 0.01:
         return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
     return _fit(foreground, 0.2, BOX, 0)
 
@@ -421,10 +425,8 @@ def _redrawn(mask: NDArray[np.bool_], offset: float) -> Floats:
 def _centred(digit: Floats) -> Grey:
     """Return the digit, [20, 20] from 0 to 1, in uint8 [28, 28], its centre of mass as close to the middle as fits."""
     values = (digit * (255 / digit.max())).round().astype(np.uint8)
-    places, mass = np.arange(BOX), max(int(values.sum()), 1)
-    top, left = (
-        min(max(round(SIDE / 2 - float(values.sum(axis=axis) @ places) / mass), 0), SIDE - BOX) for axis in (1, 0)
-    )
+    centre = ndimage.center_of_mass(values)
+    top, left = (min(max(round(SIDE / 2 - float(place)), 0), SIDE - BOX) for place in centre)
     result = np.zeros((SIDE, SIDE), np.uint8)
     result[top : top + BOX, left : left + BOX] = values
     return result
