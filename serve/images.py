@@ -147,7 +147,7 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     if picture.mode == "L":
         return picture
     sample = np.asarray(picture.reduce(-(-max(picture.size) // 32)), np.float32).reshape(-1, 3)
-    covariance = np.cov(sample.T)
+    covariance = np.cov(sample.T, bias=True)  # which a single pixel has, too
     if LUMINANCE @ covariance @ LUMINANCE >= covariance.trace() / 8:
         return picture.convert("L")
     axis = np.linalg.eigh(covariance)[1][:, -1]

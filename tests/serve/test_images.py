@@ -253,6 +253,7 @@ NOTHING = {
     "white": lambda random: page_of(np.full((280, 280), 255)),
     "black": lambda random: page_of(np.zeros((28, 28))),
     "grey, one pixel": lambda random: page_of(np.full((1, 1), 77)),
+    "colour, one pixel": lambda random: encode(Image.new("RGB", (1, 1), (10, 200, 30))),
     "gradient": lambda random: page_of(np.linspace(20, 230, 280) + np.zeros((280, 1))),
     "steep gradient, 28×28": lambda random: page_of(np.linspace(0, 255, 28) + np.zeros((28, 1))),
     "noise": lambda random: page_of(random.normal(128, 25, (280, 280))),
