@@ -40,7 +40,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "texture": {"MIN_LIKENESS": 0.0},
     "inner components": {"MIN_INNER_INK": np.inf},
     "noise": {"MIN_SIGNAL": 0.0},
-    "second pass": {"_surroundings": lambda chosen, scale: (0, 10**6, 0, 10**6)},
+    "second pass": {"_surroundings": lambda mask, shape: [(0, length) for length in shape]},
     "local contrast": {"MIN_NEARBY_CONTRAST": 1.0},
     "edge width": {"MAX_EDGE": np.inf},
     "stroke width": {"MIN_STROKE": 0.0, "MAX_STROKE": 20.0},

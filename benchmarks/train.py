@@ -181,7 +181,7 @@ def shares(experiment: Experiment) -> dict[str, float]:
         "optimizer": (torch.optim.SGD, "step"),
         "evaluation": (loop, "evaluate"),
     }
-    with ExitStack() as stack, patch.object(devices, "compiled", lambda network, sample: network):
+    with ExitStack() as stack, patch.object(loop, "compiled", lambda network, sample: network):
         for part, (owner, name) in timed.items():
             stack.enter_context(patch.object(owner, name, _timer(getattr(owner, name), part, spent)))
         fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)

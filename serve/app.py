@@ -53,6 +53,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
 
 
 def _log_start(config: Config, release: Release) -> None:
+    """Log the served model and the main settings of this worker."""
     fields = {
         "pid": os.getpid(),
         "model": release.manifest.model,

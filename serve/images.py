@@ -95,7 +95,7 @@ def _factor(image: Image.Image) -> int:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return the picture opaque, in L or RGB, reduced to WORKING_SIDE; it is converted in bands to save memory."""
+    """Return the picture opaque, in L or RGB, reduced to about WORKING_SIDE; other modes in bands, to save memory."""
     width, height = image.size
     factor = _factor(image)
     if image.mode in ("L", "RGB") and not image.has_transparency_data:

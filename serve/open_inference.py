@@ -30,10 +30,10 @@ OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
 
 Parameters = dict[str, Any]
 COUNT = {"type": "integer", "minimum": 1}
-SIZE = {"description": "The bytes after the JSON, one a pixel.", "type": "integer", "minimum": SIDE**2}
-BINARY = {"description": "Whether it is wanted as binary data.", "type": "boolean"}
+SIZE = {"description": "The number of bytes after the JSON, one per pixel.", "type": "integer", "minimum": SIDE**2}
+BINARY = {"description": "Whether the output is sent as binary data.", "type": "boolean"}
 ALL_BINARY = {
-    "description": "Whether outputs are wanted as binary data that do not say so themselves.",
+    "description": "Whether an output is sent as binary data if its own parameters do not say.",
     "type": "boolean",
     "default": False,
 }
@@ -83,7 +83,7 @@ class RequestInput(Struct):
         Annotated[
             msgspec.Raw,
             schema(
-                description="As many pixels as the shape says, nested by it or flat.",
+                description="As many pixels as the shape states, nested accordingly or flat.",
                 anyOf=[NESTED, BYTES | {"minItems": SIDE**2}],
             ),
         ]
@@ -103,8 +103,8 @@ class InferenceRequest(Struct):
     """An inference request."""
 
     inputs: Annotated[list[RequestInput], schema(**length(1))]
-    id: Annotated[str | None, Meta(description="The answer has it too.")] = None
-    outputs: Annotated[list[RequestOutput], Meta(description="The outputs wanted; without it, or empty, all.")] = []
+    id: Annotated[str | None, Meta(description="The response has the same id.")] = None
+    outputs: Annotated[list[RequestOutput], Meta(description="The requested outputs; all if absent or empty.")] = []
     parameters: Annotated[Parameters, schema(properties={"binary_data_output": ALL_BINARY})] = {}
 
 

@@ -39,4 +39,6 @@ def document() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(document(), "utf-8")
+    temporary = FILE.with_suffix(".tmp")
+    temporary.write_text(document(), "utf-8")
+    temporary.replace(FILE)

@@ -69,8 +69,8 @@ class CheckpointFolder:
             "settings": self.settings,
             "provenance": provenance(network),
             "weights": {"file": weights.name, "sha256": sha256(content)},
-            "optimizer": state["param_groups"],  # JSON keeps floats exactly
-            "scheduler": scheduler.state_dict(),
+            "optimizer": state["param_groups"],
+            "scheduler": _json_values(scheduler.state_dict()),
             "history": [asdict(epoch) for epoch in history],
         }
         write_json(self.path / "checkpoint.json", checkpoint | {"sha256": _digest(checkpoint)})
@@ -124,3 +124,8 @@ class CheckpointFolder:
 
 def _digest(checkpoint: dict[str, Any]) -> str:
     return sha256(json.dumps(checkpoint, sort_keys=True).encode())
+
+
+def _json_values(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a scheduler's state that JSON can hold. JSON keeps floats exactly."""
+    return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list))}

@@ -10,7 +10,8 @@ from train import paths, plots
 from train.checkpoint import settings
 from train.data import Data, load
 from train.errors import DivergenceError
-from train.files import locked, to_json, write_together
+from train.files import to_json, write_together
+from train.lock import locked
 from train.markdown import percent, table
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all

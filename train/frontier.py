@@ -9,7 +9,8 @@ from model.networks import Model_3
 from train import plots
 from train.consistency import command_line, summarise, train_seeds, trial_record
 from train.data import load
-from train.files import locked, to_json, write_together
+from train.files import to_json, write_together
+from train.lock import locked
 from train.markdown import percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
 

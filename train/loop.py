@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from model.classifier import normalise, scale
-from train import device as devices
 from train.checkpoint import CheckpointFolder, Epoch
+from train.compile import compiled
 from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
 from train.progression import Experiment, Recipe
@@ -68,7 +68,7 @@ def fit(
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
     if device.type == "cuda":
-        forward = devices.compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
+        forward = compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if progress_interval is not None:

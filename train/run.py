@@ -10,7 +10,8 @@ from train import report
 from train.data import Data, load
 from train.errors import VerificationError
 from train.export import export
-from train.files import locked
+from train.lock import locked
+from train.memory import check_memory
 from train.progression import PARAMETER_BUDGET, experiments
 from train.training import Trained, Training, max_workers, train_all
 from train.verify import Export
@@ -29,7 +30,7 @@ def run(
         Training(one, seed, out / one.name, device_name, progress_interval) for one in experiments(models, epochs)
     ]
     device = _describe_device(device_name, len(trainings))
-    devices.check_memory()
+    check_memory()
     with locked(out):
         data = load(data_directory)
         print(f"Device: {device}")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from train import device as devices
+from train import memory
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data
 from train.errors import DivergenceError, SettingsError
@@ -93,7 +94,7 @@ def max_workers(trainings: int, device_name: str, per_gpu: int = 1) -> int:
     """
     if devices.pick(device_name).type == "cuda":
         trainings = min(trainings, per_gpu)
-    return max(1, min(trainings, torch.get_num_threads(), devices.available_memory() // devices.REQUIRED_MEMORY))
+    return max(1, min(trainings, torch.get_num_threads(), memory.available_memory() // memory.REQUIRED))
 
 
 def _train(training: Training, data: Data) -> Result:

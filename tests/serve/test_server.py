@@ -301,7 +301,7 @@ def test_memory_does_not_grow(start, images):
     picture = json.dumps({"image": base64.b64encode(b"P5 28 28 255\n" + images[0].tobytes()).decode()})
     forms = [
         request(images[:1].tobytes(), "application/octet-stream"),
-        request(images[:10].tobytes(), "application/octet-stream"),
+        request(images[:50].tobytes(), "application/octet-stream"),
         request(json.dumps({"image": images[0].tolist()}).encode(), "application/json"),
         request(picture.encode(), "application/json"),  # an error: PNM is not accepted
         request(b"nonsense", "image/png"),

@@ -17,7 +17,7 @@ from tests.polling import wait
 from tests.processes import alive
 from train import verify
 from train.__main__ import main
-from train.files import locked
+from train.lock import locked
 
 ROOT = Path(__file__).parents[2]
 

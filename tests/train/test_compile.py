@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.networks import Model_2
-from train.device import compiled
+from train.compile import compiled
 
 SAMPLE = torch.rand(8, 1, 28, 28)
 

@@ -269,6 +269,10 @@ def restate_files(folder):
         ({"parity": {"label_mismatches": -5}}, "expected parity.label_mismatches as stated, -5, found 0"),
         ({"parity": {"images": 1_000_000}}, "expected parity.images as stated, 1000000, found 300"),
         ({"parity": {"max_abs_probability_difference": 0.5}}, "expected parity.max_abs_\\w+ as stated, 0.5, found"),
+        (
+            {"parity": {"max_abs_probability_difference": -1e-6}},
+            "expected parity.max_abs_\\w+ as stated, -1e-06, found",
+        ),
         ({"parity": {"max_abs_doubt_difference": None}}, "expected parity.max_abs_doubt_\\w+ as stated, None, found"),
         ({"parity": {"max_abs_doubt_difference": 0.5}}, "expected parity.max_abs_doubt_\\w+ as stated, 0.5, found"),
         ({"doubt": None}, "expected doubt, found none"),

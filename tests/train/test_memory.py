@@ -2,8 +2,8 @@
 
 import pytest
 
-from train.device import check_memory
 from train.errors import SettingsError
+from train.memory import check_memory
 
 
 @pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
