@@ -108,7 +108,7 @@ def main() -> None:
     if not options.train:
         command = "python -m benchmarks.pictures" + (f" --images {options.images}" if options.images else "")
         command += f" --forms {' '.join(options.forms)}" if options.forms else ""
-        forms = {
+        figures = {
             "command": command,
             "seed": SEED,
             "in_form_ms": 1000 * seconds,
@@ -116,8 +116,8 @@ def main() -> None:
         }
         files = {
             "pictures.png": _picture(examples),
-            "pictures.md": _page(results, command, seconds).encode(),
-            "pictures.json": to_json(forms),
+            "pictures.md": markdown(figures).encode(),
+            "pictures.json": to_json(figures),
         }
         write_together(options.out, files)
 
@@ -207,8 +207,9 @@ def predict_digits(images: Pixels) -> NDArray[np.int64]:
     return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
 
 
-def _page(results: list[Result], command: str, seconds: float) -> str:
-    rows = []
+def markdown(figures: dict[str, Any]) -> str:
+    """Return docs/pictures.md from the content of docs/pictures.json."""
+    results, rows = [Result(**form) for form in figures["forms"]], []
     for result in results:
         accuracies = [f"{result.resize_accuracy:.2f} %", f"**{result.accuracy:.2f} %**"]
         rows.append([FORMS[result.name].title, *accuracies, f"{result.images:,}", f"{result.median_ms:.2f} ms"])
@@ -232,14 +233,14 @@ def _page(results: list[Result], command: str, seconds: float) -> str:
         "",
         "The random parts are seeded by the image's number. A refused picture counts as wrong. The time is the CPU "
         f"time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in MNIST's form, `prepare` "
-        f"takes {1000 * seconds:.2f} ms.",
+        f"takes {figures['in_form_ms']:.2f} ms.",
         "",
         "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training "
         "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: that "
         "UNIFORM was too small was first seen on dark screens rendered from test images; its value was then "
         "confirmed on training images.",
         "",
-        f"Written by `{command}`.",
+        f"Written by `{figures['command']}`.",
         "",
     ]
     return wrap("\n".join(lines))

@@ -1,10 +1,10 @@
 """Write docs/benchmarks.md and its charts from the figures of benchmarks.train and benchmarks.serve.
 
-`python -m benchmarks.report` reads docs/benchmarks-train.json and docs/benchmarks-serve.json.
+`python -m benchmarks.report` reads docs/benchmarks-train.json and docs/benchmarks-serve.json. With `--against` it adds
+the difference from another run to benchmarks-serve.json.
 """
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +16,7 @@ from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.servers import BARE, FASTAPI, FLASK, LITSERVE, OURS, Server, with_duties
 from benchmarks.train import ALL, VARIANTS
 from train.errors import TrainError
-from train.files import read_json, write_bytes
+from train.files import read_json, write_bytes, write_json
 from train.markdown import table, wrap
 from train.paths import ROOT
 from train.progression import PROGRESSION
@@ -32,11 +32,13 @@ def main() -> None:
     """Write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another run's figures, to state the noise")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another run's figures, to add the noise")
     options = parser.parse_args()
     try:
         training, serving = now = _figures(options.out)
-        before = _figures(options.against) if options.against else None
+        if options.against:
+            serving["noise"] = _noise(now, _figures(options.against))
+            write_json(options.out / "benchmarks-serve.json", serving)
     except TrainError as error:
         parser.error(str(error))
     mpl.use("Agg")
@@ -48,9 +50,7 @@ def main() -> None:
         for count in (16, 64)
     }
     _chart(rates, [one.name for one in servers], "requests per second, JSON", options.out / "benchmarks-serve.png")
-    parts = [*_head(training, serving), *_aims(training, serving), *_training(training)]
-    parts += [*_serving(serving), *_sizing(serving), *(_noise(now, before) if before else [])]
-    text = wrap("\n\n".join(parts) + "\n")
+    text = markdown(training, serving)
     write_bytes(options.out / "benchmarks.md", text.encode())
     print(text)
 
@@ -59,11 +59,18 @@ def _figures(folder: Path) -> Figures:
     return read_json(folder / "benchmarks-train.json"), read_json(folder / "benchmarks-serve.json")
 
 
+def markdown(training: dict[str, Any], serving: dict[str, Any]) -> str:
+    """Return docs/benchmarks.md from the contents of benchmarks-train.json and benchmarks-serve.json."""
+    parts = [*_head(training, serving), *_aims(training, serving), *_training(training)]
+    parts += [*_serving(serving), *_sizing(serving), *(_noise_section(serving["noise"]) if "noise" in serving else [])]
+    return wrap("\n\n".join(parts) + "\n")
+
+
 def _head(training: dict[str, Any], serving: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in serving["versions"].items())
     return [
         "# Benchmarks",
-        f"{datetime.now(UTC).date()}; {training['device']}; Python {training['python']}, torch {training['torch']}, "
+        f"{training['date']}; {training['device']}; Python {training['python']}, torch {training['torch']}, "
         f"{versions}. `make bench` measures everything again. ± is the standard deviation over rounds; within a round "
         "the variants take turns.",
     ]
@@ -233,8 +240,8 @@ def _sizing(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _noise(now: Figures, before: Figures) -> list[str]:
-    """State how far two runs differ in the figures that are compared."""
+def _noise(now: Figures, before: Figures) -> dict[str, dict[str, float]]:
+    """Return by what fraction two runs differ in the figures that are compared."""
     (training, serving), (training_before, serving_before) = now, before
     epochs = [
         _difference(model["seconds"][variant], training_before["models"][name]["seconds"][variant])
@@ -246,9 +253,13 @@ def _noise(now: Figures, before: Figures) -> list[str]:
         for key in ("json 64 rate", "CPU ms per request")
     )
     figures = {"seconds per epoch": epochs, "requests per second at 64 connections": rates, "CPU per request": costs}
+    return {what: {"median": median(values), "max": max(values)} for what, values in figures.items()}
+
+
+def _noise_section(noise: dict[str, dict[str, float]]) -> list[str]:
     lines = (
-        f"- {what}: {100 * median(values):.0f} % in the median, {100 * max(values):.0f} % at most"
-        for what, values in figures.items()
+        f"- {what}: {100 * values['median']:.0f} % in the median, {100 * values['max']:.0f} % at most"
+        for what, values in noise.items()
     )
     return ["## Noise", "Difference between this run and another on the same machine:", "\n".join(lines)]
 

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -31,7 +32,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 from benchmarks.rounds import summary
 from model.classifier import MEAN, STD
@@ -54,6 +54,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """A split as in torchvision: one PIL image at a time, transformed when it is read."""
 
     def __init__(self, split: Split, augmented: bool) -> None:
+        from torchvision import transforms  # not at the top: benchmarks.report imports this module
+
         self.images, self.labels = split.images.cpu().numpy(), split.labels.cpu().tolist()
         affine = [transforms.RandomAffine(8, translate=(0.04, 0.04), scale=(0.9, 1.1), shear=6)] if augmented else []
         steps = [transforms.ToPILImage(), *affine, transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
@@ -239,6 +241,7 @@ def main() -> None:
         models[experiment.name] |= {"floor": operations(experiment) / rate, "shares": shares(experiment)}
     models[ALL]["floor"] = sum(models[name]["floor"] for name in PROGRESSION)
     result = {
+        "date": str(datetime.now(UTC).date()),
         "device": devices.describe(DEVICE),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -36,12 +36,16 @@ def consistency(
         trials = [trial_record(one, data) for one in trained]
         if not trials:
             raise DivergenceError(_completion(0, diverged))
-        figures = summarise(trials, experiment) | {"diverged": diverged}
-        command = command_line(f"consistency --model {name} --seeds {seeds}", epochs, data_directory)
+        figures = summarise(trials, experiment) | {
+            "diverged": diverged,
+            "data": {"name": data.name, **{part: len(getattr(data, part)) for part in ("train", "validation", "test")}},
+            "command": command_line(f"consistency --model {name} --seeds {seeds}", epochs, data_directory),
+            "trials": trials,
+        }
         files = {
             "consistency.png": plots.consistency(name, trials, TARGET_ACCURACY),
-            "consistency.md": _markdown(figures, trials, data, command).encode(),
-            "consistency.json": to_json(figures | {"trials": trials}),
+            "consistency.md": markdown(figures).encode(),
+            "consistency.json": to_json(figures),
         }
         write_together(folder, files)
         print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
@@ -113,7 +117,9 @@ def _completion(finished: int, diverged: dict[int, int]) -> str:
     return f"{finished} of {finished + len(diverged)} seeds finished; {others}"
 
 
-def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data, command: str) -> str:
+def markdown(figures: dict[str, Any]) -> str:
+    """Return consistency.md from the content of consistency.json."""
+    trials, data = figures["trials"], figures["data"]
     provenances = [trial["provenance"] for trial in trials]
     devices, revisions = (sorted({one[key] for one in provenances}) for key in ("device", "source_revision"))
     rows = []
@@ -131,12 +137,12 @@ def _markdown(figures: dict[str, Any], trials: list[dict[str, Any]], data: Data,
 {table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0)}
 
 All values are of epoch {figures["epochs"]}, the last; no epoch or seed is selected. Each seed was trained on
-{len(data.train):,} images of {data.name}. {len(data.validation):,} validation images are held out. The
-{len(data.test):,} test images are only reported, never used.
+{data["train"]:,} images of {data["name"]}. {data["validation"]:,} validation images are held out. The
+{data["test"]:,} test images are only reported, never used.
 
 Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
 
-    {command}
+    {figures["command"]}
 
 The history of every seed is in [consistency.json](consistency.json).
 """

@@ -40,15 +40,19 @@ def frontier(*, epochs: int | None, device_name: str, data_directory: Path, out:
         trained, errors = train_seeds(networks, data, shared, device_name, noun="trainings")
     for error in errors.values():
         raise error
-    figures = [
+    summaries = [
         summarise([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
         for experiment, _ in networks
     ]
-    revisions = sorted({one.provenance["source_revision"] for one in trained})
+    figures = {
+        "command": command_line("frontier", epochs, data_directory),
+        "source_revisions": sorted({one.provenance["source_revision"] for one in trained}),
+        "networks": summaries,
+    }
     folder = out / "frontier"
     files = {
-        "frontier.png": plots.frontier(figures, PUBLISHED, TARGET_ACCURACY),
-        "frontier.md": _markdown(figures, revisions, command_line("frontier", epochs, data_directory)).encode(),
+        "frontier.png": plots.frontier(summaries, PUBLISHED, TARGET_ACCURACY),
+        "frontier.md": markdown(figures).encode(),
         "frontier.json": to_json(figures),
     }
     write_together(folder, files)
@@ -67,10 +71,11 @@ def _networks(epochs: int | None) -> list[tuple[Experiment, int]]:
     return [(with_epochs(experiment, epochs), seeds) for experiment, seeds in entries]
 
 
-def _markdown(figures: list[dict[str, Any]], revisions: list[str], command: str) -> str:
+def markdown(figures: dict[str, Any]) -> str:
+    """Return frontier.md from the content of frontier.json."""
     columns = ["network", "parameters", "seeds", "validation, mean", "test, mean", "standard deviation", "worst seed"]
     rows = []
-    for one in sorted(figures, key=lambda one: one["parameters"]):
+    for one in sorted(figures["networks"], key=lambda one: one["parameters"]):
         accuracies = [percent(one["validation_mean"]), f"**{percent(one['mean'])}**"]
         accuracies += [percent(one["standard_deviation"]) if one["seeds"] > 1 else "", percent(one["worst"])]
         rows.append([one["model"], f"{one['parameters']:,}", str(one["seeds"]), *accuracies])
@@ -86,9 +91,9 @@ All values are of the last epoch; no epoch or seed is selected. The test images 
 such as Model_3-4-6-8-10-10 gives the channels of the five convolutions. These networks have the layers and the recipe
 of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The published figures were not measured here.
 
-Source revision: {", ".join(revisions)}. Command:
+Source revision: {", ".join(figures["source_revisions"])}. Command:
 
-    {command}
+    {figures["command"]}
 
 `make frontier` runs it and copies its results to docs/. The figures are also in [frontier.json](frontier.json).
 """

@@ -26,7 +26,7 @@ def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_
     assert main(["frontier", *options]) == 0
     assert "1 of 5 trainings were finished before" in capfd.readouterr().out
     folder = tmp_path / "frontier"
-    figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())}
+    figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())["networks"]}
     assert {name: (one["parameters"], one["seeds"]) for name, one in figures.items()} == {
         "Model_1": (10_970, 1),
         "Model_2": (6_664, 1),
