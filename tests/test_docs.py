@@ -1,5 +1,9 @@
-"""The documentation names only files, headings, make targets, settings and metrics that exist."""
+"""The documentation names only files, headings, make targets, settings and metrics that exist.
 
+A generated page is what its command writes from the committed figures.
+"""
+
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from prometheus_client import REGISTRY
 
 from serve import metrics
 from serve.config import Config
+from train import consistency, frontier
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -48,6 +53,18 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
     """Return the targets that the code in a page calls with make, and that `makefile` does not define."""
     called = {name for code in CODE.findall(text) for name in re.findall(r"(?<![\w-])make ([a-z][a-z-]*)", code)}
     return called - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("page", "markdown", "figures"),
+    [
+        ("consistency", consistency.markdown, ["consistency"]),
+        ("frontier", frontier.markdown, ["frontier"]),
+    ],
+)
+def test_generated_page_is_written_from_the_committed_figures(page, markdown, figures):
+    values = [json.loads((ROOT / "docs" / f"{name}.json").read_text()) for name in figures]
+    assert (ROOT / "docs" / f"{page}.md").read_text() == markdown(*values), "expected what the command writes"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
