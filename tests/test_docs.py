@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
+from benchmarks import pictures, report
 from serve import metrics
 from serve.config import Config
 from train import consistency, frontier
@@ -60,6 +61,8 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
     [
         ("consistency", consistency.markdown, ["consistency"]),
         ("frontier", frontier.markdown, ["frontier"]),
+        ("pictures", pictures.markdown, ["pictures"]),
+        ("benchmarks", report.markdown, ["benchmarks-train", "benchmarks-serve"]),
     ],
 )
 def test_generated_page_is_written_from_the_committed_figures(page, markdown, figures):
