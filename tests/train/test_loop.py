@@ -1,4 +1,4 @@
-"""Training learns, repeats itself bit for bit, goes on from a checkpoint, and stops when it diverges."""
+"""The training loop: learning, determinism, checkpoints, resuming, divergence and evaluation."""
 
 import json
 from dataclasses import replace
@@ -15,9 +15,10 @@ from train.loop import evaluate, fit
 from train.progression import PROGRESSION, with_epochs
 
 CPU = torch.device("cpu")
-# Between them: dropout and a constant rate; augmentation, one-cycle and weight decay.
+# Model_2 has dropout and a constant learning rate. Model_3 has augmentation, a one-cycle schedule and weight decay.
 MODELS = ["Model_2", "Model_3"]
-EPOCHS = 4  # the fewest that Model_3 can be trained for on `tiny`, whose epochs have three batches
+EPOCHS = 4  # the minimum for Model_3 on `tiny`, which has three batches per epoch
+MODEL_2 = with_epochs(PROGRESSION["Model_2"], EPOCHS)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,15 @@ def data(tiny):
 
 @pytest.fixture
 def checkpoints(tmp_path, data):
-    experiment = with_epochs(PROGRESSION["Model_2"], EPOCHS)
-    return CheckpointFolder(tmp_path / "Model_2", settings(experiment, data, 1))
+    """Return the empty checkpoint folder of MODEL_2 with seed 1."""
+    return CheckpointFolder(tmp_path / "Model_2", settings(MODEL_2, data, 1))
+
+
+@pytest.fixture
+def finished(checkpoints, data):
+    """Return the same folder after all epochs."""
+    fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
+    return checkpoints
 
 
 def weights(network):
@@ -37,6 +45,21 @@ def weights(network):
 
 def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def interrupt(experiment, data, folder, *, after):
+    """Train with seed 1 and stop by an exception after the checkpoint of epoch `after`."""
+
+    def stop(epoch):
+        if epoch.epoch == after:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        fit(experiment, data, seed=1, device=CPU, checkpoints=folder, on_epoch=stop)
 
 
 @pytest.mark.slow
@@ -49,141 +72,105 @@ def test_learns_digits_from_a_small_part_of_mnist(model, epochs, subset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_same_seed_gives_the_same_bits_and_another_seed_others(model, data):
+def test_weights_are_bitwise_equal_only_with_the_same_seed(model, data):
     experiment = with_epochs(PROGRESSION[model], EPOCHS)
     first, again, other = (weights(fit(experiment, data, seed=seed, device=CPU)[0]) for seed in (1, 1, 2))
     assert same(first, again)
     assert not same(first, other)
 
 
-class InterruptionError(Exception):
-    pass
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_resumed_training_ends_with_the_bits_of_one_never_interrupted(model, data, tmp_path):
+def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, data, tmp_path):
     experiment = with_epochs(PROGRESSION[model], EPOCHS)
-    straight, history = fit(experiment, data, seed=1, device=CPU)
+    uninterrupted, history = fit(experiment, data, seed=1, device=CPU)
     folder = CheckpointFolder(tmp_path / model, settings(experiment, data, 1))
-
-    def interrupt(epoch):
-        if epoch.epoch == 2:
-            raise InterruptionError
-
-    with pytest.raises(InterruptionError):
-        fit(experiment, data, seed=1, device=CPU, checkpoints=folder, on_epoch=interrupt)
-    resumed_epochs = []
+    interrupt(experiment, data, folder, after=2)
+    epochs = []
     resumed, resumed_history = fit(
-        experiment,
-        data,
-        seed=1,
-        device=CPU,
-        checkpoints=folder,
-        on_epoch=lambda epoch: resumed_epochs.append(epoch.epoch),
+        experiment, data, seed=1, device=CPU, checkpoints=folder, on_epoch=lambda epoch: epochs.append(epoch.epoch)
     )
-    assert resumed_epochs == [3, 4]
-    assert same(weights(straight), weights(resumed))
+    assert epochs == [3, 4]
+    assert same(weights(uninterrupted), weights(resumed))
     assert [replace(epoch, seconds=0) for epoch in history] == [replace(epoch, seconds=0) for epoch in resumed_history]
 
 
-def test_folder_holds_one_checkpoint_and_no_pickle(checkpoints, data):
-    fit(with_epochs(PROGRESSION["Model_2"], EPOCHS), data, seed=1, device=CPU, checkpoints=checkpoints)
-    assert sorted(path.name for path in checkpoints.path.iterdir()) == ["checkpoint.json", "epoch-04.safetensors"]
+def test_folder_holds_one_checkpoint_and_no_pickle(finished):
+    assert sorted(path.name for path in finished.path.iterdir()) == ["checkpoint.json", "epoch-04.safetensors"]
 
 
-def test_training_of_other_settings_is_not_overwritten(checkpoints, data):
-    experiment = with_epochs(PROGRESSION["Model_2"], EPOCHS)
-    folder = replace(checkpoints, settings=settings(experiment, data, 1))
-    fit(experiment, data, seed=1, device=CPU, checkpoints=folder)
-    other = replace(checkpoints, settings=settings(experiment, data, 2))
+def test_checkpoint_of_another_seed_is_not_overwritten(finished, data):
+    other = replace(finished, settings=settings(MODEL_2, data, 2))
     with pytest.raises(SettingsError, match="Model_2 holds a training with seed 1, this one has seed 2"):
-        fit(experiment, data, seed=2, device=CPU, checkpoints=other)
+        fit(MODEL_2, data, seed=2, device=CPU, checkpoints=other)
 
 
-def test_training_of_another_network_of_the_same_name_is_not_overwritten(tmp_path, data):
-    experiment = with_epochs(PROGRESSION["Model_2"], EPOCHS)
-    fit(experiment, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(experiment, data, 1)))
-
+def test_checkpoint_of_another_network_of_the_same_name_is_not_overwritten(finished, data):
     class Smooth(Model_2):
         def __init__(self):
             super().__init__()
             self[2] = nn.SiLU()
 
-    other = replace(experiment, network=Smooth)
+    experiment = replace(MODEL_2, network=Smooth)
+    other = replace(finished, settings=settings(experiment, data, 1))
     with pytest.raises(SettingsError, match="holds a training with network"):
-        fit(other, data, seed=1, device=CPU, checkpoints=CheckpointFolder(tmp_path, settings(other, data, 1)))
+        fit(experiment, data, seed=1, device=CPU, checkpoints=other)
 
 
 def damage_weights(folder):
     path = folder / "epoch-04.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    return "expected SHA-256"
 
 
 def delete_weights(folder):
     (folder / "epoch-04.safetensors").unlink()
-    return "cannot read .*epoch-04.safetensors"
 
 
-def cut_json(folder):
+def truncate_json(folder):
     path = folder / "checkpoint.json"
     path.write_text(path.read_text()[:100])
-    return "checkpoint.json: expected JSON"
 
 
-def edit(folder, change):
-    path = folder / "checkpoint.json"
-    checkpoint = json.loads(path.read_text())
-    change(checkpoint)
-    path.write_text(json.dumps(checkpoint))
+def edit_json(change):
+    """Return a function that applies `change` to the content of a folder's checkpoint.json."""
+
+    def edit(folder):
+        path = folder / "checkpoint.json"
+        checkpoint = json.loads(path.read_text())
+        change(checkpoint)
+        path.write_text(json.dumps(checkpoint))
+
+    return edit
 
 
-def unsettle(folder):
-    edit(folder, lambda checkpoint: checkpoint.update(settings=None))
-    return "holds a training with model None"
+# Each damage of a checkpoint, and the error message.
+DAMAGES = {
+    "weights damaged": (damage_weights, "expected SHA-256"),
+    "weights deleted": (delete_weights, "cannot read .*epoch-04.safetensors"),
+    "JSON truncated": (truncate_json, "checkpoint.json: expected JSON"),
+    "settings null": (edit_json(lambda found: found.update(settings=None)), "holds a training with model None"),
+    "history missing": (edit_json(lambda found: found.pop("history")), "checkpoint.json: expected SHA-256"),
+    "history empty": (edit_json(lambda found: found["history"].clear()), "checkpoint.json: expected SHA-256"),
+    "accuracy changed": (
+        edit_json(lambda found: found["history"][0].update(validation_accuracy=1.0)),
+        "checkpoint.json: expected SHA-256",
+    ),
+    "hash missing": (edit_json(lambda found: found.pop("sha256")), "checkpoint.json: expected SHA-256 None"),
+}
 
 
-def drop_history(folder):
-    edit(folder, lambda checkpoint: checkpoint.pop("history"))
-    return "checkpoint.json: expected SHA-256"
-
-
-def cut_history(folder):
-    edit(folder, lambda checkpoint: checkpoint["history"].clear())
-    return "checkpoint.json: expected SHA-256"
-
-
-def improve_history(folder):
-    edit(folder, lambda checkpoint: checkpoint["history"][0].update(validation_accuracy=1.0))
-    return "checkpoint.json: expected SHA-256"
-
-
-def drop_hash(folder):
-    edit(folder, lambda checkpoint: checkpoint.pop("sha256"))
-    return "checkpoint.json: expected SHA-256 None"
-
-
-DAMAGES = [damage_weights, delete_weights, cut_json, unsettle, drop_history, cut_history, improve_history, drop_hash]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoint_is_refused_by_name(damage, checkpoints, data):
-    experiment = with_epochs(PROGRESSION["Model_2"], EPOCHS)
-    folder = replace(checkpoints, settings=settings(experiment, data, 1))
-    fit(experiment, data, seed=1, device=CPU, checkpoints=folder)
-    message = damage(folder.path)
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoint_is_refused_with_a_message_of_one_line(damage, message, finished, data):
+    damage(finished.path)
     with pytest.raises(TrainError, match=message) as refused:
-        fit(experiment, data, seed=1, device=CPU, checkpoints=folder)
+        fit(MODEL_2, data, seed=1, device=CPU, checkpoints=finished)
     assert "\n" not in str(refused.value)
     with pytest.raises(TrainError, match=message):
-        folder.load(Model_2())
+        finished.load(Model_2())
 
 
-def test_finished_training_is_loaded_as_it_ended(checkpoints, data):
-    trained, history = fit(
-        with_epochs(PROGRESSION["Model_2"], EPOCHS), data, seed=1, device=CPU, checkpoints=checkpoints
-    )
+def test_loaded_checkpoint_has_the_final_weights_history_and_provenance(checkpoints, data):
+    trained, history = fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
     network = Model_2()
     found, provenance = checkpoints.load(network)
     assert same(weights(network), weights(trained))
@@ -191,43 +178,30 @@ def test_finished_training_is_loaded_as_it_ended(checkpoints, data):
     assert provenance["versions"]["torch"]
 
 
-def stopped_after_one_epoch(checkpoints, data):
-    """Leave the checkpoint of the first epoch."""
-
-    def interrupt(_):
-        raise InterruptionError
-
-    experiment = with_epochs(PROGRESSION["Model_2"], EPOCHS)
-    with pytest.raises(InterruptionError):
-        fit(experiment, data, seed=1, device=CPU, checkpoints=checkpoints, on_epoch=interrupt)
-    return experiment
-
-
-def test_infinite_loss_stops_with_epoch_and_batch_and_the_checkpoint_intact(checkpoints, data, monkeypatch):
-    experiment = stopped_after_one_epoch(checkpoints, data)
+def test_divergence_names_epoch_and_batch_and_keeps_the_checkpoint(checkpoints, data, monkeypatch):
+    interrupt(MODEL_2, data, checkpoints, after=1)
     load_checkpoint = CheckpointFolder.load
 
-    def load_with_a_rate_that_no_training_survives(folder, network, optimizer, scheduler):
+    def load_with_a_huge_learning_rate(folder, network, optimizer, scheduler):
         history = load_checkpoint(folder, network, optimizer, scheduler)
         optimizer.param_groups[0]["lr"] = 1e30
         return history
 
-    monkeypatch.setattr(CheckpointFolder, "load", load_with_a_rate_that_no_training_survives)
+    monkeypatch.setattr(CheckpointFolder, "load", load_with_a_huge_learning_rate)
     before = {path: path.read_bytes() for path in checkpoints.path.iterdir()}
     with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
-        fit(experiment, data, seed=1, device=CPU, checkpoints=checkpoints)
+        fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
     assert {path: path.read_bytes() for path in checkpoints.path.iterdir()} == before
 
 
-def test_fewer_images_than_a_batch_are_refused(data):
+def test_data_set_smaller_than_a_batch_is_refused(data):
     few = replace(data, train=replace(data.train, images=data.train.images[:63], labels=data.train.labels[:63]))
-    with pytest.raises(
-        SettingsError, match="expected 10 or more batches of 64 training images in all, found 0: 63 images"
-    ):
+    message = "expected 10 or more batches of 64 training images in all, found 0: 63 images"
+    with pytest.raises(SettingsError, match=message):
         fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)
 
 
-def test_evaluation_is_that_of_the_whole_split_at_once(data):
+def test_evaluation_returns_mean_cross_entropy_and_accuracy(data):
     network, _ = fit(with_epochs(PROGRESSION["Model_3"], EPOCHS), data, seed=1, device=CPU)
     pixels = (data.train.images.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
     with torch.inference_mode():
