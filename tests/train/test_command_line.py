@@ -1,9 +1,10 @@
-"""`python -m train` as a user meets it: what it leaves, how it goes on, what it says when it cannot."""
+"""The command `python -m train`: its files, its output, its error messages, and resuming after an interruption."""
 
 import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,16 +19,18 @@ from tests.processes import alive
 from train import verify
 from train.__main__ import main
 from train.lock import locked
+from train.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
+MODELS = ("Model_2", "Model_3")
+EPOCHS = 8
 
 
-def command(*options: object) -> list[str]:
-    return [sys.executable, "-m", "train", *map(str, options)]
+def options(data: Path, out: Path, *models: str, epochs: int = EPOCHS) -> list[str]:
+    return [*map(str, ("--models", *(models or MODELS), "--epochs", epochs, "--data", data, "--out", out))]
 
 
 @pytest.mark.slow
-def test_leaves_checkpoints_report_and_export(trained):
+def test_run_writes_checkpoints_report_and_export(trained):
     found = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert found == {
         ".lock",
@@ -49,9 +52,8 @@ def test_leaves_checkpoints_report_and_export(trained):
 
 
 @pytest.mark.slow
-def test_says_what_each_model_tries_and_reaches(subset, tmp_path, capfd):
-    options = ["--models", "Model_2", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
-    assert main(options) == 0
+def test_run_prints_target_recipe_and_results_of_each_model(subset, tmp_path, capfd):
+    assert main(options(subset, tmp_path, "Model_2", epochs=1)) == 0
     output = capfd.readouterr()
     for line in (
         "--- Starting training for Model_2 ---",
@@ -70,30 +72,25 @@ def test_says_what_each_model_tries_and_reaches(subset, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_finished_run_is_not_trained_again(trained, subset, tmp_path, capfd):
-    for path in trained.rglob("*"):
-        if path.is_file():
-            (tmp_path / path.relative_to(trained)).parent.mkdir(exist_ok=True)
-            (tmp_path / path.relative_to(trained)).write_bytes(path.read_bytes())
-    options = ["--models", "Model_2", "Model_3", "--epochs", "2", "--data", str(subset), "--out", str(tmp_path)]
-    assert main(options) == 0
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    assert main(options(subset, tmp_path, epochs=2)) == 0
     assert "EPOCH" not in capfd.readouterr().out
 
 
 @pytest.mark.slow
-def test_model_over_the_budget_is_not_exported(subset, tmp_path, capfd):
-    options = ["--models", "Model_1", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
-    assert main(options) == 0
+def test_model_over_the_parameter_budget_is_not_exported(subset, tmp_path, capfd):
+    assert main(options(subset, tmp_path, "Model_1", epochs=1)) == 0
     assert "Nothing exported: no model of this run has at most 8,000 parameters" in capfd.readouterr().out
     assert not (tmp_path / "release").exists()
 
 
-def test_verify_prints_the_outcome(trained, subset, capfd):
+def test_verify_prints_its_result(trained, subset, capfd):
     assert main(["verify", str(trained / "release"), "--data", str(subset)]) == 0
     assert "verified on 300 test images: every label equals PyTorch's" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("arguments", "message"),
     [
         (["--models", "Model_9"], "expected a model of Model_1, Model_2, Model_3; found Model_9"),
         (["--data", "{tmp}/none"], "{tmp}/none/train-images-idx3-ubyte.gz: expected the file"),
@@ -105,52 +102,52 @@ def test_verify_prints_the_outcome(trained, subset, capfd):
         pytest.param(
             ["--device", "cuda"],
             "--device cuda: expected a CUDA GPU, found none",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="expected no GPU, found one"),
         ),
     ],
 )
-def test_what_cannot_be_done_is_one_clear_line(options, message, tmp_path, capfd, monkeypatch):
+def test_error_is_one_line_that_names_the_cause(arguments, message, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert main([option.format(tmp=tmp_path) for option in options]) == 1
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 1
     error = capfd.readouterr().err
     assert error.startswith(f"error: {message.format(tmp=tmp_path)}")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "options",
+    "arguments",
     [
         ["--epochs", "0"],
         ["--seed", "-1"],
         ["--seed", "100000000000000000000"],
         ["--device", "tpu"],
         ["--epoch", "3"],
-        ["--seed", "2", "consistency"],  # a command comes first, or its options would be lost
+        ["--seed", "2", "consistency"],  # options before a command would be ignored
         ["verify"],
     ],
 )
-def test_wrong_usage_is_refused(options, capfd):
+def test_invalid_options_exit_with_status_2_and_the_usage(arguments, capfd):
     with pytest.raises(SystemExit) as stop:
-        main(options)
+        main(arguments)
     assert stop.value.code == 2
     assert "usage: python -m train" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("found", ["1.5", "0", "-1", "many"])
-def test_epochs_that_are_no_positive_whole_number_are_named(found, capfd):
+def test_invalid_number_of_epochs_is_named_in_the_error(found, capfd):
     with pytest.raises(SystemExit):
         main(["--epochs", found])
     assert capfd.readouterr().err.endswith(f"--epochs: expected a positive whole number, found {found}\n")
 
 
-def test_help_comes_without_loading_torch():
+def test_help_does_not_import_torch():
     script = "import atexit, os, sys; from train.__main__ import main; "
     script += "atexit.register(lambda: os._exit('torch' in sys.modules)); main(['--help'])"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-def test_missing_install_is_one_clear_line():
+def test_error_without_torch_is_one_line_that_names_make_setup():
     script = "import sys; sys.modules['torch'] = None; from train.__main__ import main; sys.exit(main([]))"
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
@@ -158,12 +155,8 @@ def test_missing_install_is_one_clear_line():
     assert run.stderr.count("\n") == 1
 
 
-MODELS = ("Model_2", "Model_3")
-EPOCHS = 8
-
-
-def options(data: Path, out: Path) -> list[str]:
-    return [*map(str, ("--models", *MODELS, "--epochs", EPOCHS, "--data", data, "--out", out))]
+def command(data: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "train", *options(data, out)]
 
 
 def weights(out: Path) -> list[bytes]:
@@ -171,59 +164,59 @@ def weights(out: Path) -> list[bytes]:
     return [(out / path).read_bytes() for path in paths]
 
 
-def kept(out: Path) -> dict[Path, bytes]:
+def checkpoint_files(out: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in out.glob("Model_*/*") if path.suffix != ".tmp"}
 
 
-def epochs(out: Path) -> list[int]:
-    """Return how many epochs of each model are kept."""
+def saved_epochs(out: Path) -> list[int]:
+    """Return the number of epochs in the checkpoint of each model."""
     paths = [out / model / "checkpoint.json" for model in MODELS]
     return [len(json.loads(path.read_text())["history"]) if path.exists() else 0 for path in paths]
 
 
 def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tuple[int, str]:
-    """Start a training, send it `number` after epoch `after`, and return its exit code and what it said.
+    """Start a training, send it the signal `number` after epoch `after`, and return its exit status and stderr.
 
-    However fast the machine is, the training is still running then: it cannot write its next checkpoint. In the place
-    of the file is a pipe that nobody reads, and the system lets a process wait that opens one to write.
+    The training is still running when the signal is sent, on a fast machine too, because it cannot write its next
+    checkpoint: a named pipe without a reader has the name of the temporary file, so opening it for writing blocks.
     """
     pipes = [out / model / f".epoch-{after + 1:02d}.safetensors.tmp" for model in MODELS]
     for pipe in pipes:
         pipe.parent.mkdir(exist_ok=True)
         os.mkfifo(pipe)
     process = subprocess.Popen(
-        command(*options(data, out)),
+        command(data, out),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a process group of its own
-        # As in a terminal or a container: a shell's background jobs ignore SIGINT.
+        start_new_session=True,  # with its own process group
+        # As in a terminal or a container. The background jobs of a shell ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        wait(lambda: process.poll() is not None or min(epochs(out)) >= after, 120, lambda: f"{epochs(out)} epochs")
+        wait(lambda: process.poll() is not None or min(saved_epochs(out)) >= after, 120, lambda: f"{saved_epochs(out)}")
         assert process.poll() is None, process.stderr.read()
-        # A terminal's Ctrl-C reaches the whole group, a container's SIGTERM its first process.
+        # Ctrl-C in a terminal signals the whole group; a container's SIGTERM only the first process.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, error = process.communicate(timeout=60)
-        assert epochs(out) == [after, after], "the run was not held at its next checkpoint"
-        wait(lambda: not alive(process.pid), 60, lambda: "a process of the run goes on")
+        assert saved_epochs(out) == [after, after], "the run did not block at its next checkpoint"
+        wait(lambda: not alive(process.pid), 60, lambda: "a process of the run is still running")
     finally:
-        with suppress(ProcessLookupError):  # it has ended, as it should
+        with suppress(ProcessLookupError):  # all its processes have exited, as expected
             os.killpg(process.pid, signal.SIGKILL)
     for pipe in pipes:
         pipe.unlink()
-        pipe.write_bytes(b"the start of a checkpoint")  # as a process leaves it that is killed while it writes
+        pipe.write_bytes(b"the start of a checkpoint")  # as after a kill during the write
     return process.returncode, error
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory) -> Path:
-    """Return the folder of a whole training. Its output has a poor encoding, and nobody reads it to the end."""
+    """Return the folder of an uninterrupted run. Its stderr is closed, its stdout is ASCII and closed early."""
     out = tmp_path_factory.mktemp("uninterrupted")
     process = subprocess.Popen(
-        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command(*options(tiny, out))],  # without standard error
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command(tiny, out)],  # stderr is closed
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "ascii"},
         stdout=subprocess.PIPE,
@@ -240,8 +233,8 @@ def uninterrupted(tiny, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("uninterrupted")
-def test_run_interrupted_in_every_way_ends_with_the_weights_of_one_never_interrupted(uninterrupted, tiny, tmp_path):
-    """One run after the other goes on from where the one before was ended: by Ctrl-C, by SIGTERM, by SIGKILL."""
+def test_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_run(uninterrupted, tiny, tmp_path):
+    """Each run resumes the one before, which ended by Ctrl-C, SIGTERM, SIGKILL or a full disk."""
     for after, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
         code, error = interrupt(tiny, tmp_path, number, after)
         assert code == 128 + number
@@ -249,10 +242,10 @@ def test_run_interrupted_in_every_way_ends_with_the_weights_of_one_never_interru
         assert "Traceback" not in error
     code, _ = interrupt(tiny, tmp_path, signal.SIGKILL, 6)
     assert code == -signal.SIGKILL
-    before = kept(tmp_path)
-    # A limit on the size of files stands in for the disk: the system answers a write beyond it as it does a full one.
+    before = checkpoint_files(tmp_path)
+    # A limit on the file size stands in for a full disk: in both cases, write() fails.
     full = subprocess.run(
-        command(*options(tiny, tmp_path)),
+        command(tiny, tmp_path),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -261,12 +254,12 @@ def test_run_interrupted_in_every_way_ends_with_the_weights_of_one_never_interru
     assert full.returncode == 1
     assert re.search(rf"error: cannot write {tmp_path}/Model_\d/epoch-0\d.safetensors: File too large\n$", full.stderr)
     assert "Traceback" not in full.stderr
-    assert kept(tmp_path) == before
+    assert checkpoint_files(tmp_path) == before
     assert main(options(tiny, tmp_path)) == 0
     assert weights(tmp_path) == weights(uninterrupted)
 
 
-def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):
+def test_second_run_in_the_same_folder_is_refused(subset, tmp_path, capfd):
     with locked(tmp_path):
         assert main(["--data", str(subset), "--out", str(tmp_path)]) == 1
     assert capfd.readouterr().err == (
@@ -275,16 +268,15 @@ def test_second_run_on_a_folder_is_refused(subset, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_failed_verification_exports_nothing_but_leaves_the_report(subset, tmp_path, capfd, monkeypatch):
-    options = ["--models", "Model_3", "--epochs", "1", "--data", str(subset), "--out", str(tmp_path)]
+def test_failed_verification_writes_the_report_but_no_export(subset, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(verify, "TOLERANCE", 0.0)
-    assert main(options) == 1
+    assert main(options(subset, tmp_path, "Model_3", epochs=1)) == 1
     assert "error: the ONNX graph does not predict as the network" in capfd.readouterr().err
     assert not (tmp_path / "release").exists()
     assert "Nothing was exported" in (tmp_path / "report.md").read_text()
 
 
-def test_a_gpu_that_runs_out_of_memory_is_one_clear_line(subset, tmp_path, capfd, monkeypatch):
+def test_error_if_the_gpu_runs_out_of_memory_is_one_line(subset, tmp_path, capfd, monkeypatch):
     def fit(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB")
 
@@ -295,8 +287,8 @@ def test_a_gpu_that_runs_out_of_memory_is_one_clear_line(subset, tmp_path, capfd
     )
 
 
-# Runs `python -m train` and sends it a signal in the midst of importing numpy, which torch does in C++: an exception is
-# lost there, and the run crashes later.
+# Runs `python -m train` and sends it a signal during the import of numpy. torch imports numpy in C++, which loses an
+# exception, so the run would crash later.
 INTERRUPTED_IMPORT = """
 import os, runpy, sys
 class Finder:
@@ -309,7 +301,7 @@ runpy.run_module("train", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_during_the_imports_ends_the_run(number, tiny, tmp_path):
+def test_signal_during_the_imports_stops_the_run(number, tiny, tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_IMPORT, *options(tiny, tmp_path)],
         cwd=ROOT,
@@ -325,6 +317,6 @@ def test_signal_during_the_imports_ends_the_run(number, tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("uninterrupted")
-def test_closed_streams_and_an_encoding_without_the_characters_do_not_end_the_training(uninterrupted):
-    assert epochs(uninterrupted) == [EPOCHS, EPOCHS]
+def test_closed_streams_and_ascii_output_do_not_stop_the_training(uninterrupted):
+    assert saved_epochs(uninterrupted) == [EPOCHS, EPOCHS]
     assert (uninterrupted / "report.md").exists()
