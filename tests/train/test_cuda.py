@@ -1,6 +1,7 @@
-"""What a training does on a GPU, checked without one: fake tensors know their device and shape, and hold no numbers.
+"""Devices of the tensors of a training step on a GPU, checked without a GPU.
 
-Data, augmentation, forward pass and loss are taken; the backward pass, the optimizer and compiling need a real GPU.
+Fake tensors have a device and a shape, but no values. Data, augmentation, forward pass and loss are checked. The
+backward pass, the optimizer and torch.compile need a real GPU.
 """
 
 from collections.abc import Iterator
@@ -22,14 +23,14 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def fake() -> Iterator[None]:
-    augment._grid.cache_clear()  # what it keeps for each device is fake here, and real elsewhere
+    augment._grid.cache_clear()  # the cached tensors are fake in these tests and real in others
     with FakeTensorMode():
         yield
     augment._grid.cache_clear()
 
 
 def loss_on_cuda(network: type[nn.Module], recipe, device: torch.device = CUDA) -> torch.Tensor:
-    """Return the loss of a batch of 64 images whose split was moved to `device`."""
+    """Return the loss of a batch of 64 images of a split on `device`; the network is on the GPU."""
     with CUDA:
         on_cuda = network().train()
     images = torch.zeros(640, 28, 28, dtype=torch.uint8)
@@ -41,28 +42,28 @@ def loss_on_cuda(network: type[nn.Module], recipe, device: torch.device = CUDA) 
 
 
 @pytest.mark.parametrize("name", PROGRESSION)
-def test_no_tensor_of_a_training_step_is_left_on_the_cpu(name):
+def test_every_tensor_of_a_training_step_is_on_the_gpu(name):
     loss = loss_on_cuda(PROGRESSION[name].network, PROGRESSION[name].recipe)
     assert (loss.shape, loss.device.type) == ((), "cuda")
 
 
-class Forgetful(Model_3):
-    """A network with a constant that does not move with it."""
+class ConstantOnCPU(Model_3):
+    """A network with a constant that stays on the CPU."""
 
     def forward(self, images):
         return super().forward(images * torch.ones(28, 28, device="cpu"))
 
 
-def on_the_cpu(images):
+def augment_with_cpu_tensor(images):
     return images + torch.rand(images.shape)
 
 
 @pytest.mark.parametrize(
     ("network", "augmentation", "device"),
-    [(Forgetful, None, "cuda"), (Model_3, on_the_cpu, "cuda"), (Model_3, None, "cpu")],
+    [(ConstantOnCPU, None, "cuda"), (Model_3, augment_with_cpu_tensor, "cuda"), (Model_3, None, "cpu")],
     ids=["network", "augmentation", "data"],
 )
-def test_one_that_is_left_there_is_found(network, augmentation, device):
+def test_tensor_on_the_cpu_is_an_error(network, augmentation, device):
     recipe = replace(PROGRESSION["Model_3"].recipe, augmentation=augmentation)
     with pytest.raises(RuntimeError, match=r"device"):
         loss_on_cuda(network, recipe, torch.device(device))

@@ -1,4 +1,4 @@
-"""The doubt tells digits from what is none, leaves the network as it is, and doubts a hundredth of the digits."""
+"""The doubt head detects non-digits, does not change the network, and doubts 1 % of the validation digits."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def data(part):
 
 @pytest.fixture
 def network():
-    """Return the network that ships."""
+    """Return the released network."""
     return load_classifier(Model_3(), (paths.RELEASE / "model.safetensors").read_bytes(), paths.RELEASE).network
 
 
-def test_fit_tells_digits_from_others_and_leaves_the_network(network, data):
+def test_fit_detects_non_digits_and_does_not_change_the_network(network, data):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     classifier = DigitClassifier(network, doubt.fit(network, data))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -38,7 +38,7 @@ def test_fit_tells_digits_from_others_and_leaves_the_network(network, data):
     assert np.mean(turned > found.threshold) > 0.6
 
 
-def test_fit_is_deterministic_and_leaves_torchs_random_numbers(network, data):
+def test_fit_is_deterministic_and_does_not_change_the_random_state(network, data):
     state = torch.random.get_rng_state()
     one, same = (doubt.fit(network, data) for _ in range(2))
     assert torch.equal(one.detectors.weight, same.detectors.weight)
@@ -46,10 +46,10 @@ def test_fit_is_deterministic_and_leaves_torchs_random_numbers(network, data):
 
 
 @pytest.mark.parametrize("kind", [Model_2, Model_3])
-def test_network_and_head_keep_to_the_budget(kind):
+def test_network_and_head_are_within_the_parameter_budget(kind):
     network = kind()
     assert parameter_count(network) + parameter_count(DoubtHead.of(network)) <= PARAMETER_BUDGET
 
 
-def test_threshold_is_midway_between_the_last_doubted_and_the_next():
+def test_threshold_is_midway_between_the_lowest_doubted_value_and_the_next():
     assert doubt.choose_threshold(np.arange(200, dtype=np.float32)) == 197.5
