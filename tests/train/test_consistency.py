@@ -1,4 +1,4 @@
-"""One model over many seeds: every seed arrives, is run once, and is counted honestly."""
+"""The command consistency: every seed is trained exactly once and counted, also after divergence or interruption."""
 
 import json
 import os
@@ -19,13 +19,12 @@ from train.__main__ import main
 from train.consistency import summarise
 from train.errors import DivergenceError
 from train.loop import fit
+from train.paths import ROOT
 from train.progression import PROGRESSION
 from train.provenance import source_revision
 
-ROOT = Path(__file__).parents[2]
-# One worker, so that one cluster is enough.
-pytestmark = pytest.mark.xdist_group("ray")
-EPOCHS = 4  # the fewest that `tiny` can be trained for
+pytestmark = pytest.mark.xdist_group("ray")  # in one pytest process, with one Ray cluster
+EPOCHS = 4  # the minimum for `tiny`
 
 
 def options(data: Path, out: Path, *, seeds: int, epochs: int = EPOCHS) -> list[str]:
@@ -33,18 +32,25 @@ def options(data: Path, out: Path, *, seeds: int, epochs: int = EPOCHS) -> list[
     return ["consistency", *map(str, settings), "--data", str(data), "--out", str(out)]
 
 
-def done(out: Path) -> list[Path]:
-    """Return the checkpoints that hold all epochs."""
+def finished(out: Path) -> list[Path]:
+    """Return the checkpoints of the seeds with all epochs."""
     paths = (out / "consistency" / "trials").glob("*/checkpoint.json")
     return [path for path in paths if len(json.loads(path.read_text())["history"]) == EPOCHS]
 
 
-def trial(accuracy: float) -> dict:
-    return {"history": [{"test_accuracy": accuracy, "validation_accuracy": 0.99}]}
+def consistency_json(out: Path) -> dict:
+    return json.loads((out / "consistency" / "consistency.json").read_text())
 
 
-def test_summary_counts_the_seeds_that_reach_the_goal():
-    figures = summarise([trial(accuracy) for accuracy in (0.9939, 0.9940, 0.9956)], PROGRESSION["Model_3"])
+def trained_seeds(figures: dict) -> list[int]:
+    return [trial["settings"]["seed"] for trial in figures["trials"]]
+
+
+def test_summary_counts_the_seeds_that_reach_the_target():
+    trials = [
+        {"history": [{"test_accuracy": accuracy, "validation_accuracy": 0.99}]} for accuracy in (0.9939, 0.9940, 0.9956)
+    ]
+    figures = summarise(trials, PROGRESSION["Model_3"])
     assert figures["mean"] == pytest.approx(0.9945)
     assert figures["standard_deviation"] == pytest.approx(0.00095394, rel=1e-4)
     assert (figures["worst"], figures["best"]) == (0.9939, 0.9956)
@@ -52,11 +58,11 @@ def test_summary_counts_the_seeds_that_reach_the_goal():
 
 
 @pytest.mark.slow
-def test_runs_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path, capfd):
+def test_trains_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path, capfd):
     assert main(options(tiny, tmp_path, seeds=2)) == 0
     folder = tmp_path / "consistency"
-    figures = json.loads((folder / "consistency.json").read_text())
-    assert [trial["settings"]["seed"] for trial in figures["trials"]] == [1, 2]
+    figures = consistency_json(tmp_path)
+    assert trained_seeds(figures) == [1, 2]
     assert [len(trial["history"]) for trial in figures["trials"]] == [EPOCHS, EPOCHS]
     assert (folder / "consistency.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "consistency.md").read_text()
@@ -71,29 +77,33 @@ def test_runs_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path, 
     assert "2 of 3 seeds were finished before" in output
     assert output.count(f"at epoch {EPOCHS}\n") == 1
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
-    assert json.loads((folder / "consistency.json").read_text())["seeds"] == 3
+    assert consistency_json(tmp_path)["seeds"] == 3
 
     assert main(options(tiny, tmp_path, seeds=3, epochs=EPOCHS + 1)) == 1
     assert f"holds a training with epochs {EPOCHS}, this one has epochs {EPOCHS + 1}" in capfd.readouterr().err
 
 
-def test_no_cluster_at_the_address_is_one_clear_line(tiny, tmp_path, capfd, monkeypatch):
+def no_cluster(address: str) -> str:
+    return f"error: RAY_ADDRESS: expected a Ray cluster at {address}, found none\n"
+
+
+def test_error_for_an_unused_address_is_one_line(tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert main(options(tiny, tmp_path, seeds=1)) == 1
-    assert capfd.readouterr().err == "error: RAY_ADDRESS: expected a Ray cluster at 127.0.0.1:1, found none\n"
+    assert capfd.readouterr().err == no_cluster("127.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1:1"])
-def test_address_that_is_none_is_one_clear_line(address, tiny, tmp_path, capfd, monkeypatch):
+def test_invalid_address_is_an_error(address, tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert main(options(tiny, tmp_path, seeds=1)) == 1
-    assert capfd.readouterr().err.endswith(f"error: RAY_ADDRESS: expected a Ray cluster at {address}, found none\n")
+    assert capfd.readouterr().err.endswith(no_cluster(address))
 
 
 @pytest.mark.slow
-def test_terminated_run_says_so_and_keeps_what_is_done(tiny, tmp_path):
+def test_terminated_run_keeps_the_finished_seeds(tiny, tmp_path):
     process = subprocess.Popen(
-        # So many seeds that they are not done before the signal, however fast the machine is: after the first it ends.
+        # The signal is sent after the first of 200 seeds, when the run is still running, on a fast machine too.
         [sys.executable, "-m", "train", *options(tiny, tmp_path, seeds=200)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -108,7 +118,7 @@ def test_terminated_run_says_so_and_keeps_what_is_done(tiny, tmp_path):
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert error.endswith("interrupted: finished epochs are saved; run the same command again to resume\n")
-    assert done(tmp_path)
+    assert finished(tmp_path)
 
 
 def diverge_in_epoch_4(experiment, data, *, seed, **options):
@@ -118,7 +128,7 @@ def diverge_in_epoch_4(experiment, data, *, seed, **options):
 
 
 @pytest.mark.slow
-def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch):
+def test_other_seeds_finish_if_one_diverges(tiny, tmp_path, capfd, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("train.training.max_workers", lambda *_: 1)
         patch.setattr("train.training.fit", diverge_in_epoch_4)
@@ -129,9 +139,8 @@ def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch)
     assert "n = 2 seeds" in table
     assert "2 of 3 seeds finished; seed 2 diverged in epoch 4." in table
     assert "| 2 | diverged in epoch 4 | | | |" in table
-    figures = json.loads((folder / "consistency.json").read_text())
-    assert [trial["settings"]["seed"] for trial in figures["trials"]] == [1, 3]
-    before = {path: path.read_bytes() for path in done(tmp_path)}
+    assert trained_seeds(consistency_json(tmp_path)) == [1, 3]
+    before = {path: path.read_bytes() for path in finished(tmp_path)}
     assert len(before) == 2
 
     assert main(options(tiny, tmp_path, seeds=3)) == 0
@@ -141,7 +150,7 @@ def test_a_seed_that_diverges_costs_no_other(tiny, tmp_path, capfd, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_seed_that_was_interrupted_goes_on_and_ends_with_the_same_bits(tiny, tmp_path, monkeypatch):
+def test_resumed_seed_is_bitwise_equal_to_an_uninterrupted_one(tiny, tmp_path, monkeypatch):
     def fit_two_epochs(*arguments, **options):
         def interrupt(epoch):
             if epoch.epoch == 2:
@@ -153,16 +162,16 @@ def test_a_seed_that_was_interrupted_goes_on_and_ends_with_the_same_bits(tiny, t
     with monkeypatch.context() as patch:
         patch.setattr("train.training.fit", fit_two_epochs)
         assert main(options(tiny, tmp_path / "interrupted", seeds=1)) == 1
-    assert not done(tmp_path / "interrupted")
+    assert not finished(tmp_path / "interrupted")
     weights = []
-    for out in (tmp_path / "interrupted", tmp_path / "straight"):
+    for out in (tmp_path / "interrupted", tmp_path / "uninterrupted"):
         assert main(options(tiny, out, seeds=1)) == 0
-        (checkpoint,) = done(out)
+        (checkpoint,) = finished(out)
         weights.append(checkpoint.with_name(f"epoch-{EPOCHS:02d}.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
 
-def test_no_seed_that_finishes_is_one_clear_line(tiny, tmp_path, capfd, monkeypatch):
+def test_error_if_no_seed_finishes_is_one_line(tiny, tmp_path, capfd, monkeypatch):
     def fit(*_, seed, **__):
         raise DivergenceError("the loss became nan", epoch=seed)
 
@@ -174,49 +183,49 @@ def test_no_seed_that_finishes_is_one_clear_line(tiny, tmp_path, capfd, monkeypa
     )
 
 
-def test_each_seed_says_which_code_and_libraries_made_it(tiny, tmp_path, monkeypatch):
+def test_each_seed_has_its_source_revision_and_versions(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_REVISION", "0123456789")
     source_revision.cache_clear()
     try:
         assert main(options(tiny, tmp_path, seeds=1)) == 0
     finally:
         source_revision.cache_clear()
-    (trial,) = json.loads((tmp_path / "consistency" / "consistency.json").read_text())["trials"]
+    (trial,) = consistency_json(tmp_path)["trials"]
     assert trial["provenance"]["source_revision"] == "0123456789"
     assert trial["provenance"]["versions"]["torch"] == version("torch")
     assert "Source revision: 0123456789." in (tmp_path / "consistency" / "consistency.md").read_text()
 
 
 class Refusal(socketserver.BaseRequestHandler):
-    """Answers as a web server does that is asked in a language it does not know."""
+    """Answers every connection with status 400, as a web server does if the request is not HTTP."""
 
     def handle(self):
         self.request.recv(100)
         self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
 
 
-def test_a_port_that_is_not_rays_is_one_clear_line(tiny, tmp_path, capfd, monkeypatch):
+def test_error_for_a_port_of_another_service_is_one_line(tiny, tmp_path, capfd, monkeypatch):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusal) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_address[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert main(options(tiny, tmp_path, seeds=1)) == 1
         server.shutdown()
-    assert capfd.readouterr().err == f"error: RAY_ADDRESS: expected a Ray cluster at {address}, found none\n"
+    assert capfd.readouterr().err == no_cluster(address)
 
 
 @pytest.mark.slow
-def test_a_port_that_never_answers_is_one_clear_line(tiny, tmp_path, capfd, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:  # connected to, and silent
+def test_error_for_a_port_that_never_answers_is_one_line(tiny, tmp_path, capfd, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections and sends nothing
         address = f"127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert main(options(tiny, tmp_path, seeds=1)) == 1
-    assert capfd.readouterr().err == f"error: RAY_ADDRESS: expected a Ray cluster at {address}, found none\n"
+    assert capfd.readouterr().err == no_cluster(address)
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Return a Ray cluster of two nodes with a CPU each."""
+    """Return a Ray cluster of two nodes with one CPU each."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -228,7 +237,7 @@ def cluster():
 
 
 def task_on(node) -> int | None:
-    """Return a process that does a task on `node`, a child of its raylet; None where none does."""
+    """Return the process of a running task on `node`, a child of its raylet, or None."""
     raylet = node.all_processes["raylet"][0].process.pid
     children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
     return next(
@@ -237,20 +246,20 @@ def task_on(node) -> int | None:
 
 
 def stop_task_on(node) -> int | None:
-    """Stop a process in the midst of a task on `node` and return it; None where none runs."""
+    """Stop the process of a running task on `node` and return it, or None if no task is running."""
     if (pid := task_on(node)) is None:
         return None
     os.kill(pid, signal.SIGSTOP)
     if pid == task_on(node):
         return pid
-    os.kill(pid, signal.SIGCONT)  # the task was over
+    os.kill(pid, signal.SIGCONT)  # the task has finished
     return None
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_seed_arrives_once_though_a_node_of_the_cluster_is_killed(cluster, tiny, tmp_path):
-    doomed = next(iter(cluster.worker_nodes))
+def test_every_seed_finishes_once_if_a_node_of_the_cluster_is_killed(cluster, tiny, tmp_path):
+    node = next(iter(cluster.worker_nodes))
     stopped = None
     driver = subprocess.Popen(
         [sys.executable, "-m", "train", *options(tiny, tmp_path, seeds=6)],
@@ -265,14 +274,14 @@ def test_every_seed_arrives_once_though_a_node_of_the_cluster_is_killed(cluster,
         assert driver.poll() is None, driver.stderr.read()
         return condition()
 
-    def said():
-        return f"done: {done(tmp_path)}"
+    def progress():
+        return f"finished: {finished(tmp_path)}"
 
     try:
-        # A task that is stopped still runs when its node is killed, however fast the machine is.
-        stopped = wait(lambda: running(lambda: stop_task_on(doomed)), 300, said)
-        wait(lambda: running(lambda: len(done(tmp_path)) >= 2), 300, said)
-        cluster.remove_node(doomed, allow_graceful=False)
+        # A stopped task is still running when its node is killed, on a fast machine too.
+        stopped = wait(lambda: running(lambda: stop_task_on(node)), 300, progress)
+        wait(lambda: running(lambda: len(finished(tmp_path)) >= 2), 300, progress)
+        cluster.remove_node(node, allow_graceful=False)
         output, error = driver.communicate(timeout=300)
     finally:
         driver.kill()
@@ -280,9 +289,9 @@ def test_every_seed_arrives_once_though_a_node_of_the_cluster_is_killed(cluster,
             with suppress(ProcessLookupError):
                 os.kill(stopped, signal.SIGKILL)
     assert driver.returncode == 0, error
-    figures = json.loads((tmp_path / "consistency" / "consistency.json").read_text())
-    assert [trial["settings"]["seed"] for trial in figures["trials"]] == [1, 2, 3, 4, 5, 6]
-    # The cluster's machines have no checkout, and are told.
+    figures = consistency_json(tmp_path)
+    assert trained_seeds(figures) == [1, 2, 3, 4, 5, 6]
+    # The nodes have no checkout; the driver sends them its source revision.
     assert {trial["provenance"]["source_revision"] for trial in figures["trials"]} == {source_revision()}
     assert "n = 6 seeds" in output
     lines = [line for line in output.splitlines() if line.startswith("seed ")]
