@@ -1,7 +1,7 @@
-"""Hostile requests, and measurement of their effect on other clients and on the worker's memory.
+"""Hostile requests, and the measurement of their effect on other clients and on the worker's memory.
 
-`CASES` maps names to raw HTTP requests, as iterators of bytes. Each once blocked or killed a worker, or could. Most
-pictures are written byte by byte, because Pillow refuses to write them.
+`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request blocked or killed an earlier
+worker, or could do so. Most pictures are written byte by byte, because Pillow cannot write them.
 """
 
 import http.client
@@ -92,12 +92,12 @@ def png_of_many_texts() -> bytes:
 
 @cache
 def png_small() -> bytes:
-    """Return a valid PNG of a digit that the worker decodes itself and that takes as long as possible."""
-    one = b"".join(
+    """Return the slowest PNG that the worker still decodes in its own process: a digit, with compressed texts."""
+    rows = b"".join(
         b"\0" + (b"\xff" * 30 + b"\0" * 4 + b"\xff" * 30 if 60 < y < 450 else b"\xff" * 64) for y in range(512)
     )
     texts = png_chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(1_000_000), 9))
-    return png(512, 512, 1, 0, zlib.compress(one, 9), texts * 15)
+    return png(512, 512, 1, 0, zlib.compress(rows, 9), texts * 15)
 
 
 def png_large(width: int, height: int, depth: int, colour: int, samples: int) -> bytes:

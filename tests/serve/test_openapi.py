@@ -1,4 +1,4 @@
-"""serve/openapi.json: valid, complete, and true of the service, generated request by generated request."""
+"""serve/openapi.json is valid and complete, and the service answers generated requests as it says (schemathesis)."""
 
 import io
 import json
@@ -19,7 +19,6 @@ from serve.app import create_app
 from serve.config import RELEASE, Config
 from serve.release import read
 from tests.polling import PATIENCE
-from tests.serve.conftest import Service
 from train.paths import ROOT
 
 DOCUMENT = json.loads((ROOT / "serve" / "openapi.json").read_bytes())
@@ -31,51 +30,51 @@ OPERATIONS = {
     if method != "parameters"
 }
 
-# What a request of the document's form may be answered, where that is not 200 alone: no schema can say which bytes are
-# a picture, how many bytes N images have, or that a tensor has the values of its shape.
+# Allowed statuses for a request that matches the schema; only 200 for an operation that is missing here. A schema
+# cannot say which bytes are a picture, how many bytes N images have, or that the values of a tensor match its shape.
 ACCEPTED = {"predict": {200, 422}, "v2Infer": {200, 400, 413}, "v2InferVersion": {200, 400, 413}, "static": {200, 404}}
-REFUSED = {400, 404, 405, 415, 422}  # what a request of another form may be answered
-# What has to be answered among those requests, or they are too few or too alike; where it is not 200 and 405 alone.
+REFUSED = {400, 404, 405, 415, 422}  # allowed for a request that does not match the schema
+# Statuses that must occur, so that the requests are varied enough; 200 and 405 for an operation that is missing here.
 REACHED = {
     "predict": {200, 400, 405, 415, 422},
     "v2Infer": {200, 400, 404, 405, 413},
     "v2InferVersion": {200, 400, 404, 405, 413},
     "v2Model": {200, 404, 405},
 }
-# How many requests are generated at random, and how many there are at least with those enumerated from the document.
+# The number of random requests per operation, and the minimum number including those enumerated from the document.
 GENERATED = {"predict": 1_000, "v2Infer": 400, "v2InferVersion": 200}
 AT_LEAST = {"predict": 1_100, "v2Infer": 600, "v2InferVersion": 400}
-SOME = 50  # where it is not said above
+DEFAULT = 50  # for an operation that is missing in GENERATED or AT_LEAST
 
 
 def example(name):
     return DOCUMENT["components"]["examples"][name]["value"]
 
 
-def test_is_valid():
+def test_document_is_valid():
     assert DOCUMENT["openapi"].startswith("3.1.")
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-def test_describes_every_route_and_nothing_else():
+def test_document_describes_exactly_the_routes():
     served = {
         (method, rule.rule.replace("<", "{").replace(">", "}"))
         for rule in create_app(Config()).url_map.iter_rules()
-        for method in rule.methods - {"HEAD", "OPTIONS"}  # which Flask answers by itself
+        for method in rule.methods - {"HEAD", "OPTIONS"}  # answered by Flask itself
     }
     assert sorted(OPERATIONS.values()) == sorted(served)
 
 
-def test_is_served(client):
+def test_document_is_served(client):
     assert client.get("/openapi.json").json == DOCUMENT
 
 
-def test_schemas_are_those_of_the_types_that_the_code_uses():
+def test_schemas_are_generated_from_the_types_of_the_code():
     assert openapi.FILE.read_text("utf-8") == openapi.document(), "expected what `make openapi` writes"
 
 
 @pytest.mark.parametrize("name", ["Picture", "DataURLs", "Rows"])
-def test_examples_of_requests_are_answered(client, name):
+def test_request_examples_are_answered(client, name):
     answer = client.post("/predict", json=example(name))
     assert answer.status_code == 200, answer.text
     assert [prediction["digit"] for prediction in answer.json["predictions"]] == [7]
@@ -83,31 +82,31 @@ def test_examples_of_requests_are_answered(client, name):
     assert answer.json["predictions"][0].keys() == example("Predictions")["predictions"][0].keys()
 
 
-def test_examples_of_the_protocol_are_its_answers(client):
+def test_examples_of_the_open_inference_protocol_are_exact(client):
     answer = client.post("/v2/models/digits/infer", json=example("V2InferenceRequest"))
     assert answer.json == example("V2InferenceResponse") | {"model_version": VERSION}
     assert client.get("/v2/models/digits").json == example("V2Model") | {"versions": [VERSION]}
 
 
 def settings(operation, *phases, **more):
-    """Return schemathesis' configuration for these phases of this operation alone."""
+    """Return the configuration of schemathesis for some phases of one operation."""
     config = {
         "seed": 1,
         "continue-on-failure": True,
-        "parameters": {"path.version": VERSION},  # which no one could guess
+        "parameters": {"path.version": VERSION},  # cannot be generated
         "generation": {"database": "none"},
         "phases": {
-            phase: {"enabled": phase in phases}  # stateful never: no request changes what another is answered
+            phase: {"enabled": phase in phases}  # never stateful: requests do not affect each other
             for phase in ("examples", "coverage", "fuzzing", "stateful")
         },
         "operations": [
             {
                 "include-operation-id": name,
                 "enabled": name == operation,
-                "generation": {"max-examples": GENERATED.get(name, SOME)},
+                "generation": {"max-examples": GENERATED.get(name, DEFAULT)},
                 "checks": {
                     "positive_data_acceptance": {"expected-statuses": sorted(ACCEPTED.get(name, {200}))},
-                    # A request may be wrong and too large.
+                    # An invalid request can also be too large.
                     "negative_data_rejection": {
                         "expected-statuses": sorted(REFUSED | ACCEPTED.get(name, set()) & {413})
                     },
@@ -122,7 +121,7 @@ def settings(operation, *phases, **more):
 
 @pytest.fixture
 def described(service, name):
-    """Return the document of a real gunicorn, as schemathesis reads it, for the requests enumerated from it."""
+    """Return the schema as served by gunicorn, for the requests that are enumerated from it."""
     document = requests.get(f"{service.url}/openapi.json", timeout=PATIENCE).json()
     config = settings(name, "examples", "coverage", **{"base-url": service.url})
     return schemathesis.openapi.from_dict(document, config=config)
@@ -130,13 +129,13 @@ def described(service, name):
 
 @pytest.fixture
 def application(name):
-    """Return the document of the application, for the requests generated at random, which need no server."""
+    """Return the schema of the application without a server, for the random requests."""
     return schemathesis.openapi.from_wsgi("/openapi.json", create_app(Config()), config=settings(name, "fuzzing"))
 
 
 @pytest.fixture(scope="module")
 def bodies():
-    """Have schemathesis send images, whole and damaged, where the document can only say bytes."""
+    """Let schemathesis generate bodies that are pictures, damaged pictures and pixels, besides random bytes."""
     sides = st.integers(1, 80)
     for media_type in DOCUMENT["paths"]["/predict"]["post"]["requestBody"]["content"]:
         if media_type.startswith("image/"):
@@ -158,10 +157,10 @@ def picture(media_type, width, height, seed):
     return file.getvalue()
 
 
-def answers(description):
-    """Return how often the operation answered which status, and what is wrong with which request's answer."""
+def run(schema):
+    """Run schemathesis and return the number of responses by status, and the failures as text."""
     statuses, failures = Counter(), []
-    for event in from_schema(description).execute():
+    for event in from_schema(schema).execute():
         assert not isinstance(event, (events.NonFatalError, events.FatalError)), event
         if isinstance(event, events.ScenarioFinished):
             for interaction in event.recorder.interactions.values():
@@ -176,34 +175,31 @@ def answers(description):
 @pytest.mark.slow
 @pytest.mark.usefixtures("bodies")
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_is_true_of_every_generated_request(described, application, name):
-    enumerated, generated = answers(described), answers(application)
+def test_responses_to_generated_requests_match_the_document(described, application, name):
+    enumerated, generated = run(described), run(application)
     failures = enumerated[1] + generated[1]
-    assert not failures, f"{len(failures)} answers, the first of them:\n{failures[0]}"
+    assert not failures, f"{len(failures)} failures; the first:\n{failures[0]}"
     statuses = enumerated[0] + generated[0]
     assert statuses.keys() >= REACHED.get(name, {200, 405})
     assert enumerated[0].total() >= 1
-    assert statuses.total() >= AT_LEAST.get(name, SOME)
+    assert statuses.total() >= AT_LEAST.get(name, DEFAULT)
 
 
-def test_thousands_of_requests_are_generated():
-    assert sum(AT_LEAST.get(name, SOME) for name in OPERATIONS) > 2_500
+def test_more_than_2500_requests_are_generated():
+    assert sum(AT_LEAST.get(name, DEFAULT) for name in OPERATIONS) > 2_500
 
 
 @pytest.fixture(scope="module")
-def keyed(tmp_path_factory):
-    """Return a service that asks for a key and takes at most 1,000 bytes."""
-    log = tmp_path_factory.mktemp("keyed") / "log"
-    service = Service(log, WEB_CONCURRENCY=1, API_KEY="key", MAX_BODY_BYTES=1_000)
-    yield service
-    service.end()
+def keyed(start_for_module):
+    """Return a service with an API key and a limit of 1,000 bytes per request."""
+    return start_for_module(WEB_CONCURRENCY=1, API_KEY="key", MAX_BODY_BYTES=1_000)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("keyed")
 @pytest.mark.parametrize("name", ["predict", "v2Infer"])
 @pytest.mark.parametrize("status", [401, 413])
-def test_is_true_of_answers_that_no_generated_request_gets(described, keyed, name, status):
+def test_responses_401_and_413_match_the_document(described, keyed, name, status):
     method, path = OPERATIONS[name]
     headers = {"Content-Type": "application/octet-stream"} | ({} if status == 401 else {"Authorization": "Bearer key"})
     url = keyed.url + path.format(model="digits")

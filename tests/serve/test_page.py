@@ -1,4 +1,4 @@
-"""The drawing page as people meet it: in a real Chromium, against a real service, under its real policy."""
+"""The drawing page in Chromium, with a gunicorn service and its content security policy."""
 
 import base64
 import io
@@ -19,15 +19,15 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("page"),  # one browser
+    pytest.mark.xdist_group("page"),  # in one pytest process, with one browser
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"expected Chromium at {CHROMIUM}, found none"),
 ]
 
-Stroke = list[tuple[float, float]]  # from the paper's left and top, as shares of its side
+Stroke = list[tuple[float, float]]  # x and y as fractions of the canvas's side, from its left and top
 
 
 def arc(x: float, y: float, width: float, height: float, start: float, end: float) -> Stroke:
-    """Return an ellipse's arc, clockwise from `start` to `end`, in degrees from the right."""
+    """Return an arc of an ellipse, clockwise from `start` to `end`; 0 degrees is on the right."""
     angles = [math.radians(start + (end - start) * step / 20) for step in range(21)]
     return [(x + width / 2 * math.cos(angle), y + height / 2 * math.sin(angle)) for angle in angles]
 
@@ -42,25 +42,25 @@ STROKES: dict[int, list[Stroke]] = {
 }
 LETTER: list[Stroke] = [[(0.3, 0.82), (0.5, 0.18), (0.7, 0.82)], [(0.37, 0.6), (0.63, 0.6)]]  # A
 
-# What a page may not do is said on its console, and there by the policy's own event too.
+# Write violations of the content security policy to the console.
 LISTEN = """addEventListener("securitypolicyviolation", (event) =>
   console.error(`policy: ${event.violatedDirective} ${event.blockedURI} ${event.sample}`))"""
 
-# A canvas's pixels: red, green, blue and opacity of each, in one list.
+# Return the pixels of a canvas as a flat list: red, green, blue and alpha of each.
 READ = """(it) => {
   const copy = new OffscreenCanvas(it.width, it.height).getContext("2d", { willReadFrequently: true });
   copy.drawImage(it, 0, 0);
   return copy.getImageData(0, 0, it.width, it.height).data;
 }"""
 
-# An element's colour, and that of what is behind it.
+# Return the text colour and the background colour of an element.
 COLOURS = """(it) => {
   const { color } = getComputedStyle(it);
   while (getComputedStyle(it).backgroundColor === "rgba(0, 0, 0, 0)") it = it.parentElement;
   return [color, getComputedStyle(it).backgroundColor];
 }"""
 
-# A slow service: each request waits before it leaves, and the most that wait at once are counted.
+# Delay each request by 400 ms, and count the maximum number of concurrent requests.
 SLOW = """
 Object.assign(window, { quick: fetch, waiting: 0, most: 0 });
 window.fetch = async (...request) => {
@@ -80,20 +80,20 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """Return what the browser complained of so far."""
+def problems() -> list[str]:
+    """Return the list of console messages, exceptions and requests to other hosts so far."""
     return []
 
 
 @pytest.fixture
 def expected() -> list[str]:
-    """Return parts of the complaints that a test expects, for it to fill."""
+    """Return an empty list, to which a test adds parts of the problems that it expects."""
     return []
 
 
 @pytest.fixture
-def visit(browser, start, service, complaints, expected) -> Iterator[Callable[..., Page]]:
-    """Return a function that opens the page, as a browser with these options. Nothing else is complained of."""
+def visit(browser, start, service, problems, expected) -> Iterator[Callable[..., Page]]:
+    """Return a function that opens the page with these browser options. Fail if there are unexpected problems."""
     contexts = []
 
     def visit(url: str = service.url, script: str = "", **options: object) -> Page:
@@ -103,8 +103,8 @@ def visit(browser, start, service, complaints, expected) -> Iterator[Callable[..
         context.add_init_script(LISTEN)
         context.add_init_script(script)
         page = context.new_page()
-        page.on("console", lambda told: complaints.append(f"{told.type}: {told.text} {told.location['url']}".strip()))
-        page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
+        page.on("console", lambda found: problems.append(f"{found.type}: {found.text} {found.location['url']}".strip()))
+        page.on("pageerror", lambda error: problems.append(f"exception: {error}"))
         page.on("request", lambda request: check_host(request.url))
         page.goto(url)
         page.wait_for_selector("tbody tr")
@@ -112,13 +112,13 @@ def visit(browser, start, service, complaints, expected) -> Iterator[Callable[..
 
     def check_host(url: str) -> None:
         if urlsplit(url).hostname != "127.0.0.1" and not url.startswith(("blob:", "data:")):
-            complaints.append(f"request to {url}")
+            problems.append(f"request to {url}")
 
     expect.set_options(timeout=1_000 * PATIENCE)
     yield visit
     for context in contexts:
         context.close()
-    assert [complaint for complaint in complaints if not any(part in complaint for part in expected)] == []
+    assert [problem for problem in problems if not any(part in problem for part in expected)] == []
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def page(visit) -> Page:
 
 @pytest.fixture
 def enlarged(images) -> Callable[..., bytes]:
-    """Return a function that returns MNIST's test image of this index as a larger picture."""
+    """Return a function that returns the MNIST test image with this index, enlarged to 336×336."""
 
     def enlarged(index: int, kind: str = "PNG") -> bytes:
         file = io.BytesIO()
@@ -139,6 +139,7 @@ def enlarged(images) -> Callable[..., bytes]:
 
 
 def draw(page: Page, *strokes: Stroke) -> None:
+    """Draw strokes on the canvas with the mouse."""
     box = page.locator("#canvas").bounding_box()
     for stroke in strokes:
         points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
@@ -150,7 +151,7 @@ def draw(page: Page, *strokes: Stroke) -> None:
 
 
 def bars(page: Page) -> list[str]:
-    """Return the ten probabilities as they can be read."""
+    """Return the displayed text of the ten probabilities."""
     table = page.get_by_role("table", name="Probability of each digit")
     rows = table.locator("tbody").get_by_role("row")
     assert rows.get_by_role("rowheader").all_inner_texts() == [str(digit) for digit in range(10)]
@@ -162,18 +163,19 @@ def number(percentage: str) -> float:
 
 
 def widths(page: Page) -> list[float]:
+    """Return the widths of the ten bars as fractions of the full width."""
     return page.locator(".bar").evaluate_all(
         "(bars) => bars.map((bar) => parseFloat(getComputedStyle(bar, '::before').width) / bar.clientWidth)"
     )
 
 
 def pixels(canvas: Locator) -> list[int]:
-    """Return the canvas's pixels, red, green, blue and opacity of each."""
+    """Return the pixels of a canvas: red, green, blue and alpha of each."""
     return canvas.evaluate(f"(it) => [...({READ})(it)]")
 
 
 def expect_digit(page: Page, digit: int) -> None:
-    """Wait until the page has no more to ask, and this is shown and spoken."""
+    """Wait until no request is pending and the page shows and announces this digit."""
     expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#digit")).to_have_text(str(digit))
     expect(page.locator("#spoken")).to_have_text(re.compile(rf"^{digit}, (> )?\d+\.\d %$"))
@@ -188,14 +190,14 @@ def expect_nothing(page: Page) -> None:
 
 
 def ink(page: Page) -> int:
-    """Return how many of the paper's pixels are black."""
+    """Return the number of black pixels of the drawing canvas."""
     return page.locator("#canvas").evaluate(
         f"(it) => ({READ})(it).filter((value, i) => i % 4 === 0 && value === 0).length"
     )
 
 
 def until(page: Page, condition: str) -> None:
-    """Wait until this is true in the page, whose policy forbids what page.wait_for_function does there."""
+    """Wait until a JavaScript condition is true. The page's policy forbids page.wait_for_function."""
     wait(lambda: page.evaluate(condition), PATIENCE, lambda: condition)
 
 
@@ -204,25 +206,25 @@ def status(page: Page) -> Locator:
 
 
 @pytest.mark.parametrize("digit", STROKES)
-def test_drawn_digit_is_read(page, digit):
+def test_drawn_digit_is_recognised(page, digit):
     draw(page, *STROKES[digit])
     expect_digit(page, digit)
     shares = [number(text) for text in bars(page)]
-    assert sum(shares) == pytest.approx(100, abs=0.6)  # ten of them, each rounded to a tenth
+    assert sum(shares) == pytest.approx(100, abs=0.6)  # ten values, each rounded to 0.1
     assert shares.index(max(shares)) == digit
-    until(page, "document.getAnimations().length === 0")  # the bars move for a moment
+    until(page, "document.getAnimations().length === 0")  # the bars are animated
     assert [100 * width for width in widths(page)] == pytest.approx(shares, abs=0.2)
     assert number(page.locator("#confidence").inner_text()) == max(shares)
     expect(status(page)).to_have_text("")
 
 
-def test_says_that_a_letter_may_be_no_digit(page):
+def test_letter_is_reported_as_doubtful(page):
     words = "not sure that this is a digit"
     shown = page.get_by_text(words).filter(visible=True).and_(page.locator("main p:not(.aside)"))
     draw(page, *LETTER)
     expect(shown).to_be_visible()
     expect(page.locator("#spoken")).to_have_text(re.compile(rf"^\d, (> )?\d+\.\d %, {words}$"))
-    expect(page.locator("#digit")).to_have_text(re.compile(r"^\d$"))  # the reading stays
+    expect(page.locator("#digit")).to_have_text(re.compile(r"^\d$"))  # the digit is still shown
     page.get_by_role("button", name="Clear").click()
     expect_nothing(page)
     expect(shown).to_have_count(0)
@@ -234,20 +236,20 @@ def test_says_that_a_letter_may_be_no_digit(page):
     expect(shown).to_be_visible()
 
 
-def test_shows_what_the_model_saw(page):
+def test_shows_the_pixels_that_the_model_was_given(page):
     answers = []
     page.on("response", lambda response: answers.append(response) if "/predict" in response.url else None)
     draw(page, *STROKES[3])
     expect_digit(page, 3)
     rows = answers[-1].json()["predictions"][0]["pixels"]
-    saw = [grey for row in rows for grey in row]
-    assert max(saw) > 200
+    given = [grey for row in rows for grey in row]
+    assert max(given) > 200
     shown = pixels(page.get_by_role("img", name="What the model saw, 28 by 28 pixels"))
-    assert shown[0::4] == shown[1::4] == shown[2::4] == saw
+    assert shown[0::4] == shown[1::4] == shown[2::4] == given
     assert set(shown[3::4]) == {255}
 
 
-def test_undo_and_clear(page):
+def test_undo_restores_the_drawing_before_a_stroke_or_a_clear(page):
     undo, clear = (page.get_by_role("button", name=name) for name in ("Undo", "Clear"))
     for button in (undo, clear):
         expect(button).to_be_disabled()
@@ -263,7 +265,7 @@ def test_undo_and_clear(page):
     expect_nothing(page)
     assert ink(page) == 0
     expect(page.locator("#spoken")).to_have_text("The paper is empty.")
-    undo.click()  # clearing can be undone as well
+    undo.click()  # undoes the clear
     expect_digit(page, 1)
     undo.click()
     expect_nothing(page)
@@ -302,16 +304,16 @@ def paste(page: Page, name: str, kind: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("give", [drop, choose, paste])
-def test_picture_is_read(page, enlarged, labels, give):
+def test_dropped_chosen_or_pasted_picture_is_recognised(page, enlarged, labels, give):
     for index in (0, 1, 4):
         give(page, "digit.png", "image/png", enlarged(index))
         expect_digit(page, int(labels[index]))
         expect(page.get_by_role("img", name="Paper: the picture")).to_be_visible()
-        assert ink(page) > 100_000  # MNIST's own black around it
+        assert ink(page) > 100_000  # the black background of MNIST's image
 
 
 @pytest.mark.parametrize(("kind", "give"), [("JPEG", drop), ("WEBP", choose)])
-def test_picture_is_sent_as_it_is(visit, enlarged, labels, kind, give):
+def test_picture_is_sent_unchanged(visit, enlarged, labels, kind, give):
     keep = "const send = fetch; window.fetch = (to, how) => { window.sent = how.body; return send(to, how); }"
     page = visit(script=keep)
     content = enlarged(2, kind)
@@ -321,7 +323,7 @@ def test_picture_is_sent_as_it_is(visit, enlarged, labels, kind, give):
     assert sent == [f"image/{kind.lower()}", *content]
 
 
-def test_stroke_on_a_picture_begins_a_drawing_that_undo_takes_back(page, enlarged, labels):
+def test_stroke_on_a_picture_starts_a_drawing_and_undo_restores_the_picture(page, enlarged, labels):
     drop(page, "digit.png", "image/png", enlarged(0))
     expect_digit(page, int(labels[0]))
     before = bars(page), ink(page)
@@ -333,14 +335,14 @@ def test_stroke_on_a_picture_begins_a_drawing_that_undo_takes_back(page, enlarge
     assert (bars(page), ink(page)) == before
 
 
-def test_what_is_no_picture_is_refused_in_words(page, expected):
+def test_file_that_is_not_a_picture_is_refused_with_a_message(page, expected):
     expected.append("status of 422")
     draw(page, *STROKES[7])
     expect_digit(page, 7)
     before = bars(page)
     drop(page, "notes.txt", "text/plain", b"seven")
     expect(status(page)).to_have_text("Expected a PNG, JPEG, WebP or GIF picture, found notes.txt, text/plain.")
-    assert bars(page) == before  # and what was there is left alone
+    assert bars(page) == before  # the drawing is kept
     drop(page, "digit.png", "image/png", b"seven")
     expect(status(page)).to_have_text("Expected a PNG, JPEG, WebP or GIF picture, found 5 bytes of another format")
     expect_nothing(page)
@@ -349,48 +351,48 @@ def test_what_is_no_picture_is_refused_in_words(page, expected):
     expect(status(page)).to_have_text("")
 
 
-def test_too_large_a_drawing_is_refused_in_words(visit, start, expected):
+def test_too_large_drawing_is_refused_with_a_message(visit, start, expected):
     expected.append("status of 413")
     page = visit(start(WEB_CONCURRENCY=1, MAX_BODY_BYTES=1_000).url)
     draw(page, *STROKES[2])
     expect(status(page)).to_contain_text("Expected a body of at most 1000 bytes")
 
 
-def test_dot_is_not_asked_about(page):
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+def test_dot_is_not_sent(page):
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     draw(page, [(0.5, 0.5), (0.51, 0.5)])
-    page.wait_for_timeout(300)  # milliseconds: a stroke is asked about at once
+    page.wait_for_timeout(300)  # milliseconds; a stroke is sent immediately
     assert ink(page) > 0
     expect_nothing(page)
-    assert asked == []
+    assert requests == []
 
 
-def test_one_request_at_a_time_and_the_last_for_the_final_drawing(visit):
+def test_one_request_at_a_time_and_the_last_one_has_the_final_drawing(visit):
     page = visit(script=SLOW)
     draw(page, *STROKES[4])
     expect_digit(page, 4)
-    slow = bars(page)
+    shown = bars(page)
     assert page.evaluate("[most, waiting]") == [1, 0]
     page.evaluate("() => { window.fetch = window.quick; }")
     page.get_by_role("button", name="Clear").click()
     page.keyboard.press("Control+Z")
     expect_digit(page, 4)
-    assert bars(page) == slow
+    assert bars(page) == shown
 
 
-def test_answer_that_comes_late_is_not_shown(visit):
+def test_late_response_after_clear_is_not_shown(visit):
     page = visit(script=SLOW)
     draw(page, *STROKES[7])
-    until(page, "most > 0")  # it is asked for
+    until(page, "most > 0")  # the request is sent
     page.keyboard.press("Escape")
     until(page, "waiting === 0")
-    page.wait_for_timeout(200)  # for what should not come
+    page.wait_for_timeout(200)  # time for a wrong update
     expect_nothing(page)
     expect(status(page)).to_have_text("")
 
 
-def test_speaks_when_the_hand_rests(page):
+def test_result_is_announced_once_after_the_last_stroke(page):
     page.evaluate("""() => {
       window.said = [];
       const region = document.getElementById("spoken");
@@ -402,7 +404,7 @@ def test_speaks_when_the_hand_rests(page):
     assert page.locator("#spoken").get_attribute("aria-live") == "polite"
 
 
-def test_works_by_keyboard(page, enlarged, labels):
+def test_keyboard_reaches_every_control(page, enlarged, labels):
     file = {"name": "digit.png", "mimeType": "image/png", "buffer": enlarged(0)}
     page.on("filechooser", lambda chooser: chooser.set_files(file))
     names = ("Undo", "Clear", "Choose a picture")
@@ -421,20 +423,20 @@ def test_works_by_keyboard(page, enlarged, labels):
     buttons[1].focus()
     page.keyboard.press("Enter")
     expect_nothing(page)
-    expect(buttons[1]).to_be_focused()  # though there is nothing left to clear
+    expect(buttons[1]).to_be_focused()  # also without anything left to clear
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="openapi.json")).to_be_focused()
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
-def test_fits_a_narrow_screen_and_takes_a_finger(visit, width):
+def test_fits_a_narrow_screen_and_accepts_touch(visit, width):
     page = visit(viewport={"width": width, "height": 700}, has_touch=True, is_mobile=True)
     box = page.locator("#canvas").bounding_box()
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in STROKES[1][0]]
     finger = page.context.new_cdp_session(page)
-    for kind, at in [("touchStart", points[0]), *(("touchMove", point) for point in points[1:]), ("touchEnd", None)]:
-        touches = [{"x": at[0], "y": at[1]}] if at else []
+    for kind, point in [("touchStart", points[0]), *(("touchMove", point) for point in points[1:]), ("touchEnd", None)]:
+        touches = [{"x": point[0], "y": point[1]}] if point else []
         finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
     expect_digit(page, 1)
     assert page.evaluate("scrollY") == 0
@@ -447,38 +449,38 @@ def test_fits_a_narrow_screen_and_takes_a_finger(visit, width):
 
 
 def luminance(colour: str) -> float:
-    """Return the relative luminance of WCAG 2.2 (https://www.w3.org/TR/WCAG22/#dfn-relative-luminance)."""
+    """Return the relative luminance as in WCAG 2.2 (https://www.w3.org/TR/WCAG22/#dfn-relative-luminance)."""
     channels = [int(channel) / 255 for channel in re.findall(r"\d+", colour)[:3]]
     red, green, blue = (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_light_and_dark_are_both_readable(visit):
-    grounds = []
+def test_contrast_is_sufficient_in_light_and_dark_mode(visit):
+    backgrounds = []
     for scheme in ("light", "dark"):
         page = visit(color_scheme=scheme)
         draw(page, *LETTER)
         expect(page.locator("#doubtful")).not_to_have_text("")
         expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
-        grounds.append(luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")))
+        backgrounds.append(luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")))
         for part in page.locator(
             "h1, header p, h2, button, #digit, #confidence, #doubtful, #status, th, td, figcaption, kbd, pre, a"
         ).all():
             low, high = sorted(map(luminance, part.evaluate(COLOURS)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, part)
-        assert page.locator("#canvas").evaluate(f"(it) => [...({READ})(it).slice(0, 3)]") == [255] * 3  # paper is paper
-    assert grounds[0] > 0.8
-    assert grounds[1] < 0.1
+        assert page.locator("#canvas").evaluate(f"(it) => [...({READ})(it).slice(0, 3)]") == [255] * 3  # white in both
+    assert backgrounds[0] > 0.8
+    assert backgrounds[1] < 0.1
 
 
 @pytest.mark.parametrize(("motion", "seconds"), [("no-preference", "0.12s"), ("reduce", "0s")])
-def test_moves_only_where_that_is_wanted(visit, motion, seconds):
+def test_bars_are_not_animated_if_reduced_motion_is_set(visit, motion, seconds):
     page = visit(reduced_motion=motion)
     bar = page.locator(".bar").first
     assert bar.evaluate("(it) => getComputedStyle(it, '::before').transitionDuration") == seconds
 
 
-def test_asks_for_the_key_of_a_service_that_wants_one(visit, start, expected):
+def test_asks_for_the_api_key_if_the_service_requires_one(visit, start, expected):
     expected.append("status of 401")
     page = visit(start(WEB_CONCURRENCY=1, API_KEY="a-secret").url)
     field, use = page.get_by_label("API key"), page.get_by_role("button", name="Use this key")
@@ -499,7 +501,7 @@ def test_asks_for_the_key_of_a_service_that_wants_one(visit, start, expected):
     assert "a-secret" not in page.url
 
 
-def test_says_that_the_service_is_away_and_draws_on(visit, start, expected):
+def test_unreachable_service_gives_a_message_and_drawing_still_works(visit, start, expected):
     expected.append("net::ERR_CONNECTION_REFUSED")
     service = start(WEB_CONCURRENCY=1)
     page = visit(service.url)
@@ -513,7 +515,7 @@ def test_says_that_the_service_is_away_and_draws_on(visit, start, expected):
     assert ink(page) > before
 
 
-def test_says_how_to_do_the_same_elsewhere(page, service):
+def test_shows_the_curl_command_and_a_link_to_the_openapi_document(page, service):
     expect(page.locator("#curl")).to_have_text(
         f"curl --data-binary @digit.png -H 'Content-Type: image/png' {service.url}/predict"
     )
@@ -523,9 +525,9 @@ def test_says_how_to_do_the_same_elsewhere(page, service):
     json.loads(answer.text())
 
 
-def test_policy_holds_and_its_violations_are_heard(page, complaints, expected):
+def test_policy_is_enforced_and_violations_are_detected(page, problems, expected):
     expected.append("style-src")
-    with page.expect_console_message(lambda told: "policy: style-src" in told.text):
+    with page.expect_console_message(lambda found: "policy: style-src" in found.text):
         page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p style=\"color: red\">')")
-    assert any(complaint.startswith("error: policy: style-src") for complaint in complaints)
+    assert any(problem.startswith("error: policy: style-src") for problem in problems)
     assert "default-src 'none'" in page.request.get(page.url).headers["content-security-policy"]
