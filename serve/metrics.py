@@ -4,6 +4,7 @@ import socket
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterable
+from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -35,6 +36,9 @@ MODEL = Gauge(
     multiprocess_mode="livesum",
 )
 
+# A metric's child by its labels. Counting one JSON request needs four children; uncached, they are 4 % of its CPU time.
+_requests, _seconds, _digits = cache(REQUESTS.labels), cache(SECONDS.labels), cache(DIGITS.labels)
+
 
 class WorkerRestarts(Collector):
     """Collector of the worker restarts: gunicorn's master counts them, every worker exports the count."""
@@ -57,15 +61,15 @@ def initialise(release: Release) -> None:
 
 def count_request(route: str, method: str, status: str, seconds: float) -> None:
     """Count a request to `route`, which was answered with `status` after so many seconds."""
-    REQUESTS.labels(route, method, status).inc()
-    SECONDS.labels(route).observe(seconds)
+    _requests(route, method, status).inc()
+    _seconds(route).observe(seconds)
 
 
 def count_predictions(digits: list[int], confidences: list[float], doubtful: int) -> None:
     """Count predictions: N digits, their N confidences, and how many of the images are doubtful."""
     IMAGES.inc(len(digits))
     for digit, count in Counts(digits).items():
-        DIGITS.labels(digit).inc(count)
+        _digits(digit).inc(count)
     # As Histogram.observe, but once per bucket: its 4 µs per image would be 4 of the 20 ms of a thousand images.
     for bucket, count in Counts(bisect_left(CONFIDENCES, confidence) for confidence in confidences).items():
         CONFIDENCE._buckets[bucket].inc(count)
