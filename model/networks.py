@@ -4,7 +4,9 @@ Every network maps normalised pixels, float32 [N, 1, 28, 28], to one logit per d
 Model_1 and Model_2 equal the reference's, layer by layer. Model_3 is our own.
 """
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def block(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> list[nn.Module]:
@@ -14,13 +16,28 @@ def block(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> list
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def max_blur_pool() -> list[nn.Module]:
-    """Anti-aliased max pooling: [N, C, H, W] → [N, C, H/2, W/2]. No parameters.
+class BinomialBlur(nn.Module):
+    """Blur that halves the maps: depthwise 3×3 binomial filter (1 2 1) with stride 2. Its weights are constants."""
 
-    A dense 2×2 maximum, then a 3×3 binomial blur (1 2 1) with stride 2, computed as two 2×2 averages. Source: Zhang,
-    "Making Convolutional Networks Shift-Invariant Again", 2019.
+    weight: Tensor  # [channels, 1, 3, 3]; a buffer, neither a parameter nor part of a checkpoint
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("weight", torch.outer(row, row).repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map float32 [N, C, H, W] to [N, C, (H + 1) // 2, (W + 1) // 2]."""
+        return F.conv2d(maps, self.weight, stride=2, padding=1, groups=len(self.weight))
+
+
+def max_blur_pool(channels: int) -> list[nn.Module]:
+    """Anti-aliased max pooling: [N, channels, H, W] → [N, channels, H/2, W/2]. No parameters.
+
+    A dense 2×2 maximum, then a blur with stride 2. Source: Zhang, "Making Convolutional Networks Shift-Invariant
+    Again", 2019.
     """
-    return [nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, stride=1, padding=1), nn.AvgPool2d(2)]
+    return [nn.MaxPool2d(2, stride=1), BinomialBlur(channels)]
 
 
 class Model_1(nn.Sequential):
@@ -77,7 +94,7 @@ class Model_3(nn.Sequential):
         super().__init__(
             *block(1, first),
             *block(first, second),
-            *max_blur_pool(),
+            *max_blur_pool(second),
             *block(second, third),
             *block(third, fourth),
             nn.MaxPool2d(2, stride=1),

@@ -6,6 +6,7 @@ import torchinfo
 from torch import nn
 
 from model.contract import SIDE
+from model.networks import BinomialBlur
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def _window(module: nn.Module, input_side: int) -> tuple[int, int]:
             return (module.kernel_size[0] - 1) * module.dilation[0] + 1, module.stride[0]
         case nn.MaxPool2d() | nn.AvgPool2d():
             return int(module.kernel_size), int(module.stride)  # type: ignore[arg-type]
+        case BinomialBlur():
+            return 3, 2
         case nn.AdaptiveAvgPool2d():
             return input_side, input_side
         case _:
