@@ -12,7 +12,7 @@ import msgspec
 from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
 VERIFY_TIMEOUT_S = 60
-Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["c511bab89cd9"])]
+Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["f4c21c0e1b85"])]
 
 
 class ModelError(ValueError):
