@@ -19,6 +19,7 @@ from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
+PREPROCESSES: tuple[str, ...] = get_args(Preprocess)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 
 # What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
@@ -107,9 +108,9 @@ def check_numbers(json: bytes, images: int) -> None:
 
 
 def _preprocess(request: Request) -> Preprocess:
-    value = request.args.get("preprocess", "auto")
-    if value not in get_args(Preprocess):
-        raise BadRequest(f"preprocess: expected one of {', '.join(get_args(Preprocess))}, found {value!r}")
+    value = request.args.to_dict().get("preprocess", "auto")
+    if value not in PREPROCESSES:
+        raise BadRequest(f"preprocess: expected one of {', '.join(PREPROCESSES)}, found {value!r}")
     return value  # type: ignore[return-value]  # validated above
 
 
