@@ -41,7 +41,7 @@ def on_starting(server: Any) -> None:
     try:
         wsgi.load()
         _create_metrics_folder(server)
-        _check_disk_space(server.cfg.workers)
+        _check_disk_space(server.num_workers)
     except (ModelError, OSError) as error:
         sys.exit(f"serve: {error}")
     _reload_model_on_sighup(server)
@@ -116,12 +116,12 @@ def _reload_model_on_sighup(server: Any) -> None:
     def handle_hup() -> None:
         pending.clear()
         try:
-            _check_disk_space(server.cfg.workers)
+            _check_disk_space(server.num_workers)
             wsgi.load()
-        except (ModelError, OSError) as error:
+        except Exception as error:  # any other would end the master
             server.log.error("the new model is refused, the current one is kept: %s", error)  # noqa: TRY400
             return
-        for _ in range(server.cfg.workers):
+        for _ in range(server.num_workers):  # SIGTTIN and SIGTTOU change it
             server.spawn_worker()
         server.manage_workers()
 

@@ -11,6 +11,7 @@ import msgspec
 
 from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
+ROOT = Path(__file__).parent.parent  # `python -m serve.predictor` needs it, whatever the current folder is
 VERIFY_TIMEOUT_S = 60
 Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["c511bab89cd9"])]
 
@@ -45,7 +46,7 @@ def read(folder: Path) -> Release:
     except ContractError as error:
         raise ModelError(f"{path}: expected the manifest of a verified export, found: {error}") from error
     file = folder / manifest.onnx.file
-    if file.parent != folder:
+    if file.parent != folder or not file.name.isprintable():
         raise ModelError(f"{path}: expected onnx.file to be a file beside it, found {manifest.onnx.file!r}")
     graph = _read(file)
     found = hashlib.sha256(graph).hexdigest()
@@ -65,7 +66,9 @@ def verify(folder: Path) -> Release:
     if release.threshold is not None:
         check.append(repr(release.threshold))
     try:
-        done = subprocess.run(check, input=release.graph, capture_output=True, check=False, timeout=VERIFY_TIMEOUT_S)
+        done = subprocess.run(
+            check, input=release.graph, capture_output=True, check=False, timeout=VERIFY_TIMEOUT_S, cwd=ROOT
+        )
     except subprocess.TimeoutExpired as error:
         expected = f"expected a graph that loads within {VERIFY_TIMEOUT_S} s"
         raise ModelError(f"{folder / release.manifest.onnx.file}: {expected}, found one that does not") from error
