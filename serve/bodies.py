@@ -161,6 +161,8 @@ def _raw_pixels(content: bytes) -> NDArray[np.uint8]:
 
 def _files(request: Request) -> list[bytes]:
     """Return the files in the form field `image`, the only field, so that their order is the order sent."""
+    if "boundary" not in request.mimetype_params:
+        raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
     for name in (*request.files, *request.form):
         if name != "image" or name in request.form:
             kind = "text field" if name in request.form else "file field"

@@ -69,8 +69,9 @@ def _detail(error: HTTPException) -> str:
     if isinstance(error, MethodNotAllowed):
         return f"expected {' or '.join(sorted(error.valid_methods or []))} for {request.path}, found {request.method}"
     if isinstance(error, RequestEntityTooLarge) and error.description == RequestEntityTooLarge.description:
-        parts = f" and {request.max_form_parts} parts" if request.mimetype == "multipart/form-data" else ""
-        return f"expected a body of at most {request.max_content_length} bytes{parts}, found a larger one"
+        parts = f" and {request.max_form_parts} parts with at most {request.max_form_memory_size} bytes of text each"
+        limit = f"{request.max_content_length} bytes{parts if request.mimetype == 'multipart/form-data' else ''}"
+        return f"expected a body of at most {limit}, found a larger one"
     return error.description or error.name
 
 
