@@ -8,7 +8,13 @@ import msgspec
 import numpy as np
 from flask import Request
 from numpy.typing import NDArray
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    RequestEntityTooLarge,
+    UnprocessableEntity,
+    UnsupportedMediaType,
+)
 
 from serve.config import Config
 from serve.decoder import DecoderPool
@@ -81,10 +87,12 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
 
 
 def read_body(request: Request) -> bytes:
-    """Return the whole body. Raises werkzeug's 413 if it is larger than MAX_BODY_BYTES."""
+    """Return the whole body. Raises werkzeug's 413 if it is larger than MAX_BODY_BYTES, 400 if it ends early."""
     content = request.get_data(cache=False)
     if request.content_length is None:
         request.stream.read(1)  # werkzeug truncates a chunked body at the limit; reading one byte more raises
+    elif len(content) < request.content_length:
+        raise ClientDisconnected
     return content
 
 

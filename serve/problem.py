@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import msgspec
 from flask import Flask, Response, request
-from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import (
     BadRequest,
+    ClientDisconnected,
     HTTPException,
     InternalServerError,
     MethodNotAllowed,
@@ -42,7 +43,6 @@ def install(app: Flask) -> None:
     """Register error handlers for `app`: for HTTP errors, malformed bodies and unexpected exceptions."""
     app.register_error_handler(HTTPException, _answer)
     app.register_error_handler(ParseException, _malformed)
-    app.register_error_handler(NoMoreData, _malformed)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -66,6 +66,8 @@ def _detail(error: HTTPException) -> str:
     """Return the error's description, or a more precise one than werkzeug's default."""
     if isinstance(error, NotFound) and error.description == NotFound.description:
         return f"expected a path that /openapi.json lists, found {request.path}"
+    if isinstance(error, ClientDisconnected):
+        return "expected the whole body, found the end of the connection"
     if isinstance(error, MethodNotAllowed):
         return f"expected {' or '.join(sorted(error.valid_methods or []))} for {request.path}, found {request.method}"
     if isinstance(error, RequestEntityTooLarge) and error.description == RequestEntityTooLarge.description:
@@ -80,8 +82,8 @@ def _shorten(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
-def _malformed(error: Exception) -> Response:
-    """Return 400 for a malformed body, for example invalid chunked encoding or an early end."""
+def _malformed(error: ParseException) -> Response:
+    """Return 400 for invalid chunked encoding."""
     return _answer(BadRequest(f"expected a well-formed body, found: {error}"))
 
 
