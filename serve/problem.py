@@ -49,7 +49,9 @@ def install(app: Flask) -> None:
 def _answer(error: HTTPException) -> Response:
     """Return the response for `error`, with its headers."""
     status = error.code or 500
-    detail = _shorten(_detail(error))
+    detail = _detail(error)
+    if len(detail) > LONGEST:  # it may quote the request, which is not to be sent back whole
+        detail = detail[:LONGEST] + " …"
     body: Problem | InferenceError
     if request.path == "/v2" or request.path.startswith("/v2/"):
         body, content_type = InferenceError(detail), "application/json"
@@ -75,11 +77,6 @@ def _detail(error: HTTPException) -> str:
         limit = f"{request.max_content_length} bytes{parts if request.mimetype == 'multipart/form-data' else ''}"
         return f"expected a body of at most {limit}, found a larger one"
     return error.description or error.name
-
-
-def _shorten(text: str) -> str:
-    """Truncate `text`: it may quote the request, which is not to be sent back whole."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
 def _malformed(error: ParseException) -> Response:
