@@ -35,7 +35,7 @@ Source = bytes | Pixels  # an encoded picture, or pixels
 
 
 def schema(**keywords: Any) -> msgspec.Meta:
-    """Return JSON Schema keywords for openapi.json alone: msgspec does not check them, or its error would say less."""
+    """Return JSON Schema keywords for openapi.json only: msgspec does not check them, as its errors would say less."""
     return msgspec.Meta(extra_json_schema=keywords)
 
 
