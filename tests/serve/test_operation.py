@@ -150,6 +150,8 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
     large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
     assert large.status_code == 422  # uploads need no temporary file
     assert service.workers() == workers
+    os.kill(*workers, signal.SIGKILL)  # the next worker continues the files
+    service.wait(lambda: service.workers() not in ([], workers) and answers(service.url))
 
 
 def test_a_reload_replaces_every_worker_also_those_that_sigttin_added(start):
