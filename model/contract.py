@@ -164,11 +164,8 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
         given, item = _typed(value, dict, name), get_args(kind)[1]
         return {key: part if item is Any else _typed(part, item, f"{name}.{key}") for key, part in given.items()}
     accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or isinstance(value, bool) or not _finite(value):
+    infinite = isinstance(value, float) and not math.isfinite(value)  # or not a number
+    if not isinstance(value, accepted) or isinstance(value, bool) or infinite:
         expected = {dict: "an object", str: "text", int: "a whole number", float: "a number"}[kind]
         raise ContractError(f"{name or 'manifest'}: expected {expected}, found {value!r:.80}")
     return value
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)

@@ -38,7 +38,15 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     app.before_request(_refuse_slashes)
     logs.install(config.log_level)
     metrics.initialise(release)
-    _log_start(config, release)
+    logs.write(
+        logging.INFO,
+        "serving",
+        pid=os.getpid(),
+        model=release.manifest.model,
+        version=release.version,
+        threads=config.threads,
+        authentication=bool(config.api_key),
+    )
     app.wsgi_app = AccessLog(app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
     problem.install(app)
     if config.api_key:
@@ -50,18 +58,6 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     app.register_blueprint(health.blueprint(predictor))
     app.register_blueprint(page.blueprint())
     return app
-
-
-def _log_start(config: Config, release: Release) -> None:
-    """Log the served model and the main settings of this worker."""
-    fields = {
-        "pid": os.getpid(),
-        "model": release.manifest.model,
-        "version": release.version,
-        "threads": config.threads,
-        "authentication": bool(config.api_key),
-    }
-    logging.getLogger("serve").info("serving", extra={"fields": fields})
 
 
 def _refuse_slashes() -> None:

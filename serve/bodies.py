@@ -8,7 +8,13 @@ import msgspec
 import numpy as np
 from flask import Request
 from numpy.typing import NDArray
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    RequestEntityTooLarge,
+    UnprocessableEntity,
+    UnsupportedMediaType,
+)
 
 from serve.config import Config
 from serve.decoder import DecoderPool
@@ -30,7 +36,7 @@ Source = bytes | Pixels  # an encoded picture, or pixels
 
 
 def schema(**keywords: Any) -> msgspec.Meta:
-    """Return JSON Schema keywords for openapi.json alone: msgspec does not check them, or its error would say less."""
+    """Return JSON Schema keywords for openapi.json only: msgspec does not check them, as its errors would say less."""
     return msgspec.Meta(extra_json_schema=keywords)
 
 
@@ -82,10 +88,12 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
 
 
 def read_body(request: Request) -> bytes:
-    """Return the whole body. Raises werkzeug's 413 if it is larger than MAX_BODY_BYTES."""
+    """Return the whole body. Raises werkzeug's 413 if it is larger than MAX_BODY_BYTES, 400 if it ends early."""
     content = request.get_data(cache=False)
     if request.content_length is None:
         request.stream.read(1)  # werkzeug truncates a chunked body at the limit; reading one byte more raises
+    elif len(content) < request.content_length:
+        raise ClientDisconnected
     return content
 
 
@@ -162,6 +170,8 @@ def _raw_pixels(content: bytes) -> NDArray[np.uint8]:
 
 def _files(request: Request) -> list[bytes]:
     """Return the files in the form field `image`, the only field, so that their order is the order sent."""
+    if "boundary" not in request.mimetype_params:
+        raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
     for name in (*request.files, *request.form):
         if name != "image" or name in request.form:
             kind = "text field" if name in request.form else "file field"

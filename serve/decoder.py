@@ -76,12 +76,10 @@ class DecoderPool:
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException as error:  # also the request's timeout: a late response must not reach the next caller
+        except BaseException:  # also the request's timeout: a late response must not reach the next caller
             if process:
                 process.kill()
             process = _Process()
-            if isinstance(error, OSError | EOFError):
-                raise ImageError(EXCEEDED) from None
             raise
         finally:
             self._processes.put(process)
@@ -124,10 +122,13 @@ class _Process:
         return self._process.poll() is not None
 
     def call(self, header: bytes, content: bytes) -> tuple[int, bytes]:
-        """Return the response's kind and payload. Raises OSError or EOFError if the process exited or timed out."""
-        self._socket.sendall(header + content)
-        kind, size = RESPONSE.unpack(_read(self._responses, RESPONSE.size))
-        return kind, _read(self._responses, size)
+        """Return the response's kind and payload. Raises ImageError if the process exited or timed out."""
+        try:
+            self._socket.sendall(header + content)
+            kind, size = RESPONSE.unpack(_read(self._responses, RESPONSE.size))
+            return kind, _read(self._responses, size)
+        except (OSError, EOFError):
+            raise ImageError(EXCEEDED) from None
 
 
 def _kill(process: "subprocess.Popen[bytes]", *streams: BinaryIO | socket.socket) -> None:
@@ -175,7 +176,8 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # gunicorn handles Ctrl-C and finishes the requests in flight
+    for number in (signal.SIGINT, signal.SIGTERM):  # to the whole process group: the worker finishes its requests
+        signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     with suppress(BrokenPipeError, EOFError, ConnectionError):  # the worker has exited
         serve(sys.stdin.buffer, sys.stdout.buffer)

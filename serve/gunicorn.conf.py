@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def on_starting(server: Any) -> None:
     try:
         wsgi.load()
         _create_metrics_folder(server)
-        _check_disk_space(server.cfg.workers)
+        _check_disk_space(server.num_workers)
     except (ModelError, OSError) as error:
         sys.exit(f"serve: {error}")
     _reload_model_on_sighup(server)
@@ -86,14 +87,14 @@ def _create_metrics_folder(server: Any) -> None:
     atexit.register(delete_folder)
 
 
-def _check_disk_space(count: int) -> None:
-    """Raise OSError if the disk has no space for the metrics of `count` more workers; SIGBUS would kill them."""
+def _check_disk_space(workers: int) -> None:
+    """Raise OSError if the disk has no space for the metrics of that many more workers; SIGBUS would kill them."""
     folder = os.environ[METRICS]
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, count * METRICS_BYTES)
+            os.posix_fallocate(file.fileno(), 0, workers * METRICS_BYTES)
     except OSError as error:
-        expected = f"{METRICS}: expected {count} MiB of free space in {folder} for the metrics of {count} workers"
+        expected = f"{METRICS}: expected {workers} MiB of free space in {folder} for the metrics of {workers} workers"
         raise OSError(f"{expected}, found: {error.strerror}") from error
 
 
@@ -116,21 +117,30 @@ def _reload_model_on_sighup(server: Any) -> None:
     def handle_hup() -> None:
         pending.clear()
         try:
-            _check_disk_space(server.cfg.workers)
+            _check_disk_space(server.num_workers)
             wsgi.load()
-        except (ModelError, OSError) as error:
+        except Exception as error:  # any other would end the master
             server.log.error("the new model is refused, the current one is kept: %s", error)  # noqa: TRY400
             return
-        for _ in range(server.cfg.workers):
+        for _ in range(server.num_workers):  # SIGTTIN and SIGTTOU change it
             server.spawn_worker()
         server.manage_workers()
 
     server.signal, server.handle_hup = enqueue, handle_hup
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give a new worker the lowest number that no living one has: a dead worker's metrics files are continued.
+
+    prometheus_client numbers them by process id. Then each reload would leave files behind, and slow every scrape.
+    """
+    taken = {other.number for other in server.WORKERS.values()}
+    worker.number = wsgi.number = next(number for number in count() if number not in taken)
+
+
 def post_worker_init(worker: Any) -> None:
     """Allocate the metrics files of a worker on disk, so that a disk that fills up later does not kill it."""
-    for file in Path(os.environ[METRICS]).glob(f"*_{worker.pid}.db"):
+    for file in Path(os.environ[METRICS]).glob(f"*_{worker.number}.db"):
         with file.open("r+b") as opened:
             os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
@@ -139,5 +149,5 @@ def child_exit(server: Any, worker: Any) -> None:
     """Count a dead worker and delete its live gauges, as prometheus_client's mark_process_dead does."""
     if server.LISTENERS and len(server.WORKERS) < server.num_workers:  # neither a shutdown nor a reload
         wsgi.deaths[0] += 1
-    for file in Path(os.environ[METRICS]).glob(f"gauge_live*_{worker.pid}.db"):
+    for file in Path(os.environ[METRICS]).glob(f"gauge_live*_{worker.number}.db"):
         file.unlink(missing_ok=True)

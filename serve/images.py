@@ -61,7 +61,7 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
         raise
     except Exception:  # Pillow's parsers raise many types
         if content[8:12] == b"WEBP":  # libwebp allocates the whole picture at once
-            raise ImageError("expected a whole WebP picture, small enough for a decoder, found another") from None
+            raise ImageError("expected a complete WebP picture that fits the decoder's memory, found another") from None
         found = f"{len(content):,} bytes of another format"
         raise ImageError(f"expected a PNG, JPEG, WebP or GIF picture, found {found}") from None
     width, height = image.size
@@ -128,7 +128,7 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Fill the background of a transparent picture: with its own paper, else with black or white, unlike its ink."""
+    """Fill transparent pixels with the median of the opaque ones, or with black or white if most are transparent."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     if alpha.mean() > 0.5:
@@ -147,7 +147,7 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     if picture.mode == "L":
         return picture
     sample = np.asarray(picture.reduce(-(-max(picture.size) // 32)), np.float32).reshape(-1, 3)
-    covariance = np.cov(sample.T, bias=True)  # which a single pixel has, too
+    covariance = np.cov(sample.T, bias=True)  # bias: it also exists for a single pixel
     if LUMINANCE @ covariance @ LUMINANCE >= covariance.trace() / 8:
         return picture.convert("L")
     axis = np.linalg.eigh(covariance)[1][:, -1]

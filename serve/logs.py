@@ -1,5 +1,6 @@
 """JSON logging: one object per line on standard error, for the service and for gunicorn."""
 
+import json
 import logging
 import os
 import stat
@@ -12,6 +13,7 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
+logger = logging.getLogger("serve")
 _encoder = msgspec.json.Encoder()
 on_drop: list[Callable[[], object]] = []  # callbacks, called for each line that could not be written
 
@@ -24,7 +26,9 @@ class JSONFormatter(logging.Formatter):
         fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return _line(record.created, record.levelname, record.name, record.getMessage(), fields).decode()
+        line = _line(record.created, record.levelname, record.name, record.getMessage(), fields)
+        # Not msgspec: it raises for surrogates, which a path has that is not UTF-8.
+        return json.dumps(line, separators=(",", ":"))
 
 
 class StandardError(logging.Handler):
@@ -59,7 +63,6 @@ def prepare_standard_error() -> None:
 
 def install(level: str) -> None:
     """Configure the logger `serve` to write to standard error."""
-    logger = logging.getLogger("serve")
     logger.setLevel(level.upper())
     if not logger.handlers:
         logger.addHandler(StandardError())
@@ -67,7 +70,8 @@ def install(level: str) -> None:
 
 def write(level: int, message: str, **fields: object) -> None:
     """Write a line as the logger `serve` does, without a LogRecord: that saves 6 % of a JSON request's CPU time."""
-    _write(_line(time.time(), logging.getLevelName(level), "serve", message, fields))
+    if logger.isEnabledFor(level):
+        _write(_encoder.encode(_line(time.time(), logging.getLevelName(level), logger.name, message, fields)))
 
 
 def _write(line: bytes) -> None:
@@ -79,9 +83,9 @@ def _write(line: bytes) -> None:
             callback()
 
 
-def _line(seconds: float, level: str, logger: str, message: str, fields: dict[str, object]) -> bytes:
+def _line(seconds: float, level: str, name: str, message: str, fields: dict[str, object]) -> dict[str, object]:
     moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    return _encoder.encode({"time": moment, "level": level.lower(), "logger": logger, "message": message, **fields})
+    return {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
 
 
 class GunicornLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types

@@ -1,7 +1,7 @@
 """Write the schemas of openapi.json from the types that the service decodes and encodes: `python -m serve.openapi`.
 
-The rest of the document is written by hand: all that stands before `schemas`, its last member. A new response or
-request body is added to TYPES. The service reads the file alone.
+Everything before `schemas`, the last member, is written by hand. Add the type of a new request or response body to
+TYPES. The service only reads the file.
 """
 
 import json
@@ -30,9 +30,9 @@ TYPES = (
 
 
 def document() -> str:
-    """Return the text of openapi.json: its part written by hand as it is, its schemas generated."""
+    """Return the text of openapi.json: the part written by hand unchanged, the schemas generated."""
     _, schemas = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
-    schemas["PredictRequest"] |= {"minProperties": 1, "maxProperties": 1}  # which no type can say
+    schemas["PredictRequest"] |= {"minProperties": 1, "maxProperties": 1}  # no type expresses this
     schemas["Version"] = msgspec.json.schema(Version)  # of the path parameter
     by_hand, _, _ = FILE.read_text("utf-8").partition(SCHEMAS)
     return by_hand + SCHEMAS + json.dumps(schemas, indent=2, ensure_ascii=False).replace("\n", "\n    ") + "\n  }\n}\n"

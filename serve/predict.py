@@ -22,8 +22,8 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 Row = Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(min_length=SIDE, max_length=SIDE)]
 Rows = Annotated[list[Row], Meta(min_length=SIDE, max_length=SIDE)]
 DOUBTFUL = (
-    "Whether the image may not be a digit at all: its doubt is above the model's threshold, as that of 1 % of MNIST's "
-    "digits is. Absent if the model gives no doubt."
+    "Whether the image is probably not a digit: its doubt is above the model's threshold. This is also true for 1 % of "
+    "MNIST's digits. Absent if the model gives no doubt."
 )
 
 

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 
 import msgspec
 from flask import Flask, Response, request
-from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import (
     BadRequest,
+    ClientDisconnected,
     HTTPException,
     InternalServerError,
     MethodNotAllowed,
@@ -42,14 +43,15 @@ def install(app: Flask) -> None:
     """Register error handlers for `app`: for HTTP errors, malformed bodies and unexpected exceptions."""
     app.register_error_handler(HTTPException, _answer)
     app.register_error_handler(ParseException, _malformed)
-    app.register_error_handler(NoMoreData, _malformed)
     app.register_error_handler(Exception, _unexpected)
 
 
 def _answer(error: HTTPException) -> Response:
     """Return the response for `error`, with its headers."""
     status = error.code or 500
-    detail = _shorten(_detail(error))
+    detail = _detail(error)
+    if len(detail) > LONGEST:  # it may quote the request, which is not to be sent back whole
+        detail = detail[:LONGEST] + " …"
     body: Problem | InferenceError
     if request.path == "/v2" or request.path.startswith("/v2/"):
         body, content_type = InferenceError(detail), "application/json"
@@ -66,21 +68,19 @@ def _detail(error: HTTPException) -> str:
     """Return the error's description, or a more precise one than werkzeug's default."""
     if isinstance(error, NotFound) and error.description == NotFound.description:
         return f"expected a path that /openapi.json lists, found {request.path}"
+    if isinstance(error, ClientDisconnected):
+        return "expected the whole body, found the end of the connection"
     if isinstance(error, MethodNotAllowed):
         return f"expected {' or '.join(sorted(error.valid_methods or []))} for {request.path}, found {request.method}"
     if isinstance(error, RequestEntityTooLarge) and error.description == RequestEntityTooLarge.description:
-        parts = f" and {request.max_form_parts} parts" if request.mimetype == "multipart/form-data" else ""
-        return f"expected a body of at most {request.max_content_length} bytes{parts}, found a larger one"
+        parts = f" and {request.max_form_parts} parts with at most {request.max_form_memory_size} bytes of text each"
+        limit = f"{request.max_content_length} bytes{parts if request.mimetype == 'multipart/form-data' else ''}"
+        return f"expected a body of at most {limit}, found a larger one"
     return error.description or error.name
 
 
-def _shorten(text: str) -> str:
-    """Truncate `text`: it may quote the request, which is not to be sent back whole."""
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
-
-
-def _malformed(error: Exception) -> Response:
-    """Return 400 for a malformed body, for example invalid chunked encoding or an early end."""
+def _malformed(error: ParseException) -> Response:
+    """Return 400 for invalid chunked encoding."""
     return _answer(BadRequest(f"expected a well-formed body, found: {error}"))
 
 

@@ -45,7 +45,7 @@ def read(folder: Path) -> Release:
     except ContractError as error:
         raise ModelError(f"{path}: expected the manifest of a verified export, found: {error}") from error
     file = folder / manifest.onnx.file
-    if file.parent != folder:
+    if file.parent != folder or not file.name.isprintable():
         raise ModelError(f"{path}: expected onnx.file to be a file beside it, found {manifest.onnx.file!r}")
     graph = _read(file)
     found = hashlib.sha256(graph).hexdigest()
@@ -65,7 +65,9 @@ def verify(folder: Path) -> Release:
     if release.threshold is not None:
         check.append(repr(release.threshold))
     try:
-        done = subprocess.run(check, input=release.graph, capture_output=True, check=False, timeout=VERIFY_TIMEOUT_S)
+        done = subprocess.run(
+            check, input=release.graph, capture_output=True, timeout=VERIFY_TIMEOUT_S, cwd=Path(__file__).parent.parent
+        )
     except subprocess.TimeoutExpired as error:
         expected = f"expected a graph that loads within {VERIFY_TIMEOUT_S} s"
         raise ModelError(f"{folder / release.manifest.onnx.file}: {expected}, found one that does not") from error

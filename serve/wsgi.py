@@ -20,6 +20,7 @@ try:
 except ConfigError as error:
     sys.exit(f"serve: {error}")
 release: Release | None = None  # set by the master; a worker inherits it when it is forked
+number = 0  # of the worker, likewise
 deaths = memoryview(mmap.mmap(-1, 8)).cast("Q")  # [1]: number of dead workers; shared memory, written by the master
 
 
@@ -31,6 +32,10 @@ def load() -> None:
 
 def application() -> "Flask":
     """Return the application of a worker."""
+    from prometheus_client import values
+
+    # Names the metrics files. Before serve.metrics is imported.
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
     from serve.app import create_app
 
     return create_app(config, release)

@@ -1,7 +1,9 @@
 """Request ids and log lines of a real gunicorn."""
 
 import re
+import socket
 import time
+from select import PIPE_BUF
 
 import pytest
 import requests
@@ -27,6 +29,22 @@ def test_a_request_id_is_made_if_none_of_its_form_is_sent(service, sent):
     found = [requests.get(f"{service.url}/healthz", headers=headers).headers["X-Request-ID"] for _ in range(2)]
     assert all(re.fullmatch("[0-9a-f]{32}", made) for made in found)
     assert found[0] != found[1]
+
+
+def test_a_pipe_takes_the_longest_line_in_one_write(service):
+    headers = {"X-Request-ID": "x" * 128}
+    requests.get(f"{service.url}/{'%01' * 1_300}", headers=headers)
+    service.wait(lambda: [line for line in service.lines() if line.get("request_id") == headers["X-Request-ID"]])
+    assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
+
+
+def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
+    service = start(WEB_CONCURRENCY=1, LOG_LEVEL="error")
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert service.stop() == 0
+    assert service.lines() == []
 
 
 def test_log_lines_stay_lines_whatever_is_asked_for(service):

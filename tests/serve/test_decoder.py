@@ -84,7 +84,7 @@ def test_a_picture_that_takes_too_much_memory_is_refused_and_the_next_is_decoded
     with pytest.raises(ImageError) as caught:
         decoders.decode(png_large(9_000, 9_000, 8, 2, 3))
     assert str(caught.value) == EXCEEDED
-    with pytest.raises(ImageError, match=r"of memory|small enough for a decoder"):  # libwebp allocates it at once
+    with pytest.raises(ImageError, match=r"of memory|fits the decoder's memory"):  # libwebp allocates it at once
         decoders.decode(webp(5_000, lossless=False))
     assert decoders.decode(PHOTO).shape == (28, 28)
 
@@ -99,6 +99,33 @@ def test_a_process_that_is_killed_is_replaced(decoders):
     for _ in range(PROCESSES):
         assert decoders.decode(PHOTO).shape == (28, 28)
     assert not killed & children()
+
+
+def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders):
+    """Ctrl-C and systemd signal every process; the worker still finishes its requests."""
+    decoders.decode(PHOTO)
+    before = children()
+    for pid in before:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    for _ in range(PROCESSES):
+        decoders.decode(PHOTO)
+    assert before <= children()
+
+
+def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, monkeypatch):
+    def fail():
+        raise OSError("no memory")
+
+    decoders.decode(PHOTO)
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    wait(lambda: not children(), PATIENCE, lambda: "a process is still running")
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder, "_Process", fail)
+        with pytest.raises(OSError, match="no memory"):
+            decoders.decode(PHOTO)
+    assert decoders.decode(PHOTO).shape == (28, 28)
 
 
 def test_other_pictures_are_decoded_while_one_is_hostile(decoders):

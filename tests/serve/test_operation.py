@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +149,27 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
     assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
     large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
     assert large.status_code == 422  # uploads need no temporary file
+    assert service.workers() == workers
+    os.kill(*workers, signal.SIGKILL)  # the next worker continues the files
+    service.wait(lambda: service.workers() not in ([], workers) and answers(service.url))
+
+
+def test_a_reload_replaces_every_worker_also_those_that_sigttin_added(start):
+    service = start(WEB_CONCURRENCY=1)
+    service.signal(signal.SIGTTIN)
+    old = set(service.wait(lambda: len(service.workers()) == 2 and service.workers()))
+    service.signal(signal.SIGHUP)
+    service.wait(lambda: len(service.workers()) == 2 and not old & set(service.workers()))
+
+
+def test_a_refused_model_in_a_folder_whose_name_is_not_utf_8_is_logged(start, tmp_path):
+    folder = Path(shutil.copytree(RELEASE, tmp_path / "model\udcff"))
+    service = start(WEB_CONCURRENCY=1, MODEL_DIR=folder)
+    workers = service.workers()
+    (folder / "digits.onnx").write_bytes(b"altered")
+    service.signal(signal.SIGHUP)
+    (line,) = service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
+    assert f"{folder}/digits.onnx: expected SHA-256" in line["message"]
     assert service.workers() == workers
 
 

@@ -247,6 +247,10 @@ def test_bad_files(client, images):
     assert "found the text field 'image'" in problem(predict(client, {"image": "7"}, form), 400)
     assert "expected at least one image, found none" in problem(predict(client, {}, form), 422)
     assert problem(client.post("/predict", data=b"x", content_type=f"{form}; boundary=b"), 422)
+    assert "expected the boundary" in problem(client.post("/predict", data=b"x", content_type=form), 400)
+    text = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + bytes(600_000)
+    large = predict(create_app().test_client(), text, f"{form}; boundary=b")
+    assert "parts with at most 500000 bytes of text each" in problem(large, 413)
 
 
 def test_one_bad_image_of_many_fails_the_request_and_is_named(client, images):

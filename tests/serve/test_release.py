@@ -39,6 +39,11 @@ def test_the_shipped_release_verifies():
     assert release.version == hashlib.sha256(release.graph).hexdigest()[:12]
 
 
+def test_a_release_verifies_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert verify(RELEASE).version == read(RELEASE).version
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "digits.onnx"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
@@ -64,9 +69,10 @@ def test_a_manifest_of_another_form_is_refused(folder, content, found):
         read(folder)
 
 
-def test_a_manifest_that_points_elsewhere_is_refused(folder):
+@pytest.mark.parametrize("file", ["../digits.onnx", "a\0b", "\ud800"])
+def test_a_manifest_that_points_elsewhere_is_refused(folder, file):
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["onnx"]["file"] = "../digits.onnx"
+    manifest["onnx"]["file"] = file
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match=r"expected onnx.file to be a file beside it"):
         read(folder)

@@ -379,6 +379,19 @@ def test_invalid_chunked_encoding_returns_400(service, path, content_type, chunk
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    "body", ["Content-Length: 1568\r\n\r\n" + "x" * 784, "Transfer-Encoding: chunked\r\n\r\n5\r\nxx"]
+)
+def test_a_body_that_ends_early_returns_400(service, body):
+    head = "POST /predict?preprocess=none HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
+        connection.sendall((head + body).encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(1_000), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"expected the whole body, found the end of the connection" in answer
+
+
 def test_requests_are_served_if_the_log_cannot_be_written(tmp_path, images):
     """/dev/full fails every write, like a full disk."""
     log = tmp_path / "log"
