@@ -32,6 +32,7 @@ from serve.images import decode
 from serve.preprocess import SIDE, Grey, ImageError, Preprocess
 
 PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
+MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has at its start
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
@@ -67,6 +68,8 @@ class DecoderPool:
 
         Raises ImageError as that function does, and if the picture exceeds a limit; DecoderError for a bug.
         """
+        if len(content) > MAX_BYTES:
+            raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
         if _is_small(content):
             return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # the header may lie
         process = self._processes.get()
@@ -124,7 +127,8 @@ class _Process:
     def call(self, header: bytes, content: bytes) -> tuple[int, bytes]:
         """Return the response's kind and payload. Raises ImageError if the process exited or timed out."""
         try:
-            self._socket.sendall(header + content)
+            self._socket.sendall(header)
+            self._socket.sendall(content)  # on its own: it may be large, and adding the header copies it
             kind, size = RESPONSE.unpack(_read(self._responses, RESPONSE.size))
             return kind, _read(self._responses, size)
         except (OSError, EOFError):

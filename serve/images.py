@@ -12,7 +12,6 @@ from PIL import Image
 from serve.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
-MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
@@ -34,8 +33,8 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
     `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.preprocess.to_mnist; `auto`
     does the same unless the picture already has MNIST's form.
-    Raises ImageError if the content has another format, is damaged, has more than MAX_BYTES or `max_pixels`, shows no
-    single digit (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
+    Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no single digit
+    (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
     The calling process limits the time and memory for hostile pictures: see serve.decoder.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
@@ -48,8 +47,6 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
     """Return the first frame: upright, opaque, L or RGB, reduced to about WORKING_SIDE, or of the `expected` size."""
-    if len(content) > MAX_BYTES:
-        raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
     try:
         # Pillow warns about large pictures, which are refused below, and about metadata, which is not used.
         with warnings.catch_warnings():

@@ -28,11 +28,13 @@ PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 
 def children():
-    """Return the process ids of the decoding processes."""
+    """Return the process ids of the decoding processes, also of one that is exiting; a zombie has exited."""
     found = set()
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
-        with suppress(FileNotFoundError):  # it has exited meanwhile
-            if b"serve.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited meanwhile
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty from the start of its exit
+            exiting = not command and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+            if exiting or b"serve.decoder" in command:
                 found.add(int(pid))
     return found
 
@@ -89,13 +91,18 @@ def test_a_picture_that_takes_too_much_memory_is_refused_and_the_next_is_decoded
     assert decoders.decode(PHOTO).shape == (28, 28)
 
 
+def test_a_picture_with_too_many_bytes_is_refused(decoders):
+    with pytest.raises(ImageError, match=r"^expected a picture of at most 8,388,608 bytes, found 8,388,609$"):
+        decoders.decode(PHOTO + bytes(2**23 + 1 - len(PHOTO)))
+
+
 def test_a_process_that_is_killed_is_replaced(decoders):
     for _ in range(PROCESSES):
         decoders.decode(PHOTO)
     killed = children()
     for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    wait(lambda: not children(), PATIENCE, lambda: "a process is still running")  # a zombie has no command line
+    wait(lambda: not children(), PATIENCE, lambda: "a process is still running")
     for _ in range(PROCESSES):
         assert decoders.decode(PHOTO).shape == (28, 28)
     assert not killed & children()
