@@ -76,7 +76,7 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     Raises werkzeug's exceptions: 400 for a malformed body, 413 for too many images or bytes, 415 for a content type
     that is not accepted, 422 for an invalid image, with its number.
     """
-    preprocess = _preprocess(request)
+    preprocess: Preprocess = query_parameter(request, "preprocess", get_args(Preprocess), "auto")
     if request.content_encoding:
         raise UnsupportedMediaType(f"expected no Content-Encoding, found {request.content_encoding}")
     sources = _sources(request, config)
@@ -114,11 +114,12 @@ def check_numbers(json: bytes, images: int) -> None:
         raise RequestEntityTooLarge(f"expected at most {limit:,} numbers in {images} image(s), found more")
 
 
-def _preprocess(request: Request) -> Preprocess:
-    value = request.args.get("preprocess", "auto")
-    if value not in get_args(Preprocess):
-        raise BadRequest(f"preprocess: expected one of {', '.join(get_args(Preprocess))}, found {value!r}")
-    return value  # type: ignore[return-value]  # validated above
+def query_parameter(request: Request, name: str, values: tuple[str, ...], default: str) -> Any:
+    """Return the query parameter `name`. Raises werkzeug's 400 if it has none of `values`."""
+    value = request.args.get(name, default)
+    if value not in values:
+        raise BadRequest(f"{name}: expected {' or '.join(values)}, found {value!r}")
+    return value
 
 
 def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.uint8]:

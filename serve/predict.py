@@ -11,7 +11,7 @@ from werkzeug.exceptions import BadRequest
 from model.contract import CLASSES, SIDE
 from serve import metrics
 from serve.access_log import IMAGES_PREDICTED
-from serve.bodies import read_images, unprocessable
+from serve.bodies import query_parameter, read_images, unprocessable
 from serve.config import Config
 from serve.decoder import DecoderPool
 from serve.predictor import Predictor
@@ -66,8 +66,11 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.post("/predict")
     def predict() -> Response:
-        with_pixels = _flag("pixels")
-        refuses_doubtful = _refuses_doubtful()
+        with_pixels = query_parameter(request, "pixels", ("false", "true"), "false") == "true"
+        refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
+        if refuses_doubtful and predictor.threshold is None:
+            served = f"{model.name}, version {model.version}, which gives none"
+            raise BadRequest(f"refuse=doubtful: expected a model that gives a doubt, found {served}")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
@@ -88,20 +91,4 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
                 prediction.pixels = pixels
         return Response(encoder.encode(PredictResponse(predictions, model)), content_type="application/json")
 
-    def _refuses_doubtful() -> bool:
-        value = request.args.get("refuse")
-        if value not in (None, "doubtful"):
-            raise BadRequest(f"refuse: expected doubtful, found {value!r}")
-        if value and predictor.threshold is None:
-            found = f"{model.name}, version {model.version}, which gives none"
-            raise BadRequest(f"refuse=doubtful: expected a model that gives a doubt, found {found}")
-        return value is not None
-
     return routes
-
-
-def _flag(name: str) -> bool:
-    value = request.args.get(name, "false")
-    if value not in ("true", "false"):
-        raise BadRequest(f"{name}: expected true or false, found {value!r}")
-    return value == "true"
