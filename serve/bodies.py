@@ -25,7 +25,6 @@ from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
-PREPROCESSES: tuple[str, ...] = get_args(Preprocess)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 
 # What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
@@ -77,7 +76,7 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     Raises werkzeug's exceptions: 400 for a malformed body, 413 for too many images or bytes, 415 for a content type
     that is not accepted, 422 for an invalid image, with its number.
     """
-    preprocess = _preprocess(request)
+    preprocess: Preprocess = query_parameter(request, "preprocess", get_args(Preprocess), "auto")
     if request.content_encoding:
         raise UnsupportedMediaType(f"expected no Content-Encoding, found {request.content_encoding}")
     sources = _sources(request, config)
@@ -115,11 +114,12 @@ def check_numbers(json: bytes, images: int) -> None:
         raise RequestEntityTooLarge(f"expected at most {limit:,} numbers in {images} image(s), found more")
 
 
-def _preprocess(request: Request) -> Preprocess:
-    value = request.args.to_dict().get("preprocess", "auto")
-    if value not in PREPROCESSES:
-        raise BadRequest(f"preprocess: expected one of {', '.join(PREPROCESSES)}, found {value!r}")
-    return value  # type: ignore[return-value]  # validated above
+def query_parameter(request: Request, name: str, values: tuple[str, ...], default: str) -> Any:
+    """Return the query parameter `name`. Raises werkzeug's 400 if it has none of `values`."""
+    value = request.args.to_dict().get(name, default)  # MultiDict.get raises and catches an error for a missing name
+    if value not in values:
+        raise BadRequest(f"{name}: expected {' or '.join(values)}, found {value!r}")
+    return value
 
 
 def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.uint8]:

@@ -4,14 +4,15 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-from flask import Blueprint, Response, request
+from flask import Blueprint, Request, Response
+from flask import request as proxy
 from msgspec import Meta
 from werkzeug.exceptions import BadRequest
 
 from model.contract import CLASSES, SIDE
 from serve import metrics
 from serve.access_log import IMAGES_PREDICTED
-from serve.bodies import read_images, unprocessable
+from serve.bodies import query_parameter, read_images, unprocessable
 from serve.config import Config
 from serve.decoder import DecoderPool
 from serve.predictor import Predictor
@@ -66,11 +67,13 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.post("/predict")
     def predict() -> Response:
-        query = request.args.to_dict()  # MultiDict.get takes 2 µs for a missing key: it raises and catches an error
-        with_pixels = _flag(query, "pixels")
-        refuses_doubtful = _refuses_doubtful(query)
-        # The request itself: each attribute of Flask's proxy is looked up in the context.
-        images = read_images(request._get_current_object(), config, decoders)  # type: ignore[attr-defined]
+        request: Request = proxy._get_current_object()  # type: ignore[attr-defined]  # each use of the proxy looks it up
+        with_pixels = query_parameter(request, "pixels", ("false", "true"), "false") == "true"
+        refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
+        if refuses_doubtful and predictor.threshold is None:
+            served = f"{model.name}, version {model.version}, which gives none"
+            raise BadRequest(f"refuse=doubtful: expected a model that gives a doubt, found {served}")
+        images = read_images(request, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
         readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 gives every decimal
@@ -90,20 +93,4 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
                 prediction.pixels = pixels
         return Response(encoder.encode(PredictResponse(predictions, model)), content_type="application/json")
 
-    def _refuses_doubtful(query: dict[str, str]) -> bool:
-        value = query.get("refuse")
-        if value not in (None, "doubtful"):
-            raise BadRequest(f"refuse: expected doubtful, found {value!r}")
-        if value and predictor.threshold is None:
-            found = f"{model.name}, version {model.version}, which gives none"
-            raise BadRequest(f"refuse=doubtful: expected a model that gives a doubt, found {found}")
-        return value is not None
-
     return routes
-
-
-def _flag(query: dict[str, str], name: str) -> bool:
-    value = query.get(name, "false")
-    if value not in ("true", "false"):
-        raise BadRequest(f"{name}: expected true or false, found {value!r}")
-    return value == "true"

@@ -23,7 +23,7 @@ from serve import logs, wsgi
 from serve.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
-MAX_DETAIL = 1_000  # characters of an error's detail
+MAX_DETAIL, MAX_LOGGED = 1_000, 500  # characters of an error's detail, in the response and in the log
 
 
 class Connection:
@@ -113,7 +113,7 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
     body = msgspec.json.encode(
         {"type": "about:blank", "title": title, "status": status, "detail": (detail or title)[:MAX_DETAIL]}
     )
-    logs.write(logging.INFO, "malformed request", request_id=request_id, status=status)
+    logs.write(logging.INFO, "refused by gunicorn", request_id=request_id, status=status, detail=detail[:MAX_LOGGED])
     head = (
         f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
         f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n\r\n"

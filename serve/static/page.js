@@ -10,7 +10,7 @@ const PEN_WIDTH = 0.075; // as a share of the canvas's side: about MNIST's strok
 const PAUSE = 40; // milliseconds between two requests during a stroke
 const TIMEOUT = 30_000; // milliseconds until a request is given up
 const DOUBTFUL = "not sure that this is a digit";
-const UNREACHABLE = "The service cannot be reached. Draw on: every stroke asks it again.";
+const UNREACHABLE = "The service cannot be reached. Every further stroke tries again.";
 
 const [canvas, seen, note, digitText, confidenceText, doubtfulText, bars, undoButton, clearButton] = [
   "canvas", "seen", "note", "digit", "confidence", "doubtful", "bars", "undo", "clear",
@@ -225,7 +225,7 @@ async function predict(signal) {
   if (response.status === 401) askForKey();
   else keyForm.hidden = true;
   if (response.ok && answer?.predictions) return answer;
-  throw new Error(answer?.detail ?? `The service answered ${response.status}, and nothing that can be read.`);
+  throw new Error(answer?.detail ?? `The service answered ${response.status} without a readable message.`);
 }
 
 function askForKey() {

@@ -38,11 +38,23 @@ def test_a_pipe_takes_the_longest_line_in_one_write(service):
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
-def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
-    service = start(WEB_CONCURRENCY=1, LOG_LEVEL="error")
+def malformed(service):
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+        answer = connection.recv(1_000)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    return re.search(rb"X-Request-ID: (\w+)", answer)[1].decode()
+
+
+def test_the_line_of_a_malformed_request_has_the_id_and_the_reason(service):
+    request_id = malformed(service)
+    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
+    assert "nonsense" in line["detail"]
+
+
+def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
+    service = start(WEB_CONCURRENCY=1, LOG_LEVEL="error")
+    malformed(service)
     assert service.stop() == 0
     assert service.lines() == []
 
