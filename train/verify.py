@@ -82,9 +82,14 @@ def verify(folder: Path, data: Data) -> Export:
     if manifest.model not in PROGRESSION:
         raise VerificationError(f"{path}: expected a model of {', '.join(PROGRESSION)}, found {manifest.model!r}")
     if manifest.data.sha256 != data.sha256:
-        raise VerificationError(f"{path}: expected the data set of the export, {manifest.data.name}, found {data.name}")
+        different = ", ".join(sorted(dict(manifest.data.sha256.items() ^ data.sha256.items())))
+        found = f"found {data.name}, which differs in {different}"
+        raise VerificationError(f"{path}: expected the data set of the export, {manifest.data.name}, {found}")
     if manifest.doubt is None:
         raise VerificationError(f"{path}: expected doubt, found none")
+    if manifest.doubt.caught.keys() != KINDS.keys():
+        kinds = ", ".join(manifest.doubt.caught)
+        raise VerificationError(f"{path}: expected doubt.caught of {', '.join(KINDS)}, found {kinds or 'none'}")
     files = {name: read_bytes(folder / name) for name in (contract.GRAPH, contract.WEIGHTS)}
     stated = asdict(manifest)
     _check_stated(path, stated, file_facts(files))
