@@ -1,5 +1,6 @@
 """Consistency: train one model with many seeds and compute statistics of their accuracies."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -68,7 +69,7 @@ def train_seeds(
 def command_line(command: str, epochs: int | None, data_directory: Path) -> str:
     """Return the command line that repeats a `command`; options that have their defaults are left out."""
     options = f" --epochs {epochs}" if epochs else ""
-    options += f" --data {data_directory}" if data_directory != paths.DATA else ""
+    options += f" --data {shlex.quote(str(data_directory))}" if data_directory != paths.DATA else ""
     return f"python -m train {command}{options}"
 
 
@@ -101,13 +102,13 @@ def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str,
 
 def sentence(figures: dict[str, Any]) -> str:
     """Return the result of summarise as a sentence."""
-    diverged = figures.get("diverged")  # missing in older files
+    seeds, diverged = figures["seeds"], figures.get("diverged")  # missing in older files
+    deviation = f"± {percent(figures['standard_deviation'])} (mean ± standard deviation, n = {seeds} seeds)"
     return (
         f"{figures['model']} ({figures['parameters']:,} parameters, {figures['epochs']} epochs): test accuracy at the "
-        f"last epoch {percent(figures['mean'])} ± {percent(figures['standard_deviation'])} "
-        f"(mean ± standard deviation, n = {figures['seeds']} seeds), worst {percent(figures['worst'])}, "
-        f"best {percent(figures['best'])}; {figures['reached_target']} of {figures['seeds']} reach "
-        f"{percent(figures['target'])}." + (f" {_completion(figures['seeds'], diverged)}." if diverged else "")
+        f"last epoch {percent(figures['mean'])} {deviation if seeds > 1 else '(n = 1 seed)'}, "
+        f"worst {percent(figures['worst'])}, best {percent(figures['best'])}; {figures['reached_target']} of {seeds} "
+        f"reach {percent(figures['target'])}." + (f" {_completion(seeds, diverged)}." if diverged else "")
     )
 
 

@@ -34,7 +34,7 @@ HeadInputs = tuple[Tensor, Tensor]  # features [N, F], probabilities [N, 10]
 def fit(network: nn.Module, data: Data) -> DoubtHead:
     """Fit a doubt head for `network` to the training images of `data`, on the CPU. `network` does not change."""
     train, cut = data.train.images, len(data.train) // WARPED
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
         torch.manual_seed(SEED)
         digits = [_features(network, train[cut:]), _features(network, train[:cut], WARP)]
         count = max(1, len(train) // DIGITS_PER_NONDIGIT)
