@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     options = parser.parse_args()
     sources = load_sources(options.train, options.images)
+    if unknown := set(options.forms or ()) - sources.keys():
+        other = "out" if options.train else ""
+        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured with{other} --train")
     results, examples = [], {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for name, (numbers, digits, labels) in sources.items():
@@ -263,8 +267,9 @@ def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
             shown = ImageOps.contain(shown, (side, side), Image.Resampling.LANCZOS)
             ground = Image.alpha_composite(_chequered(shown.size), shown).convert("RGB")
             sheet.paste(ground, (left + side - shown.width, top + (side - shown.height) // 2))
-            found = Image.fromarray(decode(content)).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(found, (left + side + gap // 2, top))
+            with suppress(ImageError):  # a refused picture has no 28×28
+                found = Image.fromarray(decode(content)).resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(found, (left + side + gap // 2, top))
     return as_png(sheet)
 
 
