@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.forms import FORMS
 from benchmarks.nondigits import FITTED, KEPT_ASIDE, LIKE_DIGITS, Draw, Picture
+from benchmarks.pages import wrap
 from benchmarks.pictures import load_sources, render_all
 from model.classifier import DigitClassifier, logits_and_features, normalise, scale
 from model.contract import MANIFEST, WEIGHTS, parse_manifest
@@ -33,7 +34,7 @@ from serve.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load
 from train.files import write_together
-from train.markdown import table, wrap
+from train.markdown import table
 from train.progression import PROGRESSION
 from train.verify import load_classifier
 

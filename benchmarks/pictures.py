@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from benchmarks.forms import FORMS, as_png
+from benchmarks.pages import wrap
 from serve.images import decode
 from serve.preprocess import ImageError, prepare
 from train.files import to_json, write_together
-from train.markdown import table, wrap
+from train.markdown import table
 from train.paths import DATA, RELEASE, ROOT
 
 SEED = 28

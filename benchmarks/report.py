@@ -12,12 +12,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
+from benchmarks.pages import wrap
 from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.servers import BARE, FASTAPI, FLASK, LITSERVE, OURS, Server, with_duties
 from benchmarks.train import ALL, VARIANTS
 from train.errors import TrainError
 from train.files import read_json, write_bytes, write_json
-from train.markdown import table, wrap
+from train.markdown import table
 from train.paths import ROOT
 from train.progression import PROGRESSION
 

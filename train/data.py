@@ -48,11 +48,6 @@ class Data:
     validation: Split
     test: Split
 
-    def to(self, device: torch.device) -> "Data":
-        """Return the data set with its splits on `device`."""
-        splits = (split.to(device) for split in (self.train, self.validation, self.test))
-        return Data(self.name, self.sha256, *splits)
-
 
 def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory`.

@@ -50,19 +50,13 @@ def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: 
     assert classifier.doubt
     threshold = choose_threshold(validation[2])
     count = max(1, len(data.train) // DIGITS_PER_MEASURED)
-    outputs = {
-        kind: predict(classifier, draw(kind, count, data.validation, number)) for number, kind in enumerate(KINDS)
-    }
-    validation_doubted, test_doubted, *caught = (
-        float(np.mean(doubts > threshold)) for _, _, doubts in (validation, test, *outputs.values())
-    )
-    return Doubt(
-        parameter_count(classifier.doubt),
-        threshold,
-        validation_doubted,
-        test_doubted,
-        caught=dict(zip(outputs, caught, strict=True)),
-    )
+
+    def doubted(outputs: Outputs) -> float:
+        return float(np.mean(outputs[2] > threshold))
+
+    drawn = {kind: draw(kind, count, data.validation, number) for number, kind in enumerate(KINDS)}
+    caught = {kind: doubted(predict(classifier, images)) for kind, images in drawn.items()}
+    return Doubt(parameter_count(classifier.doubt), threshold, doubted(validation), doubted(test), caught)
 
 
 def choose_threshold(doubts: NDArray[np.float32]) -> float:

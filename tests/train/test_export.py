@@ -117,7 +117,8 @@ def test_graph_with_another_doubt_is_refused(graph, classifier, data):
     model = onnx.load_from_string(graph)
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("detectors.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
-    with pytest.raises(VerificationError, match=r"doubt differs from the network's: .*300 of 300 test images differ"):
+    message = r"300 of 300 test images differ in label \(0\), .* in doubt \(at most 0\.01"
+    with pytest.raises(VerificationError, match=message):
         verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
