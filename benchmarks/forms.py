@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Form:
-    """A form of pictures: its title, how it is rendered in words, and the function that renders it."""
+    """A form of pictures: its title, its description, and the function that renders it."""
 
     title: str
     words: str
@@ -44,7 +44,7 @@ def _inverted_enlarged(digit: Image.Image, _random: np.random.Generator) -> byte
 
 def _page(height: int, digit: Image.Image, random: np.random.Generator) -> bytes:
     ink = digit.crop(digit.getbbox())
-    scale = min(height / ink.height, 280 / ink.width)  # a lying digit is at most as wide as the page
+    scale = min(height / ink.height, 280 / ink.width)  # a wide digit fits the page's width
     ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
     whole = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(whole.size, ink.size, strict=True))
@@ -136,9 +136,10 @@ def _other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
 def _scene(
     digit: Image.Image, random: np.random.Generator, size: tuple[int, int], share: tuple[float, float] = (0.35, 0.7)
 ) -> tuple[Floats, tuple[int, int, int, int]]:
-    """Return how much of each pixel the digit's ink covers, float32 [H, W], and its box: left, top, right, bottom.
+    """Return the coverage of each pixel by the digit's ink, float32 [H, W], and its box: left, top, right, bottom.
 
-    The digit is turned by up to 8°, as high as a share of the picture's shorter side, and anywhere in it.
+    The digit is rotated by up to 8°. Its longer side is a random share of the picture's shorter side, its position is
+    random.
     """
     large = digit.resize((280, 280), Image.Resampling.BICUBIC)
     ink = large.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC)
@@ -155,7 +156,7 @@ def _scene(
 
 
 def _shot(scene: Floats, random: np.random.Generator, noise: float, quality: int = 82, blur: float = 0.6) -> bytes:
-    """Return a scene, float32 [H, W] or [H, W, 3] of 0–1 and beyond, as a camera's JPEG: blurred, noisy, clipped."""
+    """Return a scene, float32 [H, W] or [H, W, 3], clipped to 0–1, as a camera's JPEG: blurred and noisy."""
     picture = Image.fromarray((scene.clip(0, 1) * 255).astype(np.uint8))
     values = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), np.float32)
     values = values + noise * random.standard_normal(values.shape, np.float32)
@@ -249,7 +250,7 @@ def _paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
 
 
 def _lines(size: tuple[int, int], angle: float, spacing: float, phase: float, thick: float) -> Floats:
-    """Return how much parallel lines mask of each pixel, float32 [H, W]; angle 0 is level."""
+    """Return the coverage of each pixel by parallel lines, float32 [H, W]; angle 0 is horizontal."""
     x, y = _axes(size)
     place = (-x * np.sin(angle) + y * np.cos(angle) + phase) % spacing
     return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
@@ -280,7 +281,7 @@ def _ruled(digit: Image.Image, random: np.random.Generator) -> bytes:
 def _on_lines(mask: Floats, grid: Floats, random: np.random.Generator) -> bytes:
     paper = random.uniform(0.85, 1)
     pen = random.uniform(0.05, 0.3)
-    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # a pen stands out from the lines that it writes over
+    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # fainter than the ink
     return _shot(_painted(mask, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
 
 

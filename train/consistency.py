@@ -43,13 +43,8 @@ def consistency(
             "command": command_line(f"consistency --model {name} --seeds {seeds}", epochs, data_directory),
             "trials": trials,
         }
-        files = {
-            "consistency.png": plots.consistency(name, trials, TARGET_ACCURACY),
-            "consistency.md": markdown(figures).encode(),
-            "consistency.json": to_json(figures),
-        }
-        write_together(folder, files)
-        print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
+        print(sentence(figures))
+        write_page(folder, figures, markdown(figures), plots.consistency(name, trials, TARGET_ACCURACY))
     if diverged:
         raise DivergenceError(_completion(len(trials), diverged))
 
@@ -64,6 +59,13 @@ def train_seeds(
         for seed in range(1, seeds + 1)
     ]
     return train_all(trainings, data, noun=noun, per_gpu=PER_GPU)
+
+
+def write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
+    """Write `figures` as JSON, the page in Markdown and its plot to `folder`; the files have the folder's name."""
+    contents = {".png": plot, ".md": text.encode(), ".json": to_json(figures)}
+    write_together(folder, {f"{folder.name}{suffix}": content for suffix, content in contents.items()})
+    print(f"Table: {folder / folder.name}.md")
 
 
 def command_line(command: str, epochs: int | None, data_directory: Path) -> str:

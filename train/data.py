@@ -113,7 +113,7 @@ def _parse(path: Path, content: bytes) -> Tensor:
 
 
 def _split(images_path: Path, labels_path: Path, images: Tensor, labels: Tensor) -> Split:
-    """Combine images and labels to a split. Raises DataError if they do not fit."""
+    """Combine images and labels into a split. Raises DataError if they do not fit."""
     for path, tensor, shape in ((images_path, images, IMAGE.shape), (labels_path, labels, ())):
         if tensor.shape[1:] != shape:
             raise DataError(f"{path}: expected shape {['N', *shape]}, found {list(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""Tasks in parallel processes look as if one had run after the other, and none outlives what it was for."""
+"""Parallel tasks: their output in order, their results and errors, and no process left running."""
 
 import multiprocessing
 import os
