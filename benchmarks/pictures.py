@@ -228,7 +228,7 @@ def markdown(figures: dict[str, Any]) -> str:
         "",
         table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
         "",
-        "![One row per form: four pictures, each beside the 28×28 that it becomes](pictures.png)",
+        "![One row per form: four pictures, each beside its 28×28 after preprocessing](pictures.png)",
         "",
         *METHOD.splitlines(),
         "",
@@ -241,9 +241,9 @@ def markdown(figures: dict[str, Any]) -> str:
         f"takes {figures['in_form_ms']:.2f} ms.",
         "",
         "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training "
-        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: that "
-        "UNIFORM was too small was first seen on dark screens rendered from test images; its value was then "
-        "confirmed on training images.",
+        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
+        "rendered from test images first showed that UNIFORM was too small; its new value was confirmed on training "
+        "images.",
         "",
         f"Written by `{figures['command']}`.",
         "",
@@ -252,7 +252,7 @@ def markdown(figures: dict[str, Any]) -> str:
 
 
 def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
-    """Draw one row per form: its title, and four pictures, each beside the 28×28 that it becomes."""
+    """Draw one row per form: its title, and four pictures, each beside its 28×28 after preprocessing."""
     side, gap, text = 84, 10, 300
     font = ImageFont.load_default(size=17)
     width, row = text + 4 * (2 * side + 3 * gap), side + gap
