@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.forms import FORMS
+from benchmarks.pages import wrap
 from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
 from serve import preprocess
 from serve.images import MAX_PIXELS, _read, _to_grey
 from serve.preprocess import ImageError
 from train.files import write_together
-from train.markdown import table, wrap
+from train.markdown import table
 from train.paths import ROOT
 
 # The attributes of serve.preprocess that switch each stage off.

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection: the share of non-digits, and of digits, that the output `doubt` marks as doubtful.
+"""Out-of-distribution detection: the share of non-digits, and of digits, that are doubtful by the output `doubt`.
 
 Pictures are preprocessed as in the service. Three methods that need no fitting are the baselines. The threshold of each
 method marks 1 % of the validation images. Writes docs/doubt.md and .png.
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.forms import FORMS
-from benchmarks.nondigits import FITTED, KEPT_ASIDE, LIKE_DIGITS, Draw, Picture
+from benchmarks.nondigits import FITTED, HELD_OUT, LIKE_DIGITS, Draw, Picture
+from benchmarks.pages import wrap
 from benchmarks.pictures import load_sources, render_all
 from model.classifier import DigitClassifier, logits_and_features, normalise, scale
 from model.contract import MANIFEST, WEIGHTS, parse_manifest
@@ -33,7 +34,7 @@ from serve.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load
 from train.files import write_together
-from train.markdown import table, wrap
+from train.markdown import table
 from train.progression import PROGRESSION
 from train.verify import load_classifier
 
@@ -68,7 +69,7 @@ def main() -> None:
         found = score(torch.as_tensor(images))
         return {name: 100 * float(np.mean(values > thresholds[name])) for name, values in found.items()}
 
-    draws = {**FITTED, **KEPT_ASIDE, **LIKE_DIGITS}
+    draws = {**FITTED, **HELD_OUT, **LIKE_DIGITS}
     kinds = {name: _kind(draw, number, data.test, options.images) for number, (name, draw) in enumerate(draws.items())}
     shares = {name: doubted(kind.images) for name, kind in kinds.items()}
     forms = {}
@@ -156,8 +157,8 @@ def _text(
 ) -> str:
     methods = list(test)
 
-    def row(name: str, of_it: dict[str, float], after: str = "") -> list[str]:
-        cells = (f"**{of_it[one]:.1f} %**" if one == "doubt" else f"{of_it[one]:.1f} %" for one in methods)
+    def row(name: str, values: dict[str, float], after: str = "") -> list[str]:
+        cells = (f"**{values[one]:.1f} %**" if one == "doubt" else f"{values[one]:.1f} %" for one in methods)
         return [name, *cells, after]
 
     def rows(names: dict[str, Draw], mean: str) -> list[list[str]]:
@@ -171,50 +172,50 @@ def _text(
     nothing = [""] * (len(methods) + 1)
     measured = [
         *rows(FITTED, "*mean*"),
-        ["**kept aside: nothing was fitted to these**", *nothing],
-        *rows(KEPT_ASIDE, "*mean, kept aside*"),
-        ["**letters that a hand writes like digits**", *nothing],
+        ["**held out: nothing was fitted to these**", *nothing],
+        *rows(HELD_OUT, "*mean, held out*"),
+        ["**letters that look like handwritten digits**", *nothing],
         *rows(LIKE_DIGITS, ""),
         ["**digits**", *nothing],
         row("MNIST's test images", test),
     ]
     paragraphs = "\n".join(
         [
-            "# Doubt: how much of what is not a digit is caught",
+            "# Doubt: detection of non-digits",
             "",
             "The network always predicts a digit. The graph's output `doubt` measures how unlike a digit the image is. "
             "An image is doubtful above a threshold, chosen so that 1 % of the validation digits are doubtful. The "
-            "table shows the share of non-digits that are doubtful at this threshold, and the share that three other "
-            "measures of the same network catch, each at its own threshold of 1 %.",
+            "table shows the share of non-digits that are doubtful at this threshold, and by three other measures of "
+            "the same network, each with its own threshold of 1 %.",
             "",
             table([f"{count:,} pictures per kind", *methods, "refused before"], measured),
             "",
-            "![Examples of each kind, and how many are caught by the highest probability and by doubt](doubt.png)",
+            "![Examples of each kind, and the share doubtful by the highest probability and by doubt](doubt.png)",
             "",
             f"The model: {model}. Every picture is preprocessed as in the service. “Refused before” is the number of "
-            "pictures that the service refused meanwhile, because it found no digit or several; the model never sees "
-            "those.",
+            "pictures that the preprocessing refused, because it found no digit or several: the model does not get "
+            "them, and they are not counted in the shares.",
             "",
             "Of digits in the forms of [pictures.md](pictures.md), preprocessed by the service, "
             f"{np.mean(list(forms.values())):.1f} % are doubtful on average; the largest shares: "
             + ", ".join(f"“{name}” ({forms[name]:.1f} %)" for name in worst)
             + ".",
             "",
-            "## What it is",
+            "## Method",
             "",
             "Ten linear detectors, one per digit, weighted by the digits' probabilities. Their inputs are the outputs "
             "of the first ReLU layer and of the last two, averaged over the map. `train.doubt` fits them after the "
             "network is trained; the network, and so its accuracy, does not change. They are fitted to training "
             "images, a third of them warped, against the synthetic non-digits of `train.nondigits`: random strokes, "
             "strokes between the nodes of a lattice, polygons and crosses, blots, blocks, printed letters, two digits "
-            "beside each other, turned digits.",
+            "beside each other, rotated digits.",
             "",
             "The pictures of this table come from other code (`benchmarks.nondigits`), with other fonts, and with test "
-            "digits instead of training digits. The features, their number and the length of the fit were chosen by "
-            "the kinds above the line only.",
+            "digits instead of training digits. The features, their number and the length of the fit were chosen on "
+            "the first group of kinds only, not on those held out.",
             "",
-            "Its limits: letters that a hand writes like digits count as digits, and so do half digits that look like "
-            "whole ones (half an 8 is a 0 or a 3).",
+            "Limits: letters that look like handwritten digits are seldom doubtful, nor are half digits that look like "
+            "whole ones (half an 8 looks like 0 or 3).",
             "",
             f"Written by `{command}` (`make doubt`).",
             "",
@@ -224,7 +225,7 @@ def _text(
 
 
 def _picture(kinds: dict[str, Kind], shares: dict[str, dict[str, float]]) -> bytes:
-    """Draw eight examples of each kind and, beside them, the share caught by two methods."""
+    """Draw eight examples of each kind and, beside them, the share that is doubtful by two methods."""
     figure, (examples, bars) = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained", width_ratios=(1, 1.3))
     sheet = np.concatenate([np.concatenate(list(kind.images[:8]), axis=1) for kind in kinds.values()])
     examples.imshow(sheet, cmap="gray_r", aspect="auto", extent=(0, 8, len(kinds) - 0.5, -0.5))
@@ -232,11 +233,16 @@ def _picture(kinds: dict[str, Kind], shares: dict[str, dict[str, float]]) -> byt
     examples.grid(visible=False)
     places = np.arange(len(kinds))
     for offset, method, colour in ((-0.2, "highest probability", "#8a8a8a"), (0.2, "doubt", "#1f5fa8")):
-        bars.barh(places + offset, [of_it[method] for of_it in shares.values()], 0.38, color=colour, label=method)
-    bars.set(title="caught where 1 % of digits are doubted, %", ylim=(len(kinds) - 0.5, -0.5), yticks=[], xlim=(0, 100))
+        bars.barh(places + offset, [values[method] for values in shares.values()], 0.38, color=colour, label=method)
+    bars.set(
+        title="doubtful, if 1 % of the validation digits are, %",
+        ylim=(len(kinds) - 0.5, -0.5),
+        yticks=[],
+        xlim=(0, 100),
+    )
     bars.axhline(len(FITTED) - 0.5, color="black", linewidth=0.8)
-    bars.annotate("kept aside", (99, len(FITTED) - 0.45), ha="right", va="top", fontsize=9)
-    bars.axhline(len(FITTED) + len(KEPT_ASIDE) - 0.5, color="black", linewidth=0.8)
+    bars.annotate("held out", (99, len(FITTED) - 0.45), ha="right", va="top", fontsize=9)
+    bars.axhline(len(FITTED) + len(HELD_OUT) - 0.5, color="black", linewidth=0.8)
     bars.legend(loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Form:
-    """A form of pictures: its title, how it is rendered in words, and the function that renders it."""
+    """A form of pictures: its title, its description, and the function that renders it."""
 
     title: str
     words: str
@@ -44,7 +44,7 @@ def _inverted_enlarged(digit: Image.Image, _random: np.random.Generator) -> byte
 
 def _page(height: int, digit: Image.Image, random: np.random.Generator) -> bytes:
     ink = digit.crop(digit.getbbox())
-    scale = min(height / ink.height, 280 / ink.width)  # a lying digit is at most as wide as the page
+    scale = min(height / ink.height, 280 / ink.width)  # a wide digit fits the page's width
     ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
     whole = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(whole.size, ink.size, strict=True))
@@ -136,9 +136,10 @@ def _other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
 def _scene(
     digit: Image.Image, random: np.random.Generator, size: tuple[int, int], share: tuple[float, float] = (0.35, 0.7)
 ) -> tuple[Floats, tuple[int, int, int, int]]:
-    """Return how much of each pixel the digit's ink covers, float32 [H, W], and its box: left, top, right, bottom.
+    """Return the coverage of each pixel by the digit's ink, float32 [H, W], and its box: left, top, right, bottom.
 
-    The digit is turned by up to 8°, as high as a share of the picture's shorter side, and anywhere in it.
+    The digit is rotated by up to 8°. Its longer side is a random share of the picture's shorter side, its position is
+    random.
     """
     large = digit.resize((280, 280), Image.Resampling.BICUBIC)
     ink = large.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC)
@@ -155,7 +156,7 @@ def _scene(
 
 
 def _shot(scene: Floats, random: np.random.Generator, noise: float, quality: int = 82, blur: float = 0.6) -> bytes:
-    """Return a scene, float32 [H, W] or [H, W, 3] of 0–1 and beyond, as a camera's JPEG: blurred, noisy, clipped."""
+    """Return a scene, float32 [H, W] or [H, W, 3], clipped to 0–1, as a camera's JPEG: blurred and noisy."""
     picture = Image.fromarray((scene.clip(0, 1) * 255).astype(np.uint8))
     values = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), np.float32)
     values = values + noise * random.standard_normal(values.shape, np.float32)
@@ -249,7 +250,7 @@ def _paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
 
 
 def _lines(size: tuple[int, int], angle: float, spacing: float, phase: float, thick: float) -> Floats:
-    """Return how much parallel lines mask of each pixel, float32 [H, W]; angle 0 is level."""
+    """Return the coverage of each pixel by parallel lines, float32 [H, W]; angle 0 is horizontal."""
     x, y = _axes(size)
     place = (-x * np.sin(angle) + y * np.cos(angle) + phase) % spacing
     return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
@@ -280,7 +281,7 @@ def _ruled(digit: Image.Image, random: np.random.Generator) -> bytes:
 def _on_lines(mask: Floats, grid: Floats, random: np.random.Generator) -> bytes:
     paper = random.uniform(0.85, 1)
     pen = random.uniform(0.05, 0.3)
-    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # a pen stands out from the lines that it writes over
+    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # fainter than the ink
     return _shot(_painted(mask, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
 
 
@@ -359,47 +360,46 @@ FORMS = {
     "jpeg": Form("JPEG, quality 40", "280×280, black on white, as a JPEG of quality 40.", _jpeg),
     "thin": Form(
         "thin strokes, about half",
-        "280×280, black on white, bilevel: the outline moved inwards by a quarter of the digit's mean "
-        "stroke width, which leaves half; by less where that would tear the digit apart or lose a part of "
-        "it, which no pen does.",
+        "280×280, black on white, bilevel: the ink eroded by a quarter of the digit's mean stroke width on each side, "
+        "which leaves half; by less if the digit would otherwise break into parts or lose one.",
         _thin,
     ),
     "torn": Form(
         "thin strokes, torn",
-        "As thin strokes, but by a quarter of the mean width whatever becomes of the digit: where its strokes are of "
-        "unequal width, the thin ones vanish.",
+        "As thin strokes, but always eroded by a quarter of the mean width: the thin strokes of a digit with strokes "
+        "of unequal width disappear.",
         _torn,
     ),
     "thick": Form(
         "thick strokes, 1.8×",
-        "280×280, black on white, bilevel: the outline moved outwards until the strokes are 4.4 of 28 pixels wide, 1.8 "
-        "times as wide as MNIST's are at the median; the few digits that are wider stay so. Small holes close.",
+        "280×280, black on white, bilevel: the ink dilated until the strokes are 4.4 of 28 pixels wide, 1.8 times the "
+        "median of MNIST; the few digits with wider strokes are not changed. Small holes close.",
         _thick,
     ),
     "blotted": Form(
         "thick strokes, blotted",
-        "As thick strokes, but 1.8 times the digit's own mean width, however thick it was: some digits become blots.",
+        "As thick strokes, but dilated to 1.8 times the digit's own mean width, also if that is large: some digits "
+        "become blots.",
         _blotted,
     ),
     "transparent": Form("black on transparent", "280×280, black ink on transparent.", _transparent),
     "photographed": Form(
         "gradient, noise, coloured paper",
-        "Like a camera's: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame "
-        "150–300 pixels a side and anywhere on it, blurred; light that falls off by 20–45 % in some "
-        "direction, a vignette of up to 15 % of it, noise of standard deviation 3–10 in each channel, a "
-        "JPEG of quality 80.",
+        "A simulated photo: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame enlarged to "
+        "150–300 pixels per side at a random position, blurred; light that decreases by 20–45 % in a random direction, "
+        "a vignette of up to 30 % in the corners, noise of standard deviation 3–10 per channel, JPEG of quality 80.",
         _photographed,
     ),
     "coarse": Form(
         "MNIST at 8×8, enlarged",
-        "MNIST brought down to 8×8 the way load_digits' were (4×4 blocks counted in a bitmap of 32×32 that "
-        "the digit fills), and enlarged to 160×160: the stand-in for load_digits to tune on.",
+        "MNIST reduced to 8×8 as load_digits was (the pixels of each 4×4 block counted in a bitmap of 32×32 that the "
+        "digit fills), and enlarged to 160×160: used for tuning in place of load_digits.",
         _coarse,
     ),
     "stretched": Form(
         "MNIST at 8×8, stretched, enlarged",
-        "As MNIST at 8×8, but stretched to 20×32 first (at most twofold in width), as a size normalisation does that "
-        "does not keep the aspect ratio: the second stand-in for load_digits.",
+        "As MNIST at 8×8, but first stretched to 20×32 (at most twofold in width), as by a size normalisation that "
+        "does not keep the aspect ratio: also used for tuning in place of load_digits.",
         _stretched,
     ),
     "other_hands": Form(
@@ -409,42 +409,40 @@ FORMS = {
     ),
     "glare": Form(
         "glare on a whiteboard",
-        "400×300: dark ink on a light board, the glare of one or two lamps, added to board and ink alike, on the digit "
-        "or near it.",
+        "400×300: dark ink on a light board; the glare of one or two lamps, on the digit or near it, is added to board "
+        "and ink.",
         _glare,
     ),
     "boxed": Form(
         "in a box",
-        "360×360: a box around the digit, drawn or printed, of the same ink or another, a line as thick as the digit's "
-        "strokes or thinner.",
+        "360×360: a box around the digit, drawn or printed, in the same ink or another, with lines at most as thick as "
+        "the digit's strokes.",
         _boxed,
     ),
     "hard_shadow": Form(
         "the edge of a hard shadow",
-        "400×300: a shadow that keeps 35–70 % of the light, its edge through the digit or near it.",
+        "400×300: a shadow with 35–70 % of the light; its edge passes through the digit or near it.",
         _hard_shadow,
     ),
     "paper_corner": Form(
         "the paper's corner on a dark table",
-        "400×300: one or two edges of the paper, turned by up to 20°, on a dark table.",
+        "400×300: one or two edges of the paper, rotated by up to 20°, on a dark table.",
         _paper_corner,
     ),
     "squared": Form(
         "squared paper",
-        "400×300: squares of an eighth of the digit's height to most of it, lines of 8–40 % of the ink's contrast.",
+        "400×300: squares of 0.12 to 0.8 of the digit's height, lines of 8–40 % of the ink's contrast.",
         _squared,
     ),
     "ruled": Form(
         "ruled paper",
-        "400×300: lines as on squared paper, 0.4 to 1.3 of the digit's height apart, some with a margin's line.",
+        "400×300: lines as on squared paper, 0.4 to 1.3 of the digit's height apart, some with a margin line.",
         _ruled,
     ),
-    "pencil": Form(
-        "pencil", "400×300: grey, grainy strokes of a quarter to not quite half of the full contrast.", _pencil
-    ),
+    "pencil": Form("pencil", "400×300: grey, grainy strokes with 25–45 % of the full contrast.", _pencil),
     "phone": Form(
         "phone photo of 2400×1800",
-        "2400×1800: uneven light, noise of standard deviation 4–14, blurred, turned by its Exif entry.",
+        "2400×1800: uneven light, noise of standard deviation 4–14, blurred, some rotated by their Exif orientation.",
         _phone,
     ),
     "dark_mode": Form("dark mode", "300×300: light, coloured ink on a dark screen.", _dark_mode),

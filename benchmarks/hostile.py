@@ -62,7 +62,9 @@ def main() -> None:
 
 
 def _worker(master: int) -> int:
-    return int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
+    """Return the process id of the worker; 0 if there is none at the moment, because it was killed."""
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return int(children[0]) if children else 0
 
 
 if __name__ == "__main__":

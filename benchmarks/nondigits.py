@@ -1,7 +1,7 @@
 """Pictures of non-digits, to measure `doubt`: each kind is a function of a random generator.
 
 The kinds in FITTED resemble those of train.nondigits, but come from other code, other fonts and other digits. Nothing
-is trained or tuned on the kinds in KEPT_ASIDE.
+is trained or tuned on the kinds in HELD_OUT.
 """
 
 import math
@@ -19,7 +19,7 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 # Other fonts than those of train.nondigits, which draws DejaVu's letters.
 LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
-LOOKALIKES = "IOSZbglqosz"  # written by hand, these look like 1, 0, 5, 2, 6, 9: measured separately
+LOOKALIKES = "IOSZbglqosz"  # these look like handwritten 1, 0, 5, 2, 6, 9: measured separately
 
 Picture = NDArray[np.uint8]  # [H, W], ink 0 on 255
 Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on 0, and labels
@@ -132,7 +132,7 @@ def _cropped(digit: Picture) -> Picture:
 
 
 def turned(rng: np.random.Generator, digits: Digits) -> Picture:
-    """Return a digit turned by a quarter, left or right; no 0, which stays one."""
+    """Return a digit rotated by 90°, left or right, except 0, which would still be a digit."""
     return np.rot90(_enlarged(_some(rng, digits, "123456789")), rng.choice([1, 3])).copy()
 
 
@@ -145,9 +145,9 @@ def blocks(rng: np.random.Generator, _: Digits) -> Picture:
     return np.pad(np.where(np.kron(pattern, np.ones((side, side))), 0, 255), 40, constant_values=255).astype(np.uint8)
 
 
-# Kept aside: nothing is fitted or tuned on these.
+# Held out: nothing is fitted or tuned on these.
 
-# Skeletons in a box of 0–1, y downwards: strokes as points.
+# Handwritten letters as strokes through points, x and y of 0–1, y downwards.
 HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "A": (((0, 1), (0.5, 0), (1, 1)), ((0.2, 0.6), (0.8, 0.6))),
     "E": (((0.9, 0), (0, 0), (0, 1), (0.9, 1)), ((0, 0.5), (0.7, 0.5))),
@@ -175,7 +175,7 @@ HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 
 def hand_letter(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a letter as if by hand: strokes with unsteady points, slanted, some smooth."""
+    """Return a synthetic handwritten letter: strokes through noisy points, slanted, some smooth."""
     picture, draw = _canvas()
     strokes = HAND[rng.choice(list(HAND))]
     width, slant, smooth = rng.uniform(14, 30), rng.uniform(-0.25, 0.25), rng.random() < 0.5
@@ -189,7 +189,7 @@ def hand_letter(rng: np.random.Generator, _: Digits) -> Picture:
 
 
 def arrow(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return an arrow in any direction."""
+    """Return an arrow in a random direction."""
     picture, draw = _canvas()
     turn = rng.uniform(0, 2 * math.pi)
     ahead = np.array([math.cos(turn), math.sin(turn)])
@@ -237,7 +237,7 @@ def texture(rng: np.random.Generator, _: Digits) -> Picture:
 
 
 def half_digit(rng: np.random.Generator, digits: Digits) -> Picture:
-    """Return the left, right, upper or lower half of a digit; no 1, whose halves are ones."""
+    """Return the left, right, upper or lower half of a digit, except 1, whose halves look like 1."""
     digit = _some(rng, digits, "023456789").copy()
     cut = (np.s_[:14], np.s_[14:], np.s_[:, :14], np.s_[:, 14:])[rng.integers(4)]
     digit[cut] = 0
@@ -249,11 +249,11 @@ FITTED: dict[str, Draw] = {
     "scribbles": scribble,
     "squares, crosses, triangles, blots": shape,
     "two digits beside each other": two_digits,
-    "digits turned by a quarter": turned,
+    "digits rotated by 90°": turned,
     "random blocks": blocks,
 }
-KEPT_ASIDE: dict[str, Draw] = {
-    "letters as if by hand": hand_letter,
+HELD_OUT: dict[str, Draw] = {
+    "synthetic handwritten letters": hand_letter,
     "arrows": arrow,
     "smileys": smiley,
     "textures": texture,

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from benchmarks.forms import FORMS, as_png
+from benchmarks.pages import wrap
 from serve.images import decode
 from serve.preprocess import ImageError, prepare
 from train.files import to_json, write_together
-from train.markdown import table, wrap
+from train.markdown import table
 from train.paths import DATA, RELEASE, ROOT
 
 SEED = 28
@@ -88,6 +90,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     options = parser.parse_args()
     sources = load_sources(options.train, options.images)
+    if unknown := set(options.forms or ()) - sources.keys():
+        other = "out" if options.train else ""
+        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured with{other} --train")
     results, examples = [], {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for name, (numbers, digits, labels) in sources.items():
@@ -223,7 +228,7 @@ def markdown(figures: dict[str, Any]) -> str:
         "",
         table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
         "",
-        "![One row per form: four pictures, each beside the 28×28 that it becomes](pictures.png)",
+        "![One row per form: four pictures, each beside its 28×28 after preprocessing](pictures.png)",
         "",
         *METHOD.splitlines(),
         "",
@@ -236,9 +241,9 @@ def markdown(figures: dict[str, Any]) -> str:
         f"takes {figures['in_form_ms']:.2f} ms.",
         "",
         "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training "
-        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: that "
-        "UNIFORM was too small was first seen on dark screens rendered from test images; its value was then "
-        "confirmed on training images.",
+        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
+        "rendered from test images first showed that UNIFORM was too small; its new value was confirmed on training "
+        "images.",
         "",
         f"Written by `{figures['command']}`.",
         "",
@@ -247,7 +252,7 @@ def markdown(figures: dict[str, Any]) -> str:
 
 
 def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
-    """Draw one row per form: its title, and four pictures, each beside the 28×28 that it becomes."""
+    """Draw one row per form: its title, and four pictures, each beside its 28×28 after preprocessing."""
     side, gap, text = 84, 10, 300
     font = ImageFont.load_default(size=17)
     width, row = text + 4 * (2 * side + 3 * gap), side + gap
@@ -263,8 +268,9 @@ def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
             shown = ImageOps.contain(shown, (side, side), Image.Resampling.LANCZOS)
             ground = Image.alpha_composite(_chequered(shown.size), shown).convert("RGB")
             sheet.paste(ground, (left + side - shown.width, top + (side - shown.height) // 2))
-            found = Image.fromarray(decode(content)).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(found, (left + side + gap // 2, top))
+            with suppress(ImageError):  # a refused picture has no 28×28
+                found = Image.fromarray(decode(content)).resize((side, side), Image.Resampling.NEAREST)
+                sheet.paste(found, (left + side + gap // 2, top))
     return as_png(sheet)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
+from benchmarks.pages import wrap
 from benchmarks.serve import BATCHES, WORKERS
 from benchmarks.servers import BARE, FASTAPI, FLASK, LITSERVE, OURS, Server, with_duties
 from benchmarks.train import ALL, VARIANTS
 from train.errors import TrainError
 from train.files import read_json, write_bytes, write_json
-from train.markdown import table, wrap
+from train.markdown import table
 from train.paths import ROOT
 from train.progression import PROGRESSION
 
@@ -72,7 +73,7 @@ def _head(training: dict[str, Any], serving: dict[str, Any]) -> list[str]:
         "# Benchmarks",
         f"{training['date']}; {training['device']}; Python {training['python']}, torch {training['torch']}, "
         f"{versions}. `make bench` measures everything again. ± is the standard deviation over rounds; within a round "
-        "the variants take turns.",
+        "the variants run one after the other.",
     ]
 
 
@@ -148,7 +149,7 @@ def _training(result: dict[str, Any]) -> list[str]:
         f"progression take {15 * every[OUR_TRAINING]['mean']:.0f} seconds, the reference's way "
         f"{15 * every[REFERENCE]['mean']:.0f}.",
         "Most of an epoch is torch's convolutions and batch normalisations, which are the same in all variants. Ours "
-        "saves the preparation of single images, and the idle cores when several threads share layers this small.",
+        "does not prepare single images, and leaves no core idle, as several threads for such small layers do.",
         f"The floor is an epoch's floating-point operations at the {result['matrix_gflops']:.0f} GFLOP/s of a "
         "2048×2048 matrix product on this machine.",
         table(["share of an epoch's time, one model alone", *PROGRESSION], shares),

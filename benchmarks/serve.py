@@ -51,6 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("wrk"):
         parser.error("expected wrk on the PATH, found none: apt-get install wrk")
+    for folder in (servers.OURS_BIN, servers.BENCH_BIN):
+        if not folder.exists():
+            parser.error(f"expected {folder}, found none: `make bench` installs it")
     with tempfile.TemporaryDirectory() as folder:
         scripts = _write_scripts(Path(folder))
         compared = [OURS, *servers.BARE, *map(servers.with_duties, servers.BARE)]

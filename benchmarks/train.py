@@ -86,8 +86,6 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoa
     network.train()
     correct, start = 0, 0.0
     for number, (images, labels) in enumerate(loader):
-        if number == 1:
-            start = time.perf_counter()
         images, labels = images.to(DEVICE), labels.to(DEVICE)
         optimizer.zero_grad()
         logits = network(images)
@@ -96,6 +94,8 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoa
         optimizer.step()
         loss.item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
+        if number == 0:
+            start = time.perf_counter()
         if number == STEPS:
             break
     return time.perf_counter() - start
@@ -163,7 +163,7 @@ def operations(experiment: Experiment) -> float:
 def matrix_rate() -> float:
     """Return the floating-point operations per second of a large matrix product on this device."""
     a, b = (torch.rand(2_048, 2_048, device=DEVICE) for _ in range(2))
-    a @ b
+    _seconds(lambda: a @ b)  # a warm-up
     return 10 * 2 * 2_048**3 / _seconds(lambda: [a @ b for _ in range(10)])
 
 

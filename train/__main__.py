@@ -30,10 +30,6 @@ def _verify(folder: Path, data_directory: Path) -> None:
     print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
 
 
-def _release(out: Path, **options: Any) -> None:
-    _imported("release")(source=out / "release", **options)
-
-
 EXAMPLES = """\
 other commands, each with its own --help:
   consistency   train one model with many seeds, and write a table and a plot
@@ -77,7 +73,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, tuple[str, ...]]] = {
         ("folder", "--data"),
     ),
     "release": (
-        _release,
+        lambda out, **options: _imported("release")(source=out / "release", **options),
         "Verify the export in OUT/release again and copy it to model/release with a model card.",
         ("--force", "--out", "--data"),
     ),

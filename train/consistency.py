@@ -1,5 +1,6 @@
 """Consistency: train one model with many seeds and compute statistics of their accuracies."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -42,13 +43,8 @@ def consistency(
             "command": command_line(f"consistency --model {name} --seeds {seeds}", epochs, data_directory),
             "trials": trials,
         }
-        files = {
-            "consistency.png": plots.consistency(name, trials, TARGET_ACCURACY),
-            "consistency.md": markdown(figures).encode(),
-            "consistency.json": to_json(figures),
-        }
-        write_together(folder, files)
-        print(f"{sentence(figures)}\nTable: {folder / 'consistency.md'}")
+        print(sentence(figures))
+        write_page(folder, figures, markdown(figures), plots.consistency(name, trials, TARGET_ACCURACY))
     if diverged:
         raise DivergenceError(_completion(len(trials), diverged))
 
@@ -65,10 +61,17 @@ def train_seeds(
     return train_all(trainings, data, noun=noun, per_gpu=PER_GPU)
 
 
+def write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
+    """Write `figures` as JSON, the page in Markdown and its plot to `folder`; the files have the folder's name."""
+    contents = {".png": plot, ".md": text.encode(), ".json": to_json(figures)}
+    write_together(folder, {f"{folder.name}{suffix}": content for suffix, content in contents.items()})
+    print(f"Table: {folder / folder.name}.md")
+
+
 def command_line(command: str, epochs: int | None, data_directory: Path) -> str:
     """Return the command line that repeats a `command`; options that have their defaults are left out."""
     options = f" --epochs {epochs}" if epochs else ""
-    options += f" --data {data_directory}" if data_directory != paths.DATA else ""
+    options += f" --data {shlex.quote(str(data_directory))}" if data_directory != paths.DATA else ""
     return f"python -m train {command}{options}"
 
 
@@ -101,13 +104,13 @@ def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str,
 
 def sentence(figures: dict[str, Any]) -> str:
     """Return the result of summarise as a sentence."""
-    diverged = figures.get("diverged")  # missing in older files
+    seeds, diverged = figures["seeds"], figures.get("diverged")  # missing in older files
+    deviation = f"± {percent(figures['standard_deviation'])} (mean ± standard deviation, n = {seeds} seeds)"
     return (
         f"{figures['model']} ({figures['parameters']:,} parameters, {figures['epochs']} epochs): test accuracy at the "
-        f"last epoch {percent(figures['mean'])} ± {percent(figures['standard_deviation'])} "
-        f"(mean ± standard deviation, n = {figures['seeds']} seeds), worst {percent(figures['worst'])}, "
-        f"best {percent(figures['best'])}; {figures['reached_target']} of {figures['seeds']} reach "
-        f"{percent(figures['target'])}." + (f" {_completion(figures['seeds'], diverged)}." if diverged else "")
+        f"last epoch {percent(figures['mean'])} {deviation if seeds > 1 else '(n = 1 seed)'}, "
+        f"worst {percent(figures['worst'])}, best {percent(figures['best'])}; {figures['reached_target']} of {seeds} "
+        f"reach {percent(figures['target'])}." + (f" {_completion(seeds, diverged)}." if diverged else "")
     )
 
 

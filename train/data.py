@@ -48,11 +48,6 @@ class Data:
     validation: Split
     test: Split
 
-    def to(self, device: torch.device) -> "Data":
-        """Return the data set with its splits on `device`."""
-        splits = (split.to(device) for split in (self.train, self.validation, self.test))
-        return Data(self.name, self.sha256, *splits)
-
 
 def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory`.
@@ -118,7 +113,7 @@ def _parse(path: Path, content: bytes) -> Tensor:
 
 
 def _split(images_path: Path, labels_path: Path, images: Tensor, labels: Tensor) -> Split:
-    """Combine images and labels to a split. Raises DataError if they do not fit."""
+    """Combine images and labels into a split. Raises DataError if they do not fit."""
     for path, tensor, shape in ((images_path, images, IMAGE.shape), (labels_path, labels, ())):
         if tensor.shape[1:] != shape:
             raise DataError(f"{path}: expected shape {['N', *shape]}, found {list(tensor.shape)}")

@@ -34,7 +34,7 @@ HeadInputs = tuple[Tensor, Tensor]  # features [N, F], probabilities [N, 10]
 def fit(network: nn.Module, data: Data) -> DoubtHead:
     """Fit a doubt head for `network` to the training images of `data`, on the CPU. `network` does not change."""
     train, cut = data.train.images, len(data.train) // WARPED
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
         torch.manual_seed(SEED)
         digits = [_features(network, train[cut:]), _features(network, train[:cut], WARP)]
         count = max(1, len(train) // DIGITS_PER_NONDIGIT)
@@ -50,19 +50,13 @@ def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: 
     assert classifier.doubt
     threshold = choose_threshold(validation[2])
     count = max(1, len(data.train) // DIGITS_PER_MEASURED)
-    outputs = {
-        kind: predict(classifier, draw(kind, count, data.validation, number)) for number, kind in enumerate(KINDS)
-    }
-    validation_doubted, test_doubted, *caught = (
-        float(np.mean(doubts > threshold)) for _, _, doubts in (validation, test, *outputs.values())
-    )
-    return Doubt(
-        parameter_count(classifier.doubt),
-        threshold,
-        validation_doubted,
-        test_doubted,
-        caught=dict(zip(outputs, caught, strict=True)),
-    )
+
+    def doubted(outputs: Outputs) -> float:
+        return float(np.mean(outputs[2] > threshold))
+
+    drawn = {kind: draw(kind, count, data.validation, number) for number, kind in enumerate(KINDS)}
+    caught = {kind: doubted(predict(classifier, images)) for kind, images in drawn.items()}
+    return Doubt(parameter_count(classifier.doubt), threshold, doubted(validation), doubted(test), caught)
 
 
 def choose_threshold(doubts: NDArray[np.float32]) -> float:

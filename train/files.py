@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
     """Return the JSON value in `path`. Raises TrainError if it cannot be read or is not JSON."""
     try:
         return json.loads(read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainError(f"{path}: expected JSON, found: {error}") from error
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from model.networks import Model_3
 from train import plots
-from train.consistency import command_line, summarise, train_seeds, trial_record
+from train.consistency import command_line, summarise, train_seeds, trial_record, write_page
 from train.data import load
-from train.files import to_json, write_together
 from train.lock import locked
 from train.markdown import percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
@@ -54,14 +53,8 @@ def frontier(*, epochs: int | None, device_name: str, data_directory: Path, out:
         "source_revisions": sorted({one.provenance["source_revision"] for one in trained}),
         "networks": summaries,
     }
-    folder = out / "frontier"
-    files = {
-        "frontier.png": plots.frontier(summaries, {name: one[:2] for name, one in PUBLISHED.items()}, TARGET_ACCURACY),
-        "frontier.md": markdown(figures).encode(),
-        "frontier.json": to_json(figures),
-    }
-    write_together(folder, files)
-    print(f"Table: {folder / 'frontier.md'}")
+    plot = plots.frontier(summaries, {name: one[:2] for name, one in PUBLISHED.items()}, TARGET_ACCURACY)
+    write_page(out / "frontier", figures, markdown(figures), plot)
 
 
 def _networks(epochs: int | None) -> list[tuple[Experiment, int]]:
@@ -69,9 +62,8 @@ def _networks(epochs: int | None) -> list[tuple[Experiment, int]]:
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():
-        network = partial(Model_3, channels)
-        same = repr(network()) == repr(model_3.network())
-        width = replace(model_3, name=f"Model_3-{'-'.join(map(str, channels))}", network=network)
+        width = replace(model_3, name=f"Model_3-{'-'.join(map(str, channels))}", network=partial(Model_3, channels))
+        same = repr(width.network()) == repr(model_3.network())
         entries.append((model_3 if same else width, seeds))
     return [(with_epochs(experiment, epochs), seeds) for experiment, seeds in entries]
 

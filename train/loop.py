@@ -54,7 +54,7 @@ def fit(
             f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
             f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
         )
-    data = data.to(device)
+    train, validation, test = (split.to(device) for split in (data.train, data.validation, data.test))
     torch.manual_seed(seed * 1_000)
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer = SGD(
@@ -68,7 +68,7 @@ def fit(
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     forward: nn.Module = network
     if device.type == "cuda":
-        forward = compiled(network, _prepare(data.train.images[: recipe.batch_size], recipe))
+        forward = compiled(network, _prepare(train.images[: recipe.batch_size], recipe))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if progress_interval is not None:
@@ -77,9 +77,9 @@ def fit(
         started = time.perf_counter()
         try:
             figures = (
-                *_train_epoch(forward, optimizer, scheduler, recipe, data.train, progress_interval),
-                *evaluate(network, data.validation),
-                *evaluate(network, data.test),
+                *_train_epoch(forward, optimizer, scheduler, recipe, train, progress_interval),
+                *evaluate(network, validation),
+                *evaluate(network, test),
             )
         except FloatingPointError as error:
             loss, place = error.args

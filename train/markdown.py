@@ -1,6 +1,5 @@
-"""Markdown for reports, the model card and the pages in docs/: tables, percentages, line wrapping."""
+"""Markdown for reports, the model card and the pages in docs/: tables and percentages."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 
@@ -19,16 +18,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1
 
 def _line(cells: Sequence[str]) -> str:
     return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
-
-
-def wrap(text: str) -> str:
-    """Wrap the prose of a Markdown page at 120 columns. Tables, headings and pictures keep their lines."""
-    return "\n".join(
-        line
-        if line.startswith(("|", "!", "#"))
-        else textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    )
 
 
 def percent(fraction: float) -> str:

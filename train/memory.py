@@ -4,19 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from train.errors import SettingsError
-
 REQUIRED = 2_000 * 2**20  # bytes per training; measured on a CPU: 1,500 MiB are too few to verify an export
-
-
-def check_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> None:
-    """Raise SettingsError if less memory than REQUIRED is available.
-
-    Called at the start: otherwise the kernel kills the run without a message after all its training, when the export is
-    verified.
-    """
-    if (found := available_memory(cgroup)) < REQUIRED:
-        raise SettingsError(f"expected at least {REQUIRED // 2**20:,} MiB of memory, found {found // 2**20:,} MiB")
 
 
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

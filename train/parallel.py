@@ -12,10 +12,11 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, redirect_stderr, redirect_stdout, suppress
+from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from train.errors import TrainError
@@ -79,26 +80,34 @@ def _messages(
     waiting: deque[tuple[int, Callable[[Any], Any]]], shared: Any, max_workers: int, threads: int
 ) -> Generator[tuple[int, Message], None, None]:
     """Run the `waiting` tasks and yield every message, with the task's number, as it arrives."""
-    running: dict[Any, int] = {}  # task number by connection
-    with ExitStack() as stack:
+    running: dict[Any, tuple[int, BaseProcess]] = {}  # by connection
+    connection: Any
+    try:
         while waiting or running:
             while waiting and len(running) < max_workers:
                 number, task = waiting.popleft()
-                running[_start(partial(task, shared), threads, stack)] = number
-            connection: Any
+                connection, process = _start(partial(task, shared), threads)
+                running[connection] = number, process
             for connection in wait(list(running)):
-                number = running[connection]
+                number, process = running[connection]
                 try:
                     message: Message = connection.recv()
                 except (EOFError, OSError):
                     message = TrainError("a training process ended without a result: was it killed for its memory?")
                 if isinstance(message, Exception) or message[0] == "result":
                     del running[connection]
+                    process.join()
+                    process.close()  # otherwise two file descriptors per task stay open
                 yield number, message
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join()
 
 
-def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connection:
-    """Start `task` in a child process, which `stack` ends, and return the connection for its messages."""
+def _start(task: Callable[[], Any], threads: int) -> tuple[Connection, BaseProcess]:
+    """Start `task` in a child process, and return the connection for its messages and the process."""
     context = get_context("spawn")  # a fork would copy torch's locks but not its threads
     connection, child_end = context.Pipe()
     process = context.Process(target=_work, args=(threads, child_end, os.getpid()), daemon=True)
@@ -117,12 +126,10 @@ def _start(task: Callable[[], Any], threads: int, stack: ExitStack) -> Connectio
             signal.signal(number, handler)
     for received in pending:
         signal.raise_signal(received)
-    stack.callback(process.join)
-    stack.callback(process.terminate)  # runs before join
     child_end.close()  # so that recv raises EOFError when the child has ended
     with suppress(OSError):  # the child has already ended
         connection.send_bytes(pickle.dumps(task))
-    return connection
+    return connection, process
 
 
 def _work(threads: int, connection: Connection, parent: int) -> None:

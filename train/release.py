@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from model import contract
-from model.contract import SIDE
 from train import paths
 from train.calibration import calibration
 from train.consistency import sentence
@@ -53,7 +52,7 @@ def model_card(export: Export, data: Data, confidence: str) -> str:
     ]
     return f"""# {manifest.model}: handwritten digit classifier, {manifest.parameters:,} parameters
 
-Classifies a {SIDE}×{SIDE} image of one handwritten digit, 0–9. This folder contains the ONNX graph
+Classifies a {contract.SIDE}×{contract.SIDE} image of one handwritten digit, 0–9. This folder contains the ONNX graph
 (`{graph.file}`, opset {graph.opset}, {graph.bytes:,} bytes), the PyTorch weights (`{weights.file}`) and
 `{contract.MANIFEST}`: how the model was trained, and the SHA-256 of both files.
 
@@ -66,7 +65,7 @@ Normalisation is part of the graph.
 
     import numpy, onnxruntime
     session = onnxruntime.InferenceSession("model/release/{graph.file}")
-    image = numpy.zeros((1, {SIDE}, {SIDE}), numpy.uint8)  # your image
+    image = numpy.zeros((1, {contract.SIDE}, {contract.SIDE}), numpy.uint8)  # your image
     probabilities, digit = session.run(["probabilities", "digit"], {{"image": image}})
 
 Intended use: teaching, a reference for serving a model over HTTP, and reading digits similar to MNIST's.

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from model.networks import parameter_count
 from train import device as devices
-from train import report
+from train import memory, report
 from train.data import Data, load
-from train.errors import VerificationError
+from train.errors import SettingsError, VerificationError
 from train.export import export
 from train.lock import locked
-from train.memory import check_memory
 from train.progression import PARAMETER_BUDGET, experiments
 from train.training import Trained, Training, max_workers, train_all
 from train.verify import Export
@@ -30,7 +29,10 @@ def run(
         Training(one, seed, out / one.name, device_name, progress_interval) for one in experiments(models, epochs)
     ]
     device = _describe_device(device_name, len(trainings))
-    check_memory()
+    # Checked here: otherwise the kernel ends the run without a message when the export is verified, after all training.
+    if (found := memory.available_memory()) < memory.REQUIRED:
+        expected = f"{memory.REQUIRED // 2**20:,} MiB of memory"
+        raise SettingsError(f"expected at least {expected}, found {found // 2**20:,} MiB")
     with locked(out):
         data = load(data_directory)
         print(f"Device: {device}")

@@ -120,7 +120,7 @@ def _train(training: Training, data: Data) -> Result:
         raise SettingsError(f"the GPU has too little memory; use --device cpu: {error}") from error
     result = f"{100 * history[-1].test_accuracy:.2f}% at epoch {len(history)}"
     ended = f"--- Finished training for {experiment.name}: {result} ---"
-    print(ended if verbose else f"seed {training.seed}: test {result}")
+    print(ended if verbose else f"seed {training.seed}: {experiment.name}, test {result}")
     return None, {}
 
 

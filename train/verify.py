@@ -82,9 +82,14 @@ def verify(folder: Path, data: Data) -> Export:
     if manifest.model not in PROGRESSION:
         raise VerificationError(f"{path}: expected a model of {', '.join(PROGRESSION)}, found {manifest.model!r}")
     if manifest.data.sha256 != data.sha256:
-        raise VerificationError(f"{path}: expected the data set of the export, {manifest.data.name}, found {data.name}")
+        different = ", ".join(sorted(dict(manifest.data.sha256.items() ^ data.sha256.items())))
+        found = f"found {data.name}, which differs in {different}"
+        raise VerificationError(f"{path}: expected the data set of the export, {manifest.data.name}, {found}")
     if manifest.doubt is None:
         raise VerificationError(f"{path}: expected doubt, found none")
+    if manifest.doubt.caught.keys() != KINDS.keys():
+        kinds = ", ".join(manifest.doubt.caught)
+        raise VerificationError(f"{path}: expected doubt.caught of {', '.join(KINDS)}, found {kinds or 'none'}")
     files = {name: read_bytes(folder / name) for name in (contract.GRAPH, contract.WEIGHTS)}
     stated = asdict(manifest)
     _check_stated(path, stated, file_facts(files))
@@ -202,26 +207,19 @@ def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float
     probabilities, digits, _ = expected
     label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
     probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])
-    for wrong, problem, how in (
-        (
-            label | ~(probability <= TOLERANCE),  # written so that NaN counts as wrong
-            "the ONNX graph does not predict as the network",
-            f"in label ({label.sum()}) or by more than {TOLERANCE:g} in probability (at most {probability.max():.3g})",
-        ),
-        (
-            ~(doubt <= DOUBT_TOLERANCE),
-            "the ONNX graph's doubt differs from the network's",
-            f"by more than {DOUBT_TOLERANCE:g} (at most {doubt.max():.3g})",
-        ),
-    ):
-        if wrong.any():
-            images = ", ".join(
-                f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, "
-                f"ONNX {found[1][i]} at {found[0][i].max():.4f})"
-                for i in np.flatnonzero(wrong)[:5]
-            )
-            some = f"{wrong.sum()} of {len(digits)} test images differ"
-            raise VerificationError(f"{problem}: {setting}, {some} {how}, the first: {images}")
+    # Written so that NaN counts as wrong.
+    wrong = label | ~(probability <= TOLERANCE) | ~(doubt <= DOUBT_TOLERANCE)
+    if wrong.any():
+        images = ", ".join(
+            f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, ONNX {found[1][i]} at {found[0][i].max():.4f})"
+            for i in np.flatnonzero(wrong)[:5]
+        )
+        raise VerificationError(
+            f"the ONNX graph does not predict as the network: {setting}, {wrong.sum()} of {len(digits)} test images "
+            f"differ in label ({label.sum()}), by more than {TOLERANCE:g} in probability (at most "
+            f"{probability.max():.3g}) or by more than {DOUBT_TOLERANCE:g} in doubt (at most {doubt.max():.3g}), "
+            f"the first: {images}"
+        )
     return float(probability.max()), float(doubt.max())
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.polling import wait
 from train.__main__ import main
-from train.consistency import summarise
+from train.consistency import command_line, sentence, summarise
 from train.errors import DivergenceError
 from train.loop import fit
 from train.paths import ROOT
@@ -55,6 +55,16 @@ def test_summary_counts_the_seeds_that_reach_the_target():
     assert figures["standard_deviation"] == pytest.approx(0.00095394, rel=1e-4)
     assert (figures["worst"], figures["best"]) == (0.9939, 0.9956)
     assert (figures["seeds"], figures["reached_target"]) == (3, 2)
+    assert "99.45 % ± 0.10 % (mean ± standard deviation, n = 3 seeds), worst 99.39 %" in sentence(figures)
+
+
+def test_one_seed_has_no_standard_deviation():
+    trial = {"history": [{"test_accuracy": 0.9956, "validation_accuracy": 0.99}]}
+    assert "last epoch 99.56 % (n = 1 seed), worst 99.56 %" in sentence(summarise([trial], PROGRESSION["Model_3"]))
+
+
+def test_command_line_can_be_repeated_if_the_data_folder_has_a_space():
+    assert command_line("frontier", 4, Path("my data")) == "python -m train frontier --epochs 4 --data 'my data'"
 
 
 @pytest.mark.slow

@@ -117,7 +117,8 @@ def test_graph_with_another_doubt_is_refused(graph, classifier, data):
     model = onnx.load_from_string(graph)
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("detectors.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
-    with pytest.raises(VerificationError, match=r"doubt differs from the network's: .*300 of 300 test images differ"):
+    message = r"300 of 300 test images differ in label \(0\), .* in doubt \(at most 0\.01"
+    with pytest.raises(VerificationError, match=message):
         verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
@@ -278,6 +279,8 @@ def restate_files(folder):
         ({"doubt": None}, "expected doubt, found none"),
         ({"doubt": {"threshold": 99.5}}, r"expected doubt.threshold as stated, 99.5, found -?\d+\.\d+"),
         ({"doubt": {"test_doubted": 0.5}}, r"expected doubt.test_doubted as stated, 0.5, found 0\.\d+"),
+        ({"doubt": {"caught": {}}}, "expected doubt.caught of scribbles, .*, found none"),
+        ({"doubt": {"caught": dict.fromkeys([*KINDS, "dogs"], 0.9)}}, "expected doubt.caught of .*, found .*, dogs"),
         ({"doubt": {"parameters": 1}}, r"expected doubt.parameters as stated, 1, found \d+"),
         ({"seed": 999}, "expected seed as stated, 999, found 1$"),
         ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
@@ -314,6 +317,13 @@ def test_verify_refuses_an_invalid_manifest(content, release, data):
 def test_verify_refuses_another_data_set(release, tiny):
     with pytest.raises(VerificationError, match="expected the data set of the export, subset, found tiny"):
         verify.verify(release, load(tiny))
+
+
+def test_verify_names_the_files_in_which_a_data_set_of_the_same_name_differs(release, data):
+    name = "t10k-labels-idx1-ubyte"
+    restate(release, data={"sha256": data.sha256 | {name: "0" * 64}})
+    with pytest.raises(VerificationError, match=f"the export, subset, found subset, which differs in {name}$"):
+        verify.verify(release, data)
 
 
 def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):

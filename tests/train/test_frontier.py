@@ -24,7 +24,9 @@ def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_
     options = ["--epochs", "4", "--device", "cpu", "--data", str(tiny), "--out", str(tmp_path)]
     assert main(["consistency", "--seeds", "1", *options]) == 0
     assert main(["frontier", *options]) == 0
-    assert "1 of 5 trainings were finished before" in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert "1 of 5 trainings were finished before" in output
+    assert "seed 2: Model_3-2-3-4-4-4, test " in output
     folder = tmp_path / "frontier"
     figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())["networks"]}
     assert {name: (one["parameters"], one["seeds"]) for name, one in figures.items()} == {

@@ -1,5 +1,6 @@
-"""Tasks in parallel processes look as if one had run after the other, and none outlives what it was for."""
+"""Parallel tasks: their output in order, their results and errors, and no process left running."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -109,6 +110,14 @@ def test_a_bug_keeps_its_traceback(capfd):
 def test_results_of_what_they_share_arrive_with_their_numbers(max_workers):
     results = dict(run_all([partial(add, 1), partial(add, 2), partial(add, 3)], 10, max_workers=max_workers))
     assert results == {0: 11, 1: 12, 2: 13}
+
+
+def test_finished_tasks_leave_no_open_file_descriptor_and_no_process():
+    open_files = []
+    for _ in run_all([partial(add, number) for number in range(5)], 0, max_workers=2):
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert max(open_files) - min(open_files) <= 4  # of the two tasks that may be running
+    assert not multiprocessing.active_children()
 
 
 # A module that takes long to import, as torch does, but in a child alone.
