@@ -24,7 +24,7 @@ from benchmarks.forms import FORMS
 from benchmarks.pages import wrap
 from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
 from serve import preprocess
-from serve.images import MAX_PIXELS, _read, _to_grey
+from serve.pictures import MAX_PIXELS, _read, _to_grey
 from serve.preprocess import ImageError
 from train.files import write_together
 from train.markdown import table

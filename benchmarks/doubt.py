@@ -29,7 +29,7 @@ from benchmarks.pictures import load_sources, render_all
 from model.classifier import DigitClassifier, logits_and_features, normalise, scale
 from model.contract import MANIFEST, WEIGHTS, parse_manifest
 from model.networks import parameter_count
-from serve.images import decode
+from serve.pictures import decode
 from serve.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from benchmarks.forms import FORMS, as_png
 from benchmarks.pages import wrap
-from serve.images import decode
+from serve.pictures import decode
 from serve.preprocess import ImageError, prepare
 from train.files import to_json, write_together
 from train.markdown import table
@@ -40,7 +40,7 @@ IN_FORM = 1_000  # images already in MNIST's form, for timing
 
 METHOD = """## How a picture is read
 
-`serve.images` decodes the bytes into an upright grey picture. `serve.preprocess` brings it into MNIST's form:
+`serve.pictures` decodes the bytes into an upright grey picture. `serve.preprocess` brings it into MNIST's form:
 
 1. Estimate the background, and decide by the skewness of the contrast whether the ink is light or dark.
 2. Divide by a morphological closing if the light is uneven.

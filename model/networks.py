@@ -1,7 +1,8 @@
 """The three networks of the progression, each a list of layers in the order of its layer table.
 
 Every network maps normalised pixels, float32 [N, 1, 28, 28], to one logit per digit, float32 [N, 10].
-Model_1 and Model_2 equal the reference's, layer by layer. Model_3 is our own.
+Model_1 and Model_2 equal the reference's, layer by layer. Model_3 is our own. A network is trained if
+train/progression.py lists it.
 """
 
 import torch

@@ -17,9 +17,9 @@ from werkzeug.exceptions import (
 )
 
 from serve.config import Config
-from serve.decoder import MAX_BYTES, DecoderPool
+from serve.decoder_pool import MAX_BYTES, DecoderPool
 from serve.event_loop import chunks, yield_to_event_loop
-from serve.images import FORMATS
+from serve.pictures import FORMATS
 from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 
 CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms

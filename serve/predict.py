@@ -14,7 +14,7 @@ from serve import metrics
 from serve.access_log import IMAGES_PREDICTED
 from serve.bodies import query_parameter, read_images, unprocessable
 from serve.config import Config
-from serve.decoder import DecoderPool
+from serve.decoder_pool import DecoderPool
 from serve.predictor import Predictor
 from serve.preprocess import ImageError
 from serve.release import Release, Version

@@ -90,7 +90,7 @@ class Component:
 
 
 def prepare(pixels: Grey, preprocess: Preprocess = "auto") -> Grey:
-    """Bring raw pixels, uint8 [N, 28, 28], into MNIST's form, uint8 [N, 28, 28]; see images.decode for `preprocess`.
+    """Bring raw pixels, uint8 [N, 28, 28], into MNIST's form, uint8 [N, 28, 28]; see pictures.decode for `preprocess`.
 
     Returns the same array if nothing changes. Raises ImageError with `index` if an image shows no single digit, and
     without `index` if `pixels` has another shape or dtype.

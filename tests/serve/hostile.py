@@ -27,7 +27,7 @@ from train.paths import ROOT
 
 MIB = 2**20
 BODY = 16 * MIB  # MAX_BODY_BYTES by default
-PICTURE = 8 * MIB  # serve.decoder.MAX_BYTES
+PICTURE = 8 * MIB  # serve.decoder_pool.MAX_BYTES
 ENDLESS = 10**12
 
 Parts = Iterator[bytes]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.forms import pair
-from serve.images import decode
+from serve.pictures import decode
 from serve.preprocess import ImageError, to_mnist
 
 

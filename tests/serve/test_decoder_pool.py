@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve import decoder
+from serve import decoder_pool
 from serve.app import create_app
 from serve.config import Config
-from serve.decoder import EXCEEDED, PROCESSES, DecoderError, DecoderPool
-from serve.images import decode
+from serve.decoder_pool import EXCEEDED, PROCESSES, DecoderError, DecoderPool
+from serve.pictures import decode
 from serve.preprocess import ImageError
 from tests.polling import PATIENCE, wait
 from tests.serve.hostile import encode, jpeg_of_many_scans, png_chunk, png_large, png_small, webp
@@ -34,7 +34,7 @@ def children():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has exited meanwhile
             command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty from the start of its exit
             exiting = not command and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-            if exiting or b"serve.decoder" in command:
+            if exiting or b"serve.decoder_pool" in command:
                 found.add(int(pid))
     return found
 
@@ -51,7 +51,7 @@ def test_the_pool_decodes_like_the_function(decoders, preprocess, picture):
 
 
 def test_small_pngs_are_decoded_without_a_process(decoders, monkeypatch):
-    monkeypatch.setattr(decoder._Process, "call", lambda *_: pytest.fail("a process was called"))
+    monkeypatch.setattr(decoder_pool._Process, "call", lambda *_: pytest.fail("a process was called"))
     for picture in (SEVEN, png_small()):
         assert decoders.decode(picture).shape == (28, 28)
 
@@ -129,7 +129,7 @@ def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, monkey
         os.kill(pid, signal.SIGKILL)
     wait(lambda: not children(), PATIENCE, lambda: "a process is still running")
     with monkeypatch.context() as patched:
-        patched.setattr(decoder, "_Process", fail)
+        patched.setattr(decoder_pool, "_Process", fail)
         with pytest.raises(OSError, match="no memory"):
             decoders.decode(PHOTO)
     assert decoders.decode(PHOTO).shape == (28, 28)
@@ -163,7 +163,7 @@ def test_processes_exit_with_the_pool():
 
 
 def test_an_unexpected_exception_is_a_decoder_error(monkeypatch, decoders):
-    monkeypatch.setattr(decoder._Process, "call", lambda *_: (decoder.FAILED, b"ZeroDivisionError"))
+    monkeypatch.setattr(decoder_pool._Process, "call", lambda *_: (decoder_pool.FAILED, b"ZeroDivisionError"))
     with pytest.raises(DecoderError, match="ZeroDivisionError"):
         decoders.decode(PHOTO)
 

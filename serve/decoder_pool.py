@@ -1,8 +1,8 @@
 """Sandboxed image decoding: a pool of processes with limits of CPU time and memory, killed if a picture exceeds them.
 
-No picture can block or kill a worker, whether it is a decompression bomb or triggers a bug in a decoder. `python -m
-serve.decoder` is a process of the pool: it reads requests from standard input and writes responses to standard output,
-each a header and a payload of the length in the header.
+No picture can block or kill a worker, whether it is a decompression bomb or triggers a bug in a decoder. The processes
+call serve.pictures.decode. `python -m serve.decoder_pool` is one of them: it reads requests from standard input and
+writes responses to standard output, each a header and a payload of the length in the header.
 
 A small PNG, such as the drawing page sends, is decoded in the worker: it cannot take 0.1 s or 20 MiB, and a process
 would add 0.35 ms of CPU time, a quarter of a request with a PNG of 28×28.
@@ -28,7 +28,7 @@ from typing import BinaryIO, get_args
 
 import numpy as np
 
-from serve.images import decode
+from serve.pictures import decode
 from serve.preprocess import SIDE, Grey, ImageError, Preprocess
 
 PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
@@ -64,7 +64,7 @@ class DecoderPool:
             self._processes.put(None)
 
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
-        """Return serve.images.decode(content, preprocess), uint8 [28, 28].
+        """Return serve.pictures.decode(content, preprocess), uint8 [28, 28].
 
         Raises ImageError as that function does, and if the picture exceeds a limit; DecoderError for a bug.
         """
@@ -109,7 +109,7 @@ class _Process:
         self._socket.settimeout(TIMEOUT)
         with remote:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve.decoder"],
+                [sys.executable, "-m", "serve.decoder_pool"],
                 stdin=remote.fileno(),
                 stdout=remote.fileno(),
                 stderr=subprocess.DEVNULL,  # the decoding libraries print warnings

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
-from serve.images import decode
+from serve.pictures import decode
 from serve.preprocess import ImageError, prepare
 
 ROOT = Path(__file__).parents[2]

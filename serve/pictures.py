@@ -35,7 +35,7 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
     does the same unless the picture already has MNIST's form.
     Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no single digit
     (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
-    The calling process limits the time and memory for hostile pictures: see serve.decoder.
+    The calling process limits the time and memory for hostile pictures: see serve.decoder_pool.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     if preprocess != "mnist" and picture.size == (SIDE, SIDE):
