@@ -346,9 +346,14 @@ class Bystander:
         while not self._stop.is_set():
             children = Path(f"/proc/{self._worker}/task/{self._worker}/children")
             with suppress(OSError):  # a decoder or the worker has just exited
-                processes = [self._worker, *map(int, children.read_text().split())]
-                self.memory = max(self.memory, sum(map(resident, processes)))
+                decoders = filter(is_decoder, map(int, children.read_text().split()))
+                self.memory = max(self.memory, resident(self._worker) + sum(map(resident, decoders)))
             self._stop.wait(0.02)
+
+
+def is_decoder(process: int) -> bool:
+    """Return whether a child of the worker runs the decoder. Between fork and exec, it shares the worker's memory."""
+    return b"serve.decoder_pool" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def resident(process: int) -> float:
