@@ -132,7 +132,8 @@ def _measure_scaling(scripts: dict[str, Path], seconds: int) -> dict[str, float]
 
 def _wrk(script: Path, path: str, connections: int, seconds: int) -> dict[str, float]:
     """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script]
+    # By default wrk gives up after 2 s, which a worker may take to start.
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "--latency", "-s", script]
     text = subprocess.run(
         [*command, f"http://127.0.0.1:{servers.PORT}{path}"], stdout=subprocess.PIPE, text=True, check=True
     ).stdout
