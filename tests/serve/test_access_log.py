@@ -52,6 +52,7 @@ def test_the_line_of_a_malformed_request_has_the_id_and_the_reason(service):
     assert "nonsense" in line["detail"]
 
 
+@pytest.mark.slow
 def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
     service = start(WEB_CONCURRENCY=1, LOG_LEVEL="error")
     malformed(service)

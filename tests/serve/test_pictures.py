@@ -88,6 +88,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", PICTURES)
 def test_pictures_of_other_forms_are_read(form, session):
     found = np.stack([decode(encode(PICTURES[form](pixels))) for pixels in IMAGES[:COUNT]])
@@ -223,6 +224,7 @@ def test_dirt_is_ignored(level, session):
     assert np.mean(digits == LABELS[:COUNT]) >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("invert", [False, True])
 def test_uneven_illumination_and_noise_are_removed(invert, session):
     random = np.random.default_rng(0)

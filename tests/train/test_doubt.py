@@ -25,6 +25,7 @@ def network():
     return load_classifier(Model_3(), (paths.RELEASE / "model.safetensors").read_bytes(), paths.RELEASE).network
 
 
+@pytest.mark.slow
 def test_fit_detects_non_digits_and_does_not_change_the_network(network, data):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     classifier = DigitClassifier(network, doubt.fit(network, data))
@@ -38,6 +39,7 @@ def test_fit_detects_non_digits_and_does_not_change_the_network(network, data):
     assert np.mean(turned > found.threshold) > 0.6
 
 
+@pytest.mark.slow
 def test_fit_is_deterministic_and_does_not_change_the_random_state(network, data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # fork_rng warns of several GPUs by default
     state = torch.random.get_rng_state()
