@@ -36,7 +36,7 @@ MODEL = Gauge(
     multiprocess_mode="livesum",
 )
 
-# A metric's child by its labels. Counting one JSON request needs four children; uncached, they are 4 % of its CPU time.
+# A metric's child by its labels. Counting one JSON request needs three of them; uncached, they are 4 % of its CPU time.
 _requests, _seconds, _digits = cache(REQUESTS.labels), cache(SECONDS.labels), cache(DIGITS.labels)
 
 

@@ -164,7 +164,7 @@ def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, floa
             label(f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"], (x, y), (8, -16), colour)
     for name, (x, accuracy) in published.items():
         axes.plot(x, 100 * (1 - accuracy), color=MUTED, marker="x", linestyle="")
-        label(name, (x, 100 * (1 - accuracy)), (4, 5), MUTED)
+        label(name, (x, 100 * (1 - accuracy)), (6, -12), MUTED)
     axes.axhline(100 * (1 - target), color=TARGET, linewidth=1, linestyle="--")
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters")
