@@ -2,8 +2,8 @@
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ class AccessLog:
         """Return the application's response with X-Request-ID and X-Content-Type-Options added."""
         start = time.perf_counter()
         sent = environ.get("HTTP_X_REQUEST_ID", "")
-        request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else uuid.uuid4().hex
+        request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else secrets.token_hex(16)
 
         def respond(line: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
             _record(environ, line[:3], time.perf_counter() - start)

@@ -34,6 +34,8 @@ graceful_timeout = settings.request_timeout
 loglevel = settings.log_level
 logger_class = logs.GunicornLogger
 control_socket_disable = True
+forwarded_allow_ips = ""  # no client may set SCRIPT_NAME, PATH_INFO or the scheme; by default 127.0.0.1 may
+sendfile = False  # it would bypass serve.worker.Connection
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no thread pool for NumPy
 
 

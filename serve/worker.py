@@ -1,14 +1,14 @@
 """gunicorn's gevent worker, hardened against hostile clients: bodies, timeouts, pipelining and malformed requests.
 
-It changes three behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
-long as the client sends; it parses data that has already arrived without yielding to the event loop; and it answers a
-malformed request in HTML.
+It changes four behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
+long as the client sends; it parses data that has already arrived without yielding to the event loop; it answers a
+malformed request in HTML; and it sends the head and the body of a response separately, which takes 3 % more CPU time.
 """
 
 import errno
 import logging
+import secrets
 import socket
-import uuid
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +23,7 @@ from serve import logs, wsgi
 from serve.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
+JOINED = 65_536  # bytes: a larger part of a body is not copied to join it to the head
 MAX_DETAIL, MAX_LOGGED = 1_000, 500  # characters of an error's detail, in the response and in the log
 
 
@@ -31,6 +32,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._head: bytes | None = None  # of the current response; empty once it was sent
         self.lingers = False  # whether the client may still be sending when the connection is closed
 
     def __getattr__(self, name: str) -> Any:
@@ -38,16 +40,40 @@ class Connection:
 
     def recv(self, size: int) -> bytes:
         """Return at most `size` bytes. gevent alone does not yield if data is already available."""
+        loop = gevent.get_hub().loop
+        iteration = loop.iteration
         data = self._socket.recv(size)
-        yield_to_event_loop()
+        if loop.iteration == iteration:
+            yield_to_event_loop()
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Send `data`. Raises ConnectionResetError if the client does not read it before the request's timeout."""
+        """Send `data`. The first call of a response is its head, which is sent by the second, or by end_response().
+
+        Raises ConnectionResetError if the client does not read it before the request's timeout.
+        """
+        if self._head is None:
+            self._head = data
+            return
+        head, self._head = self._head, b""
+        if len(data) > JOINED:
+            self._send(head)
+            self._send(data)
+        else:
+            self._send(head + data)
+
+    def end_response(self) -> None:
+        """Send the head of a response without a body."""
+        head, self._head = self._head, None
+        self._send(head or b"")
+
+    def _send(self, data: bytes) -> None:
         from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
 
+        unsent = memoryview(data)
         try:
-            self._socket.sendall(data)
+            while unsent:
+                unsent = unsent[self._socket.send(unsent) :]
         except RequestTimeout:
             logs.write(logging.INFO, "the client did not read its response in time: connection closed")
             raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
@@ -92,7 +118,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         timeout = RequestTimeout(f"expected the whole request within {seconds} seconds")
         try:
             with gevent.Timeout(seconds, timeout):
-                super().handle_request(listener_name, req, sock, addr)
+                try:
+                    super().handle_request(listener_name, req, sock, addr)
+                finally:
+                    sock.end_response()
         finally:
             sock.lingers = _is_unread(req.body)
         if req.unreader.buf.tell():
@@ -108,7 +137,7 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
-    request_id = uuid.uuid4().hex
+    request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase
     body = msgspec.json.encode(
         {"type": "about:blank", "title": title, "status": status, "detail": (detail or title)[:MAX_DETAIL]}
@@ -119,7 +148,8 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
         f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n\r\n"
     )
     sock.lingers = True
-    util.write_nonblock(sock, head.encode() + body)
+    for part in (head.encode(), body):
+        util.write_nonblock(sock, part)
 
 
 util.write_error = _write_problem  # gunicorn calls this function for every error response of its own

@@ -380,6 +380,21 @@ def test_invalid_chunked_encoding_returns_400(service, path, content_type, chunk
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_response_without_a_body_is_sent(service):
+    answers = b""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
+        connection.sendall(2 * b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        while answers.count(b"\r\n\r\n") < 2:
+            answers += connection.recv(2**16)
+    assert answers.count(b"HTTP/1.1 200 ") == 2
+
+
+def test_no_client_may_set_the_path_by_a_header(service):
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /nowhere\r\n\r\n")
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize(
     "body", ["Content-Length: 1568\r\n\r\n" + "x" * 784, "Transfer-Encoding: chunked\r\n\r\n5\r\nxx"]
 )
