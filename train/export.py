@@ -18,6 +18,7 @@ from train import doubt, verify
 from train.checkpoint import settings
 from train.data import Data
 from train.files import to_json, write_together
+from train.parity import load_graph
 from train.training import Trained
 
 OPSET = 20
@@ -43,7 +44,7 @@ def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
         **trained.provenance,
     }
     graph = to_onnx(classifier, contract.metadata(training))
-    verify.load_graph(graph)
+    load_graph(graph)
     files = {contract.GRAPH: graph, contract.WEIGHTS: weights}
     measured, validation, test = verify.classifier_facts(graph, classifier, data)
     facts = verify.file_facts(files)

@@ -10,18 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
 
 from model import contract
-from model.classifier import DigitClassifier, DoubtHead
+from model.classifier import DigitClassifier
 from model.networks import Model_3
+from tests.train.graphs import with_one_weight_changed
 from train import export, verify
 from train.checkpoint import Epoch, settings
 from train.data import load
 from train.errors import TrainError, VerificationError
 from train.files import sha256, write_json
 from train.nondigits import KINDS
-from train.predict import predict
 from train.progression import PROGRESSION
 from train.training import Trained
 
@@ -33,15 +32,8 @@ EPOCH = Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)
 
 
 @pytest.fixture(scope="module")
-def classifier():
-    torch.manual_seed(0)
-    network = Model_3().eval()
-    return DigitClassifier(network, DoubtHead.of(network)).eval()
-
-
-@pytest.fixture(scope="module")
-def graph(classifier):
-    return export.to_onnx(classifier, {"model": "Model_3"})
+def data(subset):
+    return load(subset)
 
 
 @pytest.fixture
@@ -50,20 +42,6 @@ def release(trained, tmp_path):
     for path in (trained / "release").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def data(subset):
-    return load(subset)
-
-
-def with_one_weight_changed(graph: bytes) -> bytes:
-    model = onnx.load_from_string(graph)
-    tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
-    array = numpy_helper.to_array(tensor).copy()
-    array.flat[0] += 0.5
-    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    return model.SerializeToString()
 
 
 def test_graph_keeps_the_contract(graph):
@@ -92,42 +70,6 @@ def test_any_batch_size_is_accepted(graph):
         assert (probabilities.shape, digit.shape, doubt.shape) == ((batch, 10), (batch,), (batch,))
 
 
-@pytest.mark.slow
-def test_graph_predicts_as_the_network_on_all_of_mnists_test_images(graph, classifier, mnist):
-    parity = verify.compare(graph, mnist.test.images, predict(classifier, mnist.test.images))
-    assert (parity.images, parity.label_mismatches) == (10_000, 0)
-    assert parity.max_abs_probability_difference <= 1e-4
-    assert parity.max_abs_doubt_difference <= 1e-3
-
-
-def test_graph_with_one_weight_changed_is_refused_naming_images(graph, classifier, data):
-    with pytest.raises(VerificationError, match=r"\d+ of 300 test images differ .*: \d+ \(PyTorch \d at 0\.\d+, ONNX"):
-        verify.compare(with_one_weight_changed(graph), data.test.images, predict(classifier, data.test.images))
-
-
-def test_graph_whose_digit_is_not_the_most_probable_is_refused(graph, classifier, data):
-    model = onnx.load_from_string(graph)
-    (node,) = (node for node in model.graph.node if node.op_type == "ArgMax")
-    node.op_type = "ArgMin"
-    with pytest.raises(VerificationError, match="differ in label"):
-        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
-
-
-def test_graph_with_another_doubt_is_refused(graph, classifier, data):
-    model = onnx.load_from_string(graph)
-    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("detectors.bias"))
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
-    message = r"300 of 300 test images differ in label \(0\), .* in doubt \(at most 0\.01"
-    with pytest.raises(VerificationError, match=message):
-        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
-
-
-def test_graph_without_doubt_is_refused(classifier, data):
-    without = export.to_onnx(DigitClassifier(classifier.network), {})
-    with pytest.raises(VerificationError, match=r"expected a valid ONNX graph, found: .*doubt"):
-        verify.compare(without, data.test.images, predict(classifier, data.test.images))
-
-
 def test_graph_without_doubt_can_still_be_served(classifier):
     contract.check_graph(onnxruntime.InferenceSession(export.to_onnx(DigitClassifier(classifier.network), {})))
 
@@ -136,29 +78,6 @@ def test_weights_include_the_doubt_head(classifier):
     again = verify.load_classifier(Model_3(), verify.weights(classifier), Path("weights"))
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
     assert all(map(torch.equal, again(images), classifier(images)))
-
-
-def test_graph_of_another_contract_is_refused(graph, classifier, data):
-    model = onnx.load_from_string(graph)
-    model.graph.output[1].name = "label"
-    next(node for node in model.graph.node if node.op_type == "ArgMax").output[0] = "label"
-    with pytest.raises(VerificationError, match=r"expected outputs .*digit.*found .*label"):
-        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
-
-
-def test_graph_that_loads_but_does_not_run_is_refused(graph, classifier, data):
-    model = onnx.load_from_string(graph)
-    node = next(node for node in model.graph.node if node.op_type == "Unsqueeze")
-    reshape = onnx.helper.make_node("Reshape", [node.input[0], "impossible"], node.output)
-    node.CopyFrom(reshape)
-    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 28, 27]), "impossible"))
-    with pytest.raises(VerificationError, match="expected a valid ONNX graph, found: "):
-        verify.compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
-
-
-def test_invalid_onnx_is_refused(classifier, data):
-    with pytest.raises(VerificationError, match="expected a valid ONNX graph"):
-        verify.compare(b"not ONNX", data.test.images, predict(classifier, data.test.images))
 
 
 def test_manifest_describes_the_export(trained, data):
