@@ -18,38 +18,51 @@ def normalise(scaled: Tensor) -> Tensor:
     return (scaled - MEAN) / STD
 
 
-def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features, [N, F], of the doubt head.
+Features = tuple[Tensor, Tensor]  # of the doubt head: [N, F] for the detectors and [N, S] for all digits alike
 
-    The features are the outputs of the first ReLU layer and of the last two, averaged over the map. `network` is an
-    nn.Sequential.
+
+def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
+    """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features of the doubt head.
+
+    The features for the detectors are the means of the last two ReLU layers' maps. The shared ones are the mean squares
+    and maxima of the first and the middle ReLU layer's maps, the mean squares of the last but one's, and the sorted
+    logits. `network` is an nn.Sequential.
     """
     maps = []
     for layer in network.children():
         images = layer(images)
         if isinstance(layer, nn.ReLU):
             maps.append(images)
-    used = [*maps[:1], *maps[1:][-2:]]
-    return images, torch.cat([each.mean(dim=(2, 3)) for each in used], dim=1)
+    logits, early = images, (maps[0], maps[len(maps) // 2])
+    detected = [each.mean(dim=(2, 3)) for each in maps[-2:]]
+    squares = [(each * each).mean(dim=(2, 3)) for each in (*early, maps[-2:][0])]
+    maxima = [each.amax(dim=(2, 3)) for each in early]
+    shared = [*squares, *maxima, logits.sort(dim=1, descending=True).values]
+    return logits, (torch.cat(detected, dim=1), torch.cat(shared, dim=1))
 
 
 class DoubtHead(nn.Module):
-    """Out-of-distribution score: ten linear detectors, one per digit, weighted by the digits' probabilities."""
+    """Out-of-distribution score: ten linear detectors, one per digit, weighted by the digits' probabilities.
 
-    def __init__(self, features: int) -> None:
+    `features` and `shared` are the numbers of features for the detectors and for all digits alike.
+    """
+
+    def __init__(self, features: int, shared: int) -> None:
         super().__init__()
         self.detectors = nn.Linear(features, CLASSES)
+        self.shared = nn.Linear(shared, 1, bias=False)
 
     @classmethod
     def of(cls, network: nn.Module) -> "DoubtHead":
         """Return an unfitted head for the features of `network`."""
         with torch.no_grad():
             _, features = logits_and_features(network.eval(), torch.zeros(1, 1, SIDE, SIDE))
-        return cls(features.shape[1])
+        return cls(*(part.shape[1] for part in features))
 
-    def forward(self, features: Tensor, probabilities: Tensor) -> Tensor:
-        """Map features [N, F] and probabilities [N, 10] to the doubt, float32 [N]: the log-odds of "not a digit"."""
-        doubt: Tensor = (probabilities * self.detectors(features)).sum(dim=1)
+    def forward(self, features: Features, probabilities: Tensor) -> Tensor:
+        """Map features and probabilities, [N, 10], to the doubt, float32 [N]: the log-odds of "not a digit"."""
+        detected, shared = features
+        doubt: Tensor = (probabilities * self.detectors(detected)).sum(dim=1) + self.shared(shared).squeeze(1)
         return doubt
 
 

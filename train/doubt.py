@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.classifier import DigitClassifier, DoubtHead, logits_and_features, normalise, scale
+from model.classifier import DigitClassifier, DoubtHead, Features, logits_and_features, normalise, scale
 from model.contract import Doubt
 from model.networks import parameter_count
 from train.augment import Warp
@@ -21,14 +21,16 @@ from train.predict import Outputs, predict
 
 DOUBTED = 0.01  # fraction of the validation images that may be doubted
 SEED = 14
-DIGITS_PER_NONDIGIT = 12  # training images per non-digit of each kind, when fitting
+DIGITS_PER_NONDIGIT = 12  # training images per non-digit of a kind of weight 1, when fitting
+# The kinds that are more like digits are drawn more often.
+WEIGHTS = dict.fromkeys(KINDS, 0.5) | {"scribbles": 3, "letters": 2, "glyphs": 1, "pairs of digits": 1}
 DIGITS_PER_MEASURED = 60  # the same, when measuring
 WARP = Warp(degrees=6, pixels=0.5, scale=0.05, shear=0.1, elastic=0.4)
 WARPED = 3  # one of three training images is warped
-BATCH_SIZE, EPOCHS, LEARNING_RATE = 1_024, 120, 0.03  # BATCH_SIZE digits and as many non-digits per training step
-DIGIT_WEIGHT = 3.0  # weight of the digits' loss, because few of them may be doubted
+BATCH_SIZE, EPOCHS, LEARNING_RATE = 1_024, 60, 0.03  # BATCH_SIZE digits and as many non-digits per training step
+DIGIT_WEIGHT = 6.0  # weight of the digits' loss, because few of them may be doubted
 
-HeadInputs = tuple[Tensor, Tensor]  # features [N, F], probabilities [N, 10]
+HeadInputs = tuple[Features, Tensor]  # features, probabilities [N, 10]
 
 
 def fit(network: nn.Module, data: Data) -> DoubtHead:
@@ -37,8 +39,11 @@ def fit(network: nn.Module, data: Data) -> DoubtHead:
     with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
         torch.manual_seed(SEED)
         digits = [_features(network, train[cut:]), _features(network, train[:cut], WARP)]
-        count = max(1, len(train) // DIGITS_PER_NONDIGIT)
-        drawn = (draw(kind, count, data.train, SEED + number) for number, kind in enumerate(KINDS))
+        count = len(train) / DIGITS_PER_NONDIGIT
+        drawn = (
+            draw(kind, max(1, round(WEIGHTS[kind] * count)), data.train, SEED + number)
+            for number, kind in enumerate(KINDS)
+        )
         return _fit(_concatenate(digits), _concatenate([_features(network, images) for images in drawn]))
 
 
@@ -68,7 +73,7 @@ def choose_threshold(doubts: NDArray[np.float32]) -> float:
 
 @torch.inference_mode()
 def _features(network: nn.Module, images: Tensor, warp: Warp | None = None) -> HeadInputs:
-    """Return the features, [N, F], and the probabilities, [N, 10], of uint8 `images`."""
+    """Return the features and the probabilities, [N, 10], of uint8 `images`."""
     parts = []
     for batch in images.cpu().split(500):
         scaled = scale(batch)
@@ -78,26 +83,33 @@ def _features(network: nn.Module, images: Tensor, warp: Warp | None = None) -> H
 
 
 def _concatenate(parts: list[HeadInputs]) -> HeadInputs:
-    return torch.cat([features for features, _ in parts]), torch.cat([probabilities for _, probabilities in parts])
+    detected, shared = (torch.cat(features) for features in zip(*(features for features, _ in parts), strict=True))
+    return (detected, shared), torch.cat([probabilities for _, probabilities in parts])
 
 
 def _fit(digits: HeadInputs, others: HeadInputs) -> DoubtHead:
     """Fit a head by logistic regression on balanced batches of digits and others."""
     # Fit to standardised features. At the end, the standardisation is merged into the weights.
-    everything = torch.cat([digits[0], others[0]])
-    mean, deviation = everything.mean(dim=0), everything.std(dim=0) + 1e-3
-    classes = [((features - mean) / deviation, probabilities.clone()) for features, probabilities in (digits, others)]
-    head = DoubtHead(len(mean))
-    nn.init.zeros_(head.detectors.weight)
-    nn.init.zeros_(head.detectors.bias)
-    steps = max(10, EPOCHS * len(digits[0]) // BATCH_SIZE)
+    everything, _ = _concatenate([digits, others])
+    means = [part.mean(dim=0) for part in everything]
+    deviations = [part.std(dim=0) + 1e-3 for part in everything]
+
+    def standardised(inputs: HeadInputs) -> HeadInputs:
+        detected, shared = ((part - mean) / by for part, mean, by in zip(inputs[0], means, deviations, strict=True))
+        return (detected, shared), inputs[1].clone()  # not an inference tensor
+
+    classes = [standardised(inputs) for inputs in (digits, others)]
+    head = DoubtHead(*map(len, means))
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    steps = max(10, EPOCHS * len(digits[1]) // BATCH_SIZE)
     optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         of_digits, of_others = (
-            head(features[chosen], probabilities[chosen])
-            for features, probabilities in classes
-            for chosen in [torch.randint(len(features), (BATCH_SIZE,))]
+            head((detected[chosen], shared[chosen]), probabilities[chosen])
+            for (detected, shared), probabilities in classes
+            for chosen in [torch.randint(len(probabilities), (BATCH_SIZE,))]
         )
         loss = DIGIT_WEIGHT * F.softplus(of_digits).mean() + F.softplus(-of_others).mean()
         optimizer.zero_grad()
@@ -105,6 +117,8 @@ def _fit(digits: HeadInputs, others: HeadInputs) -> DoubtHead:
         optimizer.step()
         scheduler.step()
     with torch.no_grad():
-        head.detectors.weight.div_(deviation)
-        head.detectors.bias.sub_(head.detectors.weight @ mean)
+        for layer, mean, deviation in zip((head.detectors, head.shared), means, deviations, strict=True):
+            layer.weight.div_(deviation)
+            # The probabilities sum to 1, so the detectors' biases can hold the shared features' offset, too.
+            head.detectors.bias.sub_(layer.weight @ mean)
     return head.requires_grad_(True).eval()
