@@ -13,6 +13,7 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
+LONGEST = 3_000  # characters of a traceback, of which the end is kept: a pipe writes 4,096 bytes atomically
 logger = logging.getLogger("serve")
 _encoder = msgspec.json.Encoder()
 on_drop: list[Callable[[], object]] = []  # callbacks, called for each line that could not be written
@@ -25,7 +26,7 @@ class JSONFormatter(logging.Formatter):
         """Return the line."""
         fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = self.formatException(record.exc_info)[-LONGEST:]
         line = _line(record.created, record.levelname, record.name, record.getMessage(), fields)
         # Not msgspec: it raises for surrogates, which a path has that is not UTF-8.
         return json.dumps(line, separators=(",", ":"))

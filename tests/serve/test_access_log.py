@@ -1,12 +1,17 @@
-"""Request ids and log lines of a real gunicorn."""
+"""Request ids and log lines, most of them of a real gunicorn."""
 
+import json
+import logging
 import re
 import socket
+import sys
 import time
 from select import PIPE_BUF
 
 import pytest
 import requests
+
+from serve.logs import JSONFormatter
 
 RAW = {"Content-Type": "application/octet-stream"}
 
@@ -36,6 +41,21 @@ def test_a_pipe_takes_the_longest_line_in_one_write(service):
     requests.get(f"{service.url}/{'%01' * 1_300}", headers=headers)
     service.wait(lambda: [line for line in service.lines() if line.get("request_id") == headers["X-Request-ID"]])
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
+
+
+def test_a_pipe_takes_a_long_traceback_in_one_write():
+    def nested(depth):
+        if depth:
+            nested(depth - 1)
+        raise ValueError("expected this, found that")
+
+    try:
+        nested(100)
+    except ValueError:
+        record = logging.LogRecord("serve", logging.ERROR, __file__, 1, "unexpected error", None, sys.exc_info())
+    line = JSONFormatter().format(record)
+    assert len(line) < PIPE_BUF
+    assert json.loads(line)["traceback"].endswith("ValueError: expected this, found that")
 
 
 def malformed(service):
