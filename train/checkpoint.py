@@ -2,6 +2,7 @@
 
 A folder has `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of
 both). checkpoint.json is replaced last, so the folder has a complete checkpoint at any time, even after a crash.
+train.loop.fit resumes from it.
 """
 
 import json

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.cores import available_cores
 from tests.polling import wait
 from tests.processes import alive
 from train.__main__ import main
@@ -231,6 +232,7 @@ def uninterrupted(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(available_cores() < 2, reason="trains two models in parallel")
 @pytest.mark.xdist_group("uninterrupted")
 def test_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_run(uninterrupted, tiny, tmp_path):
     """Each run resumes the one before, which ended by Ctrl-C, SIGTERM, SIGKILL or a full disk."""
