@@ -230,7 +230,7 @@ def _text(
             "",
             table(["inputs", "parameters", "worst kind", "mean"], TRIED),
             "",
-            "The pictures of this table come from other code (`benchmarks.nondigits`), with other fonts, and with test "
+            "The pictures of the first table come from other code (`benchmarks.nondigits`), with other fonts, and with test "
             "digits instead of training digits. The features, their number and the length of the fit were chosen on "
             "the first group of kinds only, not on those held out.",
             "",
