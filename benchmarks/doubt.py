@@ -230,9 +230,9 @@ def _text(
             "",
             table(["inputs", "parameters", "worst kind", "mean"], TRIED),
             "",
-            "The pictures of the first table come from other code (`benchmarks.nondigits`), with other fonts, and with test "
-            "digits instead of training digits. The features, their number and the length of the fit were chosen on "
-            "the first group of kinds only, not on those held out.",
+            "The pictures of the first table come from other code (`benchmarks.nondigits`), with other fonts, and with "
+            "test digits instead of training digits. The features, their number and the length of the fit were chosen "
+            "on the first group of kinds only, not on those held out.",
             "",
             "Limits: letters that look like handwritten digits are seldom doubtful, nor are half digits that look like "
             "whole ones (half an 8 looks like 0 or 3).",
