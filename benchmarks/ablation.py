@@ -1,7 +1,7 @@
 """Ablation of the preprocessing: accuracy with all stages, without each stage, and of a short baseline.
 
 The pictures are those of benchmarks.pictures. The stages of serve.preprocess are replaced one at a time. Writes
-docs/ablation.md: the accuracy of each variant on each form, in percent.
+docs/ablation.md and .json: the accuracy of each variant on each form, in percent.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, ren
 from serve import preprocess
 from serve.pictures import MAX_PIXELS, _read, _to_grey
 from serve.preprocess import ImageError
-from train.files import write_together
+from train.files import to_json, write_together
 from train.markdown import table
 from train.paths import ROOT
 
@@ -87,7 +87,9 @@ def main() -> None:
             shown = (f"{variant} {value:.2f}" for variant, value in zip(variants, accuracies[name], strict=True))
             print(name, *shown, flush=True)
     if not options.train:
-        write_together(options.out, {"ablation.md": _page(accuracies, variants, options.images).encode()})
+        command = f"python -m benchmarks.ablation --images {options.images}"
+        figures = {"command": command, "images": options.images, "variants": variants, "accuracies": accuracies}
+        write_together(options.out, {"ablation.md": markdown(figures).encode(), "ablation.json": to_json(figures)})
 
 
 def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
@@ -110,15 +112,18 @@ def _without(changes: dict[str, Any], picture: Pixels) -> Pixels:
         return preprocess.to_mnist(picture)
 
 
-def _page(accuracies: dict[str, list[float]], variants: list[str], images: int) -> str:
+def markdown(figures: dict[str, Any]) -> str:
+    """Return docs/ablation.md from the content of docs/ablation.json."""
+    accuracies, variants = figures["accuracies"], figures["variants"]
     forms = list(accuracies)
     lines = [
         "# Ablation of the preprocessing",
         "",
         "Accuracy in percent if one stage of `serve.preprocess` is left out. The pictures are those of "
-        f"[pictures.md](pictures.md), {images:,} of each form. The baseline is the usual short way: polarity by the "
-        "border, Otsu's threshold, bounding box, centre of mass. The last column is the largest loss of accuracy on "
-        "any form if the stage is left out. The noise limit refuses pictures without a digit; no form here tests that.",
+        f"[pictures.md](pictures.md), {figures['images']:,} of each form. The baseline is the usual short way: "
+        "polarity by the border, Otsu's threshold, bounding box, centre of mass. The last column is the largest loss "
+        "of accuracy on any form if the stage is left out. The noise limit refuses pictures without a digit; no form "
+        "here tests that.",
         "",
     ]
     whole = np.array([accuracies[form][1] for form in forms])
@@ -138,7 +143,7 @@ def _page(accuracies: dict[str, list[float]], variants: list[str], images: int) 
     columns = ["form", *variants[:2], *(f"−{variant}" for variant in variants[2:])]
     lines += [table(["variant", "mean", "worst form", "largest loss"], summaries)]
     lines += ["", "Every form, differences to all stages:", "", table(columns, rows)]
-    lines += ["", f"Written by `python -m benchmarks.ablation --images {images}`.", ""]
+    lines += ["", f"Written by `{figures['command']}`.", ""]
     return wrap("\n".join(lines))
 
 

@@ -1,7 +1,7 @@
 """Out-of-distribution detection: the share of non-digits, and of digits, that are doubtful by the output `doubt`.
 
 Pictures are preprocessed as in the service. Three methods that need no fitting are the baselines. The threshold of each
-method marks 1 % of the validation images. Writes docs/doubt.md and .png.
+method marks 1 % of the validation images. Writes docs/doubt.md, .json and .png.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the service
 
@@ -33,7 +34,7 @@ from serve.pictures import decode
 from serve.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load
-from train.files import write_together
+from train.files import to_json, write_together
 from train.markdown import table
 from train.progression import PROGRESSION
 from train.verify import load_classifier
@@ -83,14 +84,21 @@ def main() -> None:
 
     draws = {**FITTED, **HELD_OUT, **LIKE_DIGITS}
     kinds = {name: _kind(draw, number, data.test, options.images) for number, (name, draw) in enumerate(draws.items())}
-    shares = {name: doubted(kind.images) for name, kind in kinds.items()}
     forms = {}
     for name, (numbers, digits, _labels) in load_sources(False, options.digits).items():
         forms[FORMS[name].title] = doubted(_decoded(render_all(name, numbers, digits)))["doubt"]
         print(f"{FORMS[name].title:40} {forms[FORMS[name].title]:5.1f} %", flush=True)
-    command = f"python -m benchmarks.doubt --images {options.images} --digits {options.digits}"
-    text = _text(model, kinds, shares, doubted(data.test.images), forms, command)
-    write_together(options.out, {"doubt.png": _picture(kinds, shares), "doubt.md": text.encode()})
+    figures = {
+        "command": f"python -m benchmarks.doubt --images {options.images} --digits {options.digits}",
+        "model": model,
+        "images": options.images,
+        "kinds": {name: {"refused": kind.refused, "doubtful": doubted(kind.images)} for name, kind in kinds.items()},
+        "test": doubted(data.test.images),
+        "forms": forms,
+    }
+    picture = _picture({name: kind.images for name, kind in kinds.items()}, figures)
+    contents = {"doubt.png": picture, "doubt.md": markdown(figures).encode(), "doubt.json": to_json(figures)}
+    write_together(options.out, contents)
 
 
 def _classifier(release: Path) -> tuple[DigitClassifier, str]:
@@ -160,28 +168,23 @@ def _decoded(contents: list[bytes]) -> Picture:
     return np.stack(images)
 
 
-def _text(
-    model: str,
-    kinds: dict[str, Kind],
-    shares: dict[str, dict[str, float]],
-    test: dict[str, float],
-    forms: dict[str, float],
-    command: str,
-) -> str:
-    methods = list(test)
+def markdown(figures: dict[str, Any]) -> str:
+    """Return docs/doubt.md from the content of docs/doubt.json."""
+    kinds, forms = figures["kinds"], figures["forms"]
+    methods = list(figures["test"])
 
     def row(name: str, values: dict[str, float], after: str = "") -> list[str]:
         cells = (f"**{values[one]:.1f} %**" if one == "doubt" else f"{values[one]:.1f} %" for one in methods)
         return [name, *cells, after]
 
     def rows(names: dict[str, Draw], mean: str) -> list[list[str]]:
-        lines = [row(name, shares[name], f"{kinds[name].refused:,}") for name in names]
+        lines = [row(name, kinds[name]["doubtful"], f"{kinds[name]['refused']:,}") for name in names]
         if len(names) > 1:
-            lines.append(row(mean, {one: float(np.mean([shares[name][one] for name in names])) for one in methods}))
+            means = {one: float(np.mean([kinds[name]["doubtful"][one] for name in names])) for one in methods}
+            lines.append(row(mean, means))
         return lines
 
     worst = sorted(forms, key=lambda name: -forms[name])[:3]
-    count = len(next(iter(kinds.values())).images)
     nothing = [""] * (len(methods) + 1)
     measured = [
         *rows(FITTED, "*mean*"),
@@ -190,7 +193,7 @@ def _text(
         ["**letters that look like handwritten digits**", *nothing],
         *rows(LIKE_DIGITS, ""),
         ["**digits**", *nothing],
-        row("MNIST's test images", test),
+        row("MNIST's test images", figures["test"]),
     ]
     paragraphs = "\n".join(
         [
@@ -201,13 +204,13 @@ def _text(
             "table shows the share of non-digits that are doubtful at this threshold, and by three other measures of "
             "the same network, each with its own threshold of 1 %.",
             "",
-            table([f"{count:,} pictures per kind", *methods, "refused before"], measured),
+            table([f"{figures['images']:,} pictures per kind", *methods, "refused before"], measured),
             "",
             "![Examples of each kind, and the share doubtful by the highest probability and by doubt](doubt.png)",
             "",
-            f"The model: {model}. Every picture is preprocessed as in the service. “Refused before” is the number of "
-            "pictures that the preprocessing refused, because it found no digit or several: the model does not get "
-            "them, and they are not counted in the shares.",
+            f"The model: {figures['model']}. Every picture is preprocessed as in the service. “Refused before” "
+            "is the number of pictures that the preprocessing refused, because it found no digit or several: the model "
+            "does not get them, and they are not counted in the shares.",
             "",
             "Of digits in the forms of [pictures.md](pictures.md), preprocessed by the service, "
             f"{np.mean(list(forms.values())):.1f} % are doubtful on average; the largest shares: "
@@ -237,23 +240,24 @@ def _text(
             "Limits: letters that look like handwritten digits are seldom doubtful, nor are half digits that look like "
             "whole ones (half an 8 looks like 0 or 3).",
             "",
-            f"Written by `{command}` (`make doubt`).",
+            f"Written by `{figures['command']}` (`make doubt`).",
             "",
         ]
     )
     return wrap(paragraphs)
 
 
-def _picture(kinds: dict[str, Kind], shares: dict[str, dict[str, float]]) -> bytes:
-    """Draw eight examples of each kind and, beside them, the share that is doubtful by two methods."""
+def _picture(kinds: dict[str, Picture], figures: dict[str, Any]) -> bytes:
+    """Draw eight examples of each kind, [N, 28, 28], and, beside them, the share that is doubtful by two methods."""
     figure, (examples, bars) = plt.subplots(1, 2, figsize=(11, 5.6), layout="constrained", width_ratios=(1, 1.3))
-    sheet = np.concatenate([np.concatenate(list(kind.images[:8]), axis=1) for kind in kinds.values()])
+    sheet = np.concatenate([np.concatenate(list(images[:8]), axis=1) for images in kinds.values()])
     examples.imshow(sheet, cmap="gray_r", aspect="auto", extent=(0, 8, len(kinds) - 0.5, -0.5))
     examples.set(xticks=[], yticks=range(len(kinds)), yticklabels=list(kinds))
     examples.grid(visible=False)
     places = np.arange(len(kinds))
     for offset, method, colour in ((-0.2, "highest probability", "#8a8a8a"), (0.2, "doubt", "#1f5fa8")):
-        bars.barh(places + offset, [values[method] for values in shares.values()], 0.38, color=colour, label=method)
+        shares = [figures["kinds"][name]["doubtful"][method] for name in kinds]
+        bars.barh(places + offset, shares, 0.38, color=colour, label=method)
     bars.set(
         title="doubtful, if 1 % of the validation digits are, %",
         ylim=(len(kinds) - 0.5, -0.5),

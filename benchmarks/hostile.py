@@ -1,8 +1,8 @@
 """Latency of other clients and memory of a worker while a hostile client sends a request.
 
 `python -m benchmarks.hostile` starts the service with one worker and its default configuration, sends each request of
-tests/serve/hostile.py in turn while three other clients send requests without pause, and writes docs/hostile.md. It
-takes about four minutes.
+tests/serve/hostile.py in turn while three other clients send requests without pause, and writes docs/hostile.md and
+.json. It takes about four minutes.
 """
 
 import argparse
@@ -11,10 +11,11 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.servers import PORT, Server, running
 from tests.serve.hostile import CASES, Bystander, attack
-from train.files import write_bytes
+from train.files import to_json, write_together
 from train.markdown import table
 from train.paths import ROOT
 
@@ -22,7 +23,7 @@ AIM_SECONDS, AIM_MIB = 2, 512
 
 HEAD = f"""# Hostile requests, measured
 
-`make hostile` writes this page: one worker (`WEB_CONCURRENCY=1`), the default configuration, {len(CASES)} requests of
+`make hostile` writes this page: one worker (`WEB_CONCURRENCY=1`), the default configuration, {{count}} requests of
 the kinds that once blocked or killed a worker, one after the other ([their generator](../tests/serve/hostile.py)).
 Meanwhile three other clients send one request after the other, on new connections: for a constant, with raw pixels and
 with a picture. *Others wait* is their longest latency. *Memory* is the peak of the worker and its decoding processes
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    rows, waits, sizes = [], [], []
+    requests = []
     service = Server("ours", [sys.executable, "-m", "serve"], ROOT, environment={"WEB_CONCURRENCY": "1"})
     with running(service) as master:
         worker = _worker(master)
@@ -47,18 +48,28 @@ def main() -> None:
             seconds = time.monotonic() - started
             if _worker(master) != worker or set(bystander.statuses) != {200}:
                 sys.exit(f"{name}: expected worker {worker} and 200 for others, found {dict(bystander.statuses)}")
-            row = [f"{seconds:.1f} s", f"{bystander.slowest:.2f} s", f"{bystander.memory:.0f} MiB"]
-            rows.append([name, str(status), *row])
-            print(*rows[-1], sep=", ", flush=True)
-            waits.append(bystander.slowest)
-            sizes.append(bystander.memory)
+            figures = {"seconds": seconds, "others_wait": bystander.slowest, "memory_mib": bystander.memory}
+            requests.append({"name": name, "answer": str(status), **figures})
+            print(requests[-1], flush=True)
+    result = {"cores": len(os.sched_getaffinity(0)), "requests": requests}
+    write_together(options.out, {"hostile.md": markdown(result).encode(), "hostile.json": to_json(result)})
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """Return docs/hostile.md from the content of docs/hostile.json."""
+    requests = figures["requests"]
+    waits, sizes = ([one[name] for one in requests] for name in ("others_wait", "memory_mib"))
+    rows = [
+        [one["name"], one["answer"], f"{one['seconds']:.1f} s", f"{wait:.2f} s", f"{size:.0f} MiB"]
+        for one, wait, size in zip(requests, waits, sizes, strict=True)
+    ]
     result = (
         f"Of {len(rows)} requests, others waited {max(waits):.2f} s at most (median {statistics.median(waits):.2f} s) "
-        f"and the memory was {max(sizes):.0f} MiB at most, on {len(os.sched_getaffinity(0))} cores; the worker "
-        "survived all of them.\n\n"
+        f"and the memory was {max(sizes):.0f} MiB at most, on {figures['cores']} cores; the worker survived all of "
+        "them.\n\n"
     )
     measured = table(["request", "answer", "open for", "others wait", "memory"], rows)
-    write_bytes(options.out / "hostile.md", f"{HEAD}{result}{measured}\n".encode())
+    return f"{HEAD.format(count=len(rows))}{result}{measured}\n"
 
 
 def _worker(master: int) -> int:
