@@ -53,13 +53,13 @@ serve: $(SERVE) ## serve POST /predict on port 8000 (MODEL_DIR=artifacts/release
 pictures: $(VENV) ## measure the accuracy on pictures unlike MNIST's and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)
 
-ablation: $(VENV) ## measure the same without each stage of the preprocessing and write docs/ablation.md
+ablation: $(VENV) ## measure the same without each stage of the preprocessing and write docs/ablation.{md,json}
 	$(RUN) -m benchmarks.ablation $(ARGS)
 
-doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,png}
+doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,json,png}
 	$(RUN) -m benchmarks.doubt $(ARGS)
 
-hostile: $(VENV) ## measure the effect of hostile requests on other clients and write docs/hostile.md
+hostile: $(VENV) ## measure the effect of hostile requests on other clients and write docs/hostile.{md,json}
 	$(RUN) -m benchmarks.hostile
 
 bench: $(VENV) $(SERVE) $(BENCH) ## compare training and serving with alternatives and write docs/benchmarks.md (needs wrk)

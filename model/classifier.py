@@ -26,7 +26,7 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
 
     The features for the detectors are the means of the last two ReLU layers' maps. The shared ones are the mean squares
     and maxima of the first and the middle ReLU layer's maps, the mean squares of the last but one's, and the sorted
-    logits. `network` is an nn.Sequential.
+    logits. `network` is an nn.Sequential with a ReLU layer or more; of few, one may be used several times.
     """
     maps = []
     for layer in network.children():
@@ -42,7 +42,7 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
 
 
 class DoubtHead(nn.Module):
-    """Out-of-distribution score: ten linear detectors, one per digit, weighted by the digits' probabilities.
+    """Out-of-distribution score: ten linear detectors, weighted by the digits' probabilities, and a shared linear term.
 
     `features` and `shared` are the numbers of features for the detectors and for all digits alike.
     """
@@ -60,7 +60,7 @@ class DoubtHead(nn.Module):
         return cls(*(part.shape[1] for part in features))
 
     def forward(self, features: Features, probabilities: Tensor) -> Tensor:
-        """Map features and probabilities, [N, 10], to the doubt, float32 [N]: the log-odds of "not a digit"."""
+        """Map features and probabilities, [N, 10], to the doubt, float32 [N]; more is less like a digit."""
         detected, shared = features
         doubt: Tensor = (probabilities * self.detectors(detected)).sum(dim=1) + self.shared(shared).squeeze(1)
         return doubt

@@ -35,7 +35,7 @@ graceful_timeout = settings.request_timeout
 loglevel = settings.log_level
 logger_class = logs.GunicornLogger
 control_socket_disable = True
-forwarded_allow_ips = ""  # no client may set SCRIPT_NAME, PATH_INFO or the scheme; by default 127.0.0.1 may
+forwarded_allow_ips = ""  # no TCP client may set SCRIPT_NAME or the scheme; by default 127.0.0.1 and ::1 may
 sendfile = False  # it would bypass serve.worker.Connection
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no thread pool for NumPy
 
@@ -144,7 +144,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Prepare a worker: allocate its metrics files on disk, and exclude what is loaded from garbage collection.
 
-    A disk that fills up later does not kill it, and a request takes 1 % less CPU time.
+    A disk that fills up later does not kill it, and each full garbage collection has less to visit.
     """
     for file in Path(os.environ[METRICS]).glob(f"*_{worker.number}.db"):
         with file.open("r+b") as opened:

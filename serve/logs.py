@@ -13,7 +13,8 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-LONGEST = 3_000  # characters of a traceback, of which the end is kept: a pipe writes 4,096 bytes atomically
+# Bytes of a message and of a traceback as JSON: a pipe writes 4,096 bytes atomically.
+MAX_MESSAGE, MAX_TRACEBACK = 1_000, 2_500
 logger = logging.getLogger("serve")
 _encoder = msgspec.json.Encoder()
 on_drop: list[Callable[[], object]] = []  # callbacks, called for each line that could not be written
@@ -26,8 +27,9 @@ class JSONFormatter(logging.Formatter):
         """Return the line."""
         fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)[-LONGEST:]
-        line = _line(record.created, record.levelname, record.name, record.getMessage(), fields)
+            fields["traceback"] = _cut(self.formatException(record.exc_info), MAX_TRACEBACK, end=True)
+        message = _cut(record.getMessage(), MAX_MESSAGE)
+        line = _line(record.created, record.levelname, record.name, message, fields)
         # Not msgspec: it raises for surrogates, which a path has that is not UTF-8.
         return json.dumps(line, separators=(",", ":"))
 
@@ -82,6 +84,14 @@ def _write(line: bytes) -> None:
     except OSError:
         for callback in on_drop:
             callback()
+
+
+def _cut(text: str, size: int, *, end: bool = False) -> str:
+    """Return the start of `text`, or its end, that takes at most `size` bytes as JSON."""
+    while len(json.dumps(text)) > size:
+        part = len(text) // 8 + 1
+        text = text[part:] if end else text[:-part]
+    return text
 
 
 def _line(seconds: float, level: str, name: str, message: str, fields: dict[str, object]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 It changes four behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
 long as the client sends; it parses data that has already arrived without yielding to the event loop; it answers a
-malformed request in HTML; and it sends the head and the body of a response separately, which takes 3 % more CPU time.
+malformed request in HTML; and it sends the head and the body of a response by two system calls.
 """
 
 import errno
@@ -32,7 +32,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._head: bytes | None = None  # of the current response; empty once it was sent
+        self._head: bytes | None = None  # of the current response; None before it, empty once it was sent
+        self.timeout: gevent.Timeout | None = None  # of the current request
         self.lingers = False  # whether the client may still be sending when the connection is closed
 
     def __getattr__(self, name: str) -> Any:
@@ -67,11 +68,18 @@ class Connection:
         head, self._head = self._head, None
         self._send(head or b"")
 
+    def send(self, data: bytes) -> int:
+        """Send all of `data`: gunicorn sends "100 Continue" so. Raises ConnectionResetError as sendall does."""
+        self._send(data)
+        return len(data)
+
     def _send(self, data: bytes) -> None:
         from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
 
         unsent = memoryview(data)
         try:
+            if self.timeout and not self.timeout.pending:  # it has ended the request, and `data` is the answer 408
+                self.timeout = gevent.Timeout.start_new(self.timeout.seconds, self.timeout.exception)
             while unsent:
                 unsent = unsent[self._socket.send(unsent) :]
         except RequestTimeout:
@@ -83,6 +91,7 @@ class Connection:
 
         Otherwise TCP would reset the connection and the client could lose the response (RFC 9112, section 9.6).
         """
+        self._head = None
         if self.lingers:
             with suppress(OSError), gevent.Timeout(LINGER, False):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -116,14 +125,16 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             req._expected_100_continue = size <= wsgi.config.max_body_bytes
         seconds = wsgi.config.request_timeout
         timeout = RequestTimeout(f"expected the whole request within {seconds} seconds")
+        sock.timeout = gevent.Timeout.start_new(seconds, timeout)
         try:
-            with gevent.Timeout(seconds, timeout):
-                try:
-                    super().handle_request(listener_name, req, sock, addr)
-                finally:
-                    sock.end_response()
+            super().handle_request(listener_name, req, sock, addr)
         finally:
-            sock.lingers = _is_unread(req.body)
+            try:
+                sock.end_response()
+            finally:
+                sock.timeout.close()
+                sock.timeout = None
+                sock.lingers = _is_unread(req.body)
         if req.unreader.buf.tell():
             with self._pipelined:
                 yield_to_event_loop()

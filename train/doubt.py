@@ -24,7 +24,7 @@ SEED = 14
 DIGITS_PER_NONDIGIT = 12  # training images per non-digit of a kind of weight 1, when fitting
 # The kinds that are more like digits are drawn more often.
 WEIGHTS = dict.fromkeys(KINDS, 0.5) | {"scribbles": 3, "letters": 2, "glyphs": 1, "pairs of digits": 1}
-DIGITS_PER_MEASURED = 60  # the same, when measuring
+DIGITS_PER_MEASURED = 60  # training images per non-digit of each kind, when measuring
 WARP = Warp(degrees=6, pixels=0.5, scale=0.05, shear=0.1, elastic=0.4)
 WARPED = 3  # one of three training images is warped
 BATCH_SIZE, EPOCHS, LEARNING_RATE = 1_024, 60, 0.03  # BATCH_SIZE digits and as many non-digits per training step

@@ -19,7 +19,7 @@ from train.errors import VerificationError
 from train.predict import Outputs
 
 TOLERANCE = 1e-4  # maximum difference of a probability
-DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are in the tens
+DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
 LEVELS = {
     "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,

@@ -43,19 +43,28 @@ def test_a_pipe_takes_the_longest_line_in_one_write(service):
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
-def test_a_pipe_takes_a_long_traceback_in_one_write():
+def test_a_pipe_takes_a_long_message_and_traceback_in_one_write():
     def nested(depth):
         if depth:
             nested(depth - 1)
-        raise ValueError("expected this, found that")
+        raise ValueError("é" * 1_000 + "expected this, found that")
 
     try:
         nested(100)
     except ValueError:
-        record = logging.LogRecord("serve", logging.ERROR, __file__, 1, "unexpected error", None, sys.exc_info())
+        record = logging.LogRecord("serve", logging.ERROR, __file__, 1, "é" * 4_000, None, sys.exc_info())
     line = JSONFormatter().format(record)
     assert len(line) < PIPE_BUF
-    assert json.loads(line)["traceback"].endswith("ValueError: expected this, found that")
+    assert json.loads(line)["message"].startswith("é" * 100)
+    assert json.loads(line)["traceback"].endswith("expected this, found that")
+
+
+def test_a_pipe_takes_the_line_of_a_malformed_request_in_one_write(service):
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(b"\x80" * 4_000 + b"\r\n\r\n")
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
+    service.wait(lambda: [line for line in service.lines() if "Invalid request from" in line["message"]])
+    assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
 def malformed(service):
