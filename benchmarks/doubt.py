@@ -239,7 +239,8 @@ def markdown(figures: dict[str, Any]) -> str:
             "length of the fit were chosen on the first group of kinds only, not on those held out.",
             "",
             "Limits: letters that look like handwritten digits are seldom doubtful, nor are half digits that look like "
-            "whole ones (half an 8 looks like 0 or 3).",
+            "whole ones (half an 8 looks like 0 or 3). Some straight, exactly vertical bars are doubtful, though they "
+            "are read as 1.",
             "",
             f"Written by `{figures['command']}` (`make doubt`).",
             "",
