@@ -5,8 +5,7 @@ line on standard error.
 """
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -20,8 +19,7 @@ BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
 CHUNK = 100  # images per run: larger runs miss the CPU's cache, and this one yields to the event loop every 2 ms
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """The model's outputs for N images."""
 
     probabilities: NDArray[np.float32]  # [N, 10]
@@ -54,6 +52,7 @@ class Predictor:
         except ContractError as error:
             raise ModelError(str(error)) from error
         self.outputs = OUTPUTS[: len(self._session.get_outputs())]
+        self._names = [output.name for output in self.outputs]
         self.threshold = threshold
         if (threshold is not None) != (self.outputs == OUTPUTS):
             found = "only the output" if threshold is None else "only the threshold"
@@ -80,7 +79,7 @@ class Predictor:
         self._run(BLANK)
 
     def _run(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = self._session.run(None, {IMAGE.name: images})
+        outputs: list[NDArray[Any]] = self._session.run(self._names, {IMAGE.name: images})
         return outputs
 
 
