@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
-from benchmarks import doubt, pictures, report
+from benchmarks import ablation, doubt, pictures, report
 from serve import metrics
 from serve.config import Config
 from train import consistency, frontier
@@ -61,6 +61,7 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
     [
         ("consistency", consistency.markdown, ["consistency"]),
         ("frontier", frontier.markdown, ["frontier"]),
+        ("ablation", ablation.markdown, ["ablation"]),
         ("doubt", doubt.markdown, ["doubt"]),
         ("pictures", pictures.markdown, ["pictures"]),
         ("benchmarks", report.markdown, ["benchmarks-train", "benchmarks-serve"]),
