@@ -7,6 +7,7 @@ from typing import IO, Any
 
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
+from werkzeug.routing import MapAdapter
 
 from serve import api_key, health, logs, metrics, open_inference, page, predict, problem
 from serve.access_log import AccessLog
@@ -22,6 +23,16 @@ class InMemoryRequest(Request):
         return io.BytesIO()
 
 
+class App(Flask):
+    """A Flask application that finds the route by path and method only: the header Host is not read."""
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Return the adapter that finds the route of `request`."""
+        if request is None:
+            return super().create_url_adapter(None)
+        return self.url_map.bind("", path_info=request.path, default_method=request.method)
+
+
 def create_app(config: Config | None = None, release: Release | None = None) -> Flask:
     """Return the application that serves `release`.
 
@@ -31,7 +42,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     config = config or Config.from_environment(os.environ)
     release = release or read(config.model_dir)
     predictor = Predictor(release.graph, config.threads, release.threshold)
-    app = Flask("serve", static_folder=None)
+    app = App("serve", static_folder=None)
     app.request_class = InMemoryRequest
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
     app.url_map.merge_slashes = False  # //predict is 404, not a redirect

@@ -88,12 +88,18 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
 
 def read_body(request: Request) -> bytes:
     """Return the whole body. Raises werkzeug's 413 if it is larger than MAX_BODY_BYTES, 400 if it ends early."""
-    content = request.get_data(cache=False)
-    if request.content_length is None:
+    size = request.content_length
+    if size is None:  # chunked, or no body
+        content = request.get_data(cache=False)
         request.stream.read(1)  # werkzeug truncates a chunked body at the limit; reading one byte more raises
-    elif len(content) < request.content_length:
+        return content
+    if size > (request.max_content_length or 0):
+        raise RequestEntityTooLarge
+    # Not through werkzeug's stream: its layers take 3 % of a JSON request's CPU time.
+    body: bytes = request.environ["wsgi.input"].read(size)
+    if len(body) < size:
         raise ClientDisconnected
-    return content
+    return body
 
 
 def check_count(count: int, config: Config) -> None:
@@ -116,7 +122,8 @@ def check_numbers(json: bytes, images: int) -> None:
 
 def query_parameter(request: Request, name: str, values: tuple[str, ...], default: str) -> Any:
     """Return the query parameter `name`. Raises werkzeug's 400 if it has none of `values`."""
-    value = request.args.to_dict().get(name, default)  # MultiDict.get raises and catches an error for a missing name
+    # MultiDict.get raises and catches an error for a missing name.
+    value = request.args[name] if name in request.args else default  # noqa: SIM401
     if value not in values:
         raise BadRequest(f"{name}: expected {' or '.join(values)}, found {value!r}")
     return value

@@ -2,7 +2,6 @@
 
 import socket
 from bisect import bisect_left
-from collections import Counter as Counts
 from collections.abc import Iterable
 from functools import cache
 
@@ -68,11 +67,16 @@ def count_request(route: str, method: str, status: str, seconds: float) -> None:
 def count_predictions(digits: list[int], confidences: list[float], doubtful: int) -> None:
     """Count predictions: N digits, their N confidences, and how many of the images are doubtful."""
     IMAGES.inc(len(digits))
-    for digit, count in Counts(digits).items():
+    for digit, count in _count(digits).items():
         _digits(digit).inc(count)
     # As Histogram.observe, but once per bucket: its 4 µs per image would be 4 of the 20 ms of a thousand images.
-    for bucket, count in Counts(bisect_left(CONFIDENCES, confidence) for confidence in confidences).items():
+    for bucket, count in _count([bisect_left(CONFIDENCES, confidence) for confidence in confidences]).items():
         CONFIDENCE._buckets[bucket].inc(count)
     CONFIDENCE._sum.inc(sum(confidences))
     if doubtful:
         DOUBTFUL.inc(doubtful)
+
+
+def _count(values: list[int]) -> dict[int, int]:
+    """Return how often each of a few different values occurs. For one image faster than collections.Counter."""
+    return {value: values.count(value) for value in set(values)}

@@ -119,15 +119,13 @@ def in_form(pixels: Grey) -> list[bool]:
     middle, and the maximum is 254 or 255. The limits here are wider, because other implementations round differently.
     """
     moments = (pixels.reshape(-1, SIDE * SIDE).astype(np.float32) @ _MOMENTS).tolist()
-    rows, columns = pixels.max(axis=2), pixels.max(axis=1)  # [N, 28]
-    peaks = rows.max(axis=1).tolist()
-    # Lengths without NumPy: for one image, that saves 5 % of a JSON request's CPU time.
-    down, across = rows.tobytes(), columns.tobytes()
-    places = range(0, len(down), SIDE)
-    lengths = [max(len(down[i : i + SIDE].strip(b"\0")), len(across[i : i + SIDE].strip(b"\0"))) for i in places]
+    # Lengths and maxima without NumPy: for one image, that saves 5 % of a JSON request's CPU time.
+    rows, columns = pixels.max(axis=2).tobytes(), pixels.max(axis=1).tobytes()
+    places = [slice(i, i + SIDE) for i in range(0, len(rows), SIDE)]
+    lengths = [max(len(rows[image].strip(b"\0")), len(columns[image].strip(b"\0"))) for image in places]
     return [
-        peak >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2
-        for peak, (mass, y, x), length in zip(peaks, moments, lengths, strict=True)
+        max(rows[image]) >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2
+        for image, (mass, y, x), length in zip(places, moments, lengths, strict=True)
     ]
 
 
