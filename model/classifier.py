@@ -1,6 +1,7 @@
 """The exported classifier: raw pixels in; probabilities, digit and doubt out."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.contract import CLASSES, SIDE
@@ -34,10 +35,10 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
         if isinstance(layer, nn.ReLU):
             maps.append(images)
     logits, early = images, (maps[0], maps[len(maps) // 2])
-    detected = [each.mean(dim=(2, 3)) for each in maps[-2:]]
+    detected = [F.adaptive_avg_pool2d(each, 1).flatten(1) for each in maps[-2:]]
     squares = [(each * each).mean(dim=(2, 3)) for each in (*early, maps[-2:][0])]
     maxima = [each.amax(dim=(2, 3)) for each in early]
-    shared = [*squares, *maxima, logits.sort(dim=1, descending=True).values]
+    shared = [*squares, *maxima, logits.topk(CLASSES).values]
     return logits, (torch.cat(detected, dim=1), torch.cat(shared, dim=1))
 
 

@@ -24,7 +24,7 @@ from serve.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
 JOINED = 65_536  # bytes: a larger part of a body is not copied to join it to the head
-MAX_DETAIL, MAX_LOGGED = 1_000, 500  # characters of an error's detail, in the response and in the log
+MAX_LOGGED = 500  # characters of an error's detail in the log
 
 
 class Connection:
@@ -148,11 +148,11 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
+    from serve.problem import LONGEST, Problem  # imported in the worker: see serve.wsgi
+
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase
-    body = msgspec.json.encode(
-        {"type": "about:blank", "title": title, "status": status, "detail": (detail or title)[:MAX_DETAIL]}
-    )
+    body = msgspec.json.encode(Problem("about:blank", title, status, (detail or title)[:LONGEST]))
     logs.write(logging.INFO, "refused by gunicorn", request_id=request_id, status=status, detail=detail[:MAX_LOGGED])
     head = (
         f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
