@@ -119,14 +119,19 @@ def in_form(pixels: Grey) -> list[bool]:
     middle, and the maximum is 254 or 255. The limits here are wider, because other implementations round differently.
     """
     moments = (pixels.reshape(-1, SIDE * SIDE).astype(np.float32) @ _MOMENTS).tolist()
-    # Lengths and maxima without NumPy: for one image, that saves 5 % of a JSON request's CPU time.
-    rows, columns = pixels.max(axis=2).tobytes(), pixels.max(axis=1).tobytes()
-    places = [slice(i, i + SIDE) for i in range(0, len(rows), SIDE)]
-    lengths = [max(len(rows[image].strip(b"\0")), len(columns[image].strip(b"\0"))) for image in places]
-    return [
-        max(rows[image]) >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2
-        for image, (mass, y, x), length in zip(places, moments, lengths, strict=True)
-    ]
+    # The size of the ink from bytes instead of arrays: for one image, that saves 5 % of a JSON request's CPU time.
+    images, maxima = pixels.tobytes(), pixels.max(axis=1).tobytes()  # [N, 28, 28], [N, 28]: of each column
+    result = []
+    for i, (mass, y, x) in enumerate(moments):
+        columns = maxima[i * SIDE : (i + 1) * SIDE]
+        length = max(_ink_rows(images[i * SIDE**2 : (i + 1) * SIDE**2]), len(columns.strip(b"\0")))
+        result.append(max(columns) >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2)
+    return result
+
+
+def _ink_rows(image: bytes) -> int:
+    """Return the number of rows from the first with ink to the last, in an image with rows of SIDE bytes."""
+    return math.ceil(len(image.rstrip(b"\0")) / SIDE) - (len(image) - len(image.lstrip(b"\0"))) // SIDE
 
 
 def to_mnist(grey: Grey) -> Grey:
