@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
-from benchmarks import ablation, doubt, pictures, report
+from benchmarks import ablation, doubt, hostile, pictures, report
 from serve import metrics
 from serve.config import Config
 from train import consistency, frontier
@@ -63,6 +63,7 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
         ("frontier", frontier.markdown, ["frontier"]),
         ("ablation", ablation.markdown, ["ablation"]),
         ("doubt", doubt.markdown, ["doubt"]),
+        ("hostile", hostile.markdown, ["hostile"]),
         ("pictures", pictures.markdown, ["pictures"]),
         ("benchmarks", report.markdown, ["benchmarks-train", "benchmarks-serve"]),
     ],
