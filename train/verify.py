@@ -28,7 +28,7 @@ ROUNDING = {
     "doubt.threshold": DOUBT_TOLERANCE,
     **{f"doubt.caught.{kind}": 0.005 for kind in KINDS},
 }
-DOUBT = "doubt."  # prefix of the doubt head's weights
+NETWORK = "network."  # DigitClassifier's prefix of the network's weights, which the file leaves out
 
 
 @dataclass(frozen=True)
@@ -136,21 +136,18 @@ def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitCl
 
     Raises VerificationError if the weights do not fit.
     """
-    head = DoubtHead.of(network)
+    classifier = DigitClassifier(network, DoubtHead.of(network))
     try:
         tensors = safetensors.torch.load(content)
-        head.load_state_dict(
-            {name.removeprefix(DOUBT): tensors.pop(name) for name in [*tensors] if name.startswith(DOUBT)}
+        classifier.load_state_dict(
+            {name if name.startswith("doubt.") else NETWORK + name: tensor for name, tensor in tensors.items()}
         )
-        network.load_state_dict(tensors)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise VerificationError(f"{source}: the weights are not those of {type(network).__name__}: {error}") from error
-    return DigitClassifier(network, head).eval()
+    return classifier.eval()
 
 
 def weights(classifier: DigitClassifier) -> bytes:
-    """Return the weights of `classifier` as safetensors. The doubt head's names have the prefix DOUBT."""
-    tensors = classifier.network.state_dict()
-    if classifier.doubt:
-        tensors |= {DOUBT + name: tensor for name, tensor in classifier.doubt.state_dict().items()}
-    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    """Return the weights of `classifier` as safetensors. The network's names are without the prefix NETWORK."""
+    tensors = classifier.state_dict()
+    return safetensors.torch.save({name.removeprefix(NETWORK): one.contiguous() for name, one in tensors.items()})
