@@ -229,9 +229,7 @@ def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) 
 
 def _mapped(images: Tensor, maps: list[Tensor]) -> Tensor:
     """Resample `images`, float [N, H, H], by linear maps [a, b, c, d], each [N], and scale the ink to the box."""
-    a, b, c, d = maps
-    zero = torch.zeros(len(images))
-    theta = torch.stack([a, b, zero, c, d, zero], dim=1).view(-1, 2, 3)
+    theta = F.pad(torch.stack(maps, dim=1).view(-1, 2, 2), (0, 1))  # no shift
     grid = F.affine_grid(theta, [len(images), 1, *images.shape[1:]], align_corners=False)
     return _fitted(F.grid_sample(images[:, None], grid, align_corners=False)[:, 0])
 
@@ -262,10 +260,7 @@ def _fitted(images: Tensor) -> Tensor:
 def _centred(ink: Tensor) -> Tensor:
     """Convert `ink`, [N, 28, 28] of 0–1, to uint8 and shift its centre of mass to the middle by whole pixels."""
     images = (255 * ink).round().to(torch.uint8)
-    mass = images.sum(dim=(1, 2)).clip(1)
-    positions = torch.arange(SIDE)
-    rows, columns = (
-        (positions - (SIDE / 2 - 0.5 - moment / mass).round().long().clip(-4, 4)[:, None]) % SIDE
-        for moment in ((images.sum(dim=3 - axis) * positions).sum(dim=1) for axis in (1, 2))
-    )
-    return images[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    mass, positions = images.sum(dim=(1, 2)).clip(1), torch.arange(SIDE)
+    centres = [(images.sum(dim=3 - axis) * positions).sum(dim=1) / mass for axis in (1, 2)]  # row and column
+    shifts = (SIDE / 2 - 0.5 - torch.stack(centres, dim=1)).round().long().clip(-4, 4).tolist()
+    return torch.stack([image.roll(shift, dims=(0, 1)) for image, shift in zip(images, shifts, strict=True)])
