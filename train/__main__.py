@@ -163,14 +163,12 @@ def _set_up_process() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
             signal.signal(number, _interrupt)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed: the next opened file would get its descriptor
-            stream = open(os.devnull, "w")  # noqa: SIM115
-        stream.flush()
-        output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
-        text = io.TextIOWrapper(output, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
-        setattr(sys, name, text)
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass  # otherwise the next opened file would get the descriptor of a closed stream
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        output = io.BufferedWriter(_Output(descriptor, "w", closefd=False))
+        encoding = getattr(getattr(sys, name), "encoding", None)  # the stream is None if it is closed
+        setattr(sys, name, io.TextIOWrapper(output, encoding, errors="backslashreplace", line_buffering=True))
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -316,6 +316,13 @@ def test_signal_during_the_imports_stops_the_run(number, tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_opened_file_does_not_get_the_descriptor_of_a_closed_stream(closed):
+    script = "from train.__main__ import _set_up_process; _set_up_process(); print(open('/dev/null').fileno())"
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", script]
+    assert int(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout) > 2
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("uninterrupted")
 def test_closed_streams_and_ascii_output_do_not_stop_the_training(uninterrupted):
