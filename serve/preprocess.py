@@ -1,19 +1,15 @@
 """Preprocessing: bring a grey picture of a digit into MNIST's form, 28×28, white ink on black.
 
-The steps are those of document imaging: background estimation, polarity, threshold decomposition, and the choice of the
-connected components that form the digit. They run on the whole picture, then on the digit's surroundings at a higher
-resolution. Then the stroke width is normalised, and MNIST's own procedure follows: the ink is scaled to fit 20×20 with
-its aspect ratio kept, and its centre of mass is moved to the middle of 28×28 (LeCun, Bottou, Bengio & Haffner,
-"Gradient-based learning applied to document recognition", 1998).
-
-The constants were chosen on renderings of MNIST's training images.
+docs/pictures.md lists the stages, docs/ablation.md has the effect of each. The last one is MNIST's own procedure: the
+ink is scaled to fit 20×20, and its centre of mass is moved to the middle (LeCun, Bottou, Bengio & Haffner,
+"Gradient-based learning applied to document recognition", 1998). The constants were chosen on renderings of MNIST's
+training images.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +67,7 @@ class ImageError(ValueError):
     index: int | None = None  # of the image in a batch
 
 
-@dataclass(frozen=True)
-class Component:
+class Component(NamedTuple):
     """A connected component of ink: label, bounding box in pixels, ink (area × mean contrast) and mean contrast."""
 
     label: int
@@ -157,18 +152,18 @@ def _foreground(grey: Grey) -> Floats:
         grey, reduced = 255 - grey, 255 - reduced
         background = None if background is None else 255 - background
     contrast = _contrast(_correct_illumination(reduced, background), (background,) * 4)
-    labels, chosen = _digit(contrast)
-    if chosen[0].size < MIN_SIZE or contrast[labels == chosen[0].label].max() <= MIN_SIGNAL * _noise(reduced):
+    mask, chosen = _digit(contrast, MIN_SIGNAL * _noise(reduced))
+    if chosen[0].size < MIN_SIZE:
         raise ImageError(NO_INK)
     _check_single(chosen, reduced.shape[1])
     if reduced.shape != grey.shape:
-        (top, bottom), (left, right) = _surroundings(_mask(labels, chosen), grey.shape)
+        (top, bottom), (left, right) = _surroundings(mask, grey.shape)
         reduced = _reduced(grey[top:bottom, left:right], WORKING_SIDE)
         at_border = (top == 0, bottom == grey.shape[0], left == 0, right == grey.shape[1])
         outside = tuple(background if at else None for at in at_border)
         contrast = _contrast(_correct_illumination(reduced, background), outside)
-        labels, chosen = _digit(contrast)
-    return _normalised(contrast, _mask(labels, chosen), chosen[0].size)
+        mask, chosen = _digit(contrast)
+    return _normalised(contrast, mask, chosen[0].size)
 
 
 # Background and polarity.
@@ -183,8 +178,7 @@ def _uniform_background(thumbnail: Floats) -> float | None:
     """Background estimation: return its grey level if it is uniform and surrounds the ink, else None.
 
     It is uniform if all corners are similar, or if a digit that is cropped to its ink touches the border: in several
-    places, so that the border changes between light and dark at least four times, or in a short one. A shadow or a
-    table touches the border in one long place.
+    places, or in a short one. A shadow or a table touches the border in one long place.
     """
     corners = [thumbnail[y, x].mean() for y in (slice(2), slice(-2, None)) for x in (slice(2), slice(-2, None))]
     if np.ptp(corners) <= UNIFORM:
@@ -252,10 +246,9 @@ def _contrast(values: Floats, outside: tuple[float | None, ...]) -> Floats:
     the top, bottom, left and right border, or None if it is unknown.
     """
     padded: Floats = np.pad(values, 1, mode="edge")
-    edges: tuple[Any, ...] = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
-    for edge, background in zip(edges, outside, strict=True):
+    for edge, background in zip((padded[0], padded[-1], padded[:, 0], padded[:, -1]), outside, strict=True):
         if background is not None:
-            padded[edge] = background
+            edge[:] = background
     border = _perimeter(padded)
     thresholds, step = np.linspace(padded.min(), padded.max(), LEVELS, endpoint=False, retstep=True)
     if np.ptp(border) <= FLAT_BORDER:
@@ -274,12 +267,11 @@ def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     rank = min(max(3, contrast.size // 1_000), contrast.size)
     top = float(np.sort(contrast, axis=None)[-rank])  # faster than np.partition, as most values are equal
     labels, count = ndimage.label(contrast > max(MIN_RELATIVE_CONTRAST * top, MIN_CONTRAST), EIGHT_CONNECTED)
-    inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1)[1:]
-    contrasts = inks / np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    boxes = ndimage.find_objects(labels)
+    inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1).tolist()
+    areas = np.bincount(labels.ravel(), minlength=count + 1).tolist()
     found = [
-        Component(number, y.start, y.stop, x.start, x.stop, *of_it)
-        for number, ((y, x), *of_it) in enumerate(zip(boxes, inks.tolist(), contrasts.tolist(), strict=True), start=1)
+        Component(label, y.start, y.stop, x.start, x.stop, inks[label], inks[label] / areas[label])
+        for label, (y, x) in enumerate(ndimage.find_objects(labels), start=1)
     ]
     return labels, sorted(found, key=lambda component: -component.ink)
 
@@ -293,10 +285,11 @@ def _is_frame(frame: Component, other: Component, labels: NDArray[np.int32]) -> 
     return all(frame.label in side for side in sides)
 
 
-def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
-    """Return the labels of the ink's connected components, [H, W], and the components that form the digit.
+def _digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[Component]]:
+    """Return the digit's mask, [H, W], and its connected components by decreasing ink.
 
-    Frames, dirt, texture and components at the border are excluded. Raises ImageError if nothing remains.
+    Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains, or
+    none of the first component's contrast is above `least`.
     """
     labels, found = _components(contrast)
     height, width = labels.shape
@@ -312,11 +305,9 @@ def _digit(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     ]
     if sum(component.ink for component in chosen) <= MIN_CHOSEN_INK * sum(component.ink for component in candidates):
         raise ImageError(NO_INK)
-    return labels, chosen
-
-
-def _mask(labels: NDArray[np.int32], chosen: list[Component]) -> NDArray[np.bool_]:
-    return np.isin(labels, [component.label for component in chosen])
+    if contrast[labels == chosen[0].label].max() <= least:
+        raise ImageError(NO_INK)
+    return np.isin(labels, [component.label for component in chosen]), chosen
 
 
 def _check_single(chosen: list[Component], width: int) -> None:
