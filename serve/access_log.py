@@ -17,28 +17,24 @@ LONGEST = 600  # characters of a path in the log, up to 6 bytes each: a pipe wri
 REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
 
 
-class AccessLog:
-    """WSGI middleware: request id, access-log line and request metrics."""
+def answer(
+    application: "WSGIApplication", environ: "WSGIEnvironment", start_response: "StartResponse"
+) -> Iterable[bytes]:
+    """Return the application's response with X-Request-ID and X-Content-Type-Options added; log and count it."""
+    start = time.perf_counter()
+    sent = environ.get("HTTP_X_REQUEST_ID", "")
+    request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else secrets.token_hex(16)
 
-    def __init__(self, application: "WSGIApplication") -> None:
-        self._application = application
+    def respond(line: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+        _record(environ, line[:3], time.perf_counter() - start)
+        headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
+        return start_response(line, headers, *exc_info)
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Return the application's response with X-Request-ID and X-Content-Type-Options added."""
-        start = time.perf_counter()
-        sent = environ.get("HTTP_X_REQUEST_ID", "")
-        request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else secrets.token_hex(16)
-
-        def respond(line: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            _record(environ, line[:3], time.perf_counter() - start)
-            headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
-            return start_response(line, headers, *exc_info)
-
-        metrics.IN_FLIGHT.inc()
-        try:
-            return self._application(environ, respond)
-        finally:
-            metrics.IN_FLIGHT.dec()
+    metrics.IN_FLIGHT.inc()
+    try:
+        return application(environ, respond)
+    finally:
+        metrics.IN_FLIGHT.dec()
 
 
 def _record(environ: "WSGIEnvironment", status: str, seconds: float) -> None:

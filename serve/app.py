@@ -3,14 +3,14 @@
 import io
 import logging
 import os
+from functools import partial
 from typing import IO, Any
 
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import MapAdapter
 
-from serve import api_key, health, logs, metrics, open_inference, page, predict, problem
-from serve.access_log import AccessLog
+from serve import access_log, api_key, health, logs, metrics, open_inference, page, predict, problem
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release, read
@@ -26,10 +26,14 @@ class InMemoryRequest(Request):
 class App(Flask):
     """A Flask application that finds the route by path and method only: the header Host is not read."""
 
+    request_class = InMemoryRequest
+
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Return the adapter that finds the route of `request`."""
+        """Return the adapter that finds the route of `request`. Raises NotFound for a path that starts with //."""
         if request is None:
             return super().create_url_adapter(None)
+        if request.environ["PATH_INFO"].startswith("//"):  # werkzeug alone treats several slashes as one
+            raise NotFound
         return self.url_map.bind("", path_info=request.path, default_method=request.method)
 
 
@@ -43,10 +47,8 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     release = release or read(config.model_dir)
     predictor = Predictor(release.graph, config.threads, release.threshold)
     app = App("serve", static_folder=None)
-    app.request_class = InMemoryRequest
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
     app.url_map.merge_slashes = False  # //predict is 404, not a redirect
-    app.before_request(_refuse_slashes)
     logs.install(config.log_level)
     metrics.initialise(release)
     logs.write(
@@ -58,7 +60,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
         threads=config.threads,
         authentication=bool(config.api_key),
     )
-    app.wsgi_app = AccessLog(app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
+    app.wsgi_app = partial(access_log.answer, app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
     problem.install(app)
     if config.api_key:
         api_key.require_key(app, config.api_key)
@@ -69,12 +71,6 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     app.register_blueprint(health.blueprint(predictor))
     app.register_blueprint(page.blueprint())
     return app
-
-
-def _refuse_slashes() -> None:
-    """Raise NotFound for a path that starts with several slashes; werkzeug alone treats them as one."""
-    if request.environ["PATH_INFO"].startswith("//"):
-        raise NotFound
 
 
 def _allow_origins(app: Flask, origins: list[str]) -> None:
