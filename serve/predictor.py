@@ -64,11 +64,8 @@ class Predictor:
 
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
         """Return the model's outputs for `images`, uint8 [N, 28, 28], N ≥ 1, white ink on black."""
-        if len(images) <= CHUNK:
-            outputs = self._run(images)
-        else:
-            runs = [self._run(chunk) for _, chunk in chunks(images, CHUNK)]
-            outputs = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+        runs = [self._run(chunk) for _, chunk in chunks(images, CHUNK)]
+        outputs = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
         if self.threshold is None:
             return Predictions(*outputs)
         probabilities, digits, doubts = outputs
