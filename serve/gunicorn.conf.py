@@ -107,18 +107,14 @@ def _reload_model_on_sighup(server: Any) -> None:
     gunicorn's own reload starts new workers without verifying anything, and delays SIGTERM until the old workers have
     exited. Here gunicorn stops the old workers as it does when there are more than `workers`.
     """
-    put = server.signal
-    pending: list[int] = []
+    wait = server.wait_for_signals
 
-    def enqueue(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:
-            if pending:
-                return  # one reload is enough for several signals
-            pending.append(number)
-        put(number, frame)
+    def wait_for_signals(timeout: float) -> list[int]:
+        numbers = wait(timeout)
+        reload = [signal.SIGHUP] if signal.SIGHUP in numbers else []  # one is enough for several signals
+        return [number for number in numbers if number != signal.SIGHUP] + reload
 
     def handle_hup() -> None:
-        pending.clear()
         try:
             _check_disk_space(server.num_workers)
             wsgi.load()
@@ -129,7 +125,7 @@ def _reload_model_on_sighup(server: Any) -> None:
             server.spawn_worker()
         server.manage_workers()
 
-    server.signal, server.handle_hup = enqueue, handle_hup
+    server.wait_for_signals, server.handle_hup = wait_for_signals, handle_hup
 
 
 def pre_fork(server: Any, worker: Any) -> None:
