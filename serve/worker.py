@@ -58,22 +58,18 @@ class Connection:
             return
         head, self._head = self._head, b""
         if len(data) > JOINED:
-            self._send(head)
-            self._send(data)
+            self.send(head)
+            self.send(data)
         else:
-            self._send(head + data)
+            self.send(head + data)
 
     def end_response(self) -> None:
         """Send the head of a response without a body."""
         head, self._head = self._head, None
-        self._send(head or b"")
+        self.send(head or b"")
 
     def send(self, data: bytes) -> int:
-        """Send all of `data`: gunicorn sends "100 Continue" so. Raises ConnectionResetError as sendall does."""
-        self._send(data)
-        return len(data)
-
-    def _send(self, data: bytes) -> None:
+        """Send all of `data` at once: also "100 Continue", by gunicorn. Raises ConnectionResetError as sendall does."""
         from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
 
         unsent = memoryview(data)
@@ -85,6 +81,7 @@ class Connection:
         except RequestTimeout:
             logs.write(logging.INFO, "the client did not read its response in time: connection closed")
             raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
+        return len(data)
 
     def close(self) -> None:
         """Close the connection. If the client may still be sending, first read until it stops, for LINGER seconds.
