@@ -31,7 +31,8 @@ MAX_EDGE = 4.2  # width of the strokes' edges; in a coarser picture, thin stroke
 
 # Background. Differences in grey levels.
 UNIFORM = 24  # largest difference between the corners of a uniform background
-MAX_SHARE_OF_TWO, MAX_SHARE_OF_ONE = 0.45, 0.15  # of the border: ink that touches it in several places, in one
+MIN_BORDER_CONTRAST = 60  # between ink that touches the border and the background
+MAX_SHARE = 0.15  # of the border: ink that touches it in one place
 CLOSING_WINDOW = 0.3  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
 FLAT_BORDER = 16  # largest difference along a border that no ink crosses
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
@@ -177,21 +178,21 @@ def _perimeter(values: Floats) -> Floats:
 def _uniform_background(thumbnail: Floats) -> float | None:
     """Background estimation: return its grey level if it is uniform and surrounds the ink, else None.
 
-    It is uniform if all corners are similar, or if a digit that is cropped to its ink touches the border: in several
-    places, or in a short one. A shadow or a table touches the border in one long place.
+    It is uniform if all corners are similar, or if a digit that is cropped to its ink touches the border: in a short
+    place, or in several that are no longer than a side. A shadow or a table touches the border in a longer place.
     """
     corners = [thumbnail[y, x].mean() for y in (slice(2), slice(-2, None)) for x in (slice(2), slice(-2, None))]
     if np.ptp(corners) <= UNIFORM:
         return float(np.median(corners))
     border = _perimeter(thumbnail)
-    level = (border - border.min()) / max(float(np.ptp(border)), 1)
-    clear = level[abs(level - 0.5) > 0.15] > 0.5
-    light = level > 0.5
-    changes = (clear != np.roll(clear, 1)).sum()
-    share = min(light.mean(), 1 - light.mean())
-    if np.ptp(border) < 60 or share > (MAX_SHARE_OF_ONE if changes < 4 else MAX_SHARE_OF_TWO):
+    if np.ptp(border) < MIN_BORDER_CONTRAST:
         return None
-    return float(np.median(border[light == (light.mean() > 0.5)]))
+    light = border > (border.min() + border.max()) / 2
+    background = light == (light.mean() > 0.5)
+    starts = np.flatnonzero(background != np.roll(background, 1))
+    places = np.diff(starts, append=starts[0] + len(border))[~background[starts]]  # lengths
+    longest = MAX_SHARE * len(border) if len(places) == 1 else min(thumbnail.shape)
+    return float(np.median(border[background])) if places.max() <= longest else None
 
 
 def _ink_is_light(thumbnail: Floats, background: float | None) -> bool:
