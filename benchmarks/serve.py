@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from PIL import Image
@@ -66,6 +67,7 @@ def main() -> None:
         name: {key: summary([one[name][key] for one in rounds]) for key in values} for name, values in rounds[0].items()
     }
     result = {
+        "date": str(datetime.now(UTC).date()),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "versions": _versions(),

@@ -121,11 +121,11 @@ def running(server: Server) -> Iterator[int]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):  # LitServe's workers outlive it, and keep the cores busy
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
             time.sleep(0.5)
 
 
