@@ -33,7 +33,7 @@ class App(Flask):
         if request is None:
             return super().create_url_adapter(None)
         if request.environ["PATH_INFO"].startswith("//"):  # werkzeug alone treats several slashes as one
-            raise NotFound
+            raise NotFound("expected a path that starts with one slash, found several")
         return self.url_map.bind("", path_info=request.path, default_method=request.method)
 
 
