@@ -29,6 +29,7 @@ from serve.preprocess import ImageError
 from train.files import to_json, write_together
 from train.markdown import table
 from train.paths import ROOT
+from train.provenance import source_revision
 
 # The attributes of serve.preprocess that switch each stage off.
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -88,7 +89,13 @@ def main() -> None:
             print(name, *shown, flush=True)
     if not options.train:
         command = f"python -m benchmarks.ablation --images {options.images}"
-        figures = {"command": command, "images": options.images, "variants": variants, "accuracies": accuracies}
+        figures = {
+            "command": command,
+            "source_revision": source_revision(),
+            "images": options.images,
+            "variants": variants,
+            "accuracies": accuracies,
+        }
         write_together(options.out, {"ablation.md": markdown(figures).encode(), "ablation.json": to_json(figures)})
 
 
@@ -143,7 +150,12 @@ def markdown(figures: dict[str, Any]) -> str:
     columns = ["form", *variants[:2], *(f"−{variant}" for variant in variants[2:])]
     lines += [table(["variant", "mean", "worst form", "largest loss"], summaries)]
     lines += ["", "Every form, differences to all stages:", "", table(columns, rows)]
-    lines += ["", f"Written by `{figures['command']}`.", ""]
+    lines += [
+        "",
+        f"Written by `{figures['command']}` at source revision {figures['source_revision']}. If pictures.md has other "
+        "figures for all stages, a later revision measured them.",
+        "",
+    ]
     return wrap("\n".join(lines))
 
 

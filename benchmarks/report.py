@@ -71,8 +71,8 @@ def _head(training: dict[str, Any], serving: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in serving["versions"].items())
     return [
         "# Benchmarks",
-        f"Training measured on {training['date']}, serving on {serving['date']}, perhaps not on the same machine: "
-        f"compare within a table. {training['device']}; Python {training['python']}, torch {training['torch']}, "
+        f"Training measured on {training['date']}, serving on {serving['date']}. The machines may differ, so "
+        f"compare within a table only. {training['device']}; Python {training['python']}, torch {training['torch']}, "
         f"{versions}. `make bench` measures everything again. ± is the standard deviation over rounds; within a round "
         "the variants run one after the other.",
     ]

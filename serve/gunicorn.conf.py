@@ -111,7 +111,8 @@ def _reload_model_on_sighup(server: Any) -> None:
 
     def wait_for_signals(timeout: float) -> list[int]:
         numbers = wait(timeout)
-        reload = [signal.SIGHUP] if signal.SIGHUP in numbers else []  # one is enough for several signals
+        # One reload is enough for several SIGHUPs. It comes last, so that SIGTERM does not wait for it.
+        reload = [signal.SIGHUP] if signal.SIGHUP in numbers else []
         return [number for number in numbers if number != signal.SIGHUP] + reload
 
     def handle_hup() -> None:

@@ -32,7 +32,7 @@ MAX_EDGE = 4.2  # width of the strokes' edges; in a coarser picture, thin stroke
 # Background. Differences in grey levels.
 UNIFORM = 24  # largest difference between the corners of a uniform background
 MIN_BORDER_CONTRAST = 60  # between ink that touches the border and the background
-MAX_SHARE = 0.15  # of the border: ink that touches it in one place
+MAX_SHARE = 0.15  # largest part of the border that is ink, if the ink touches it in one place only
 CLOSING_WINDOW = 0.3  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
 FLAT_BORDER = 16  # largest difference along a border that no ink crosses
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
@@ -290,7 +290,7 @@ def _digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[
     """Return the digit's mask, [H, W], and its connected components by decreasing ink.
 
     Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains, or
-    none of the first component's contrast is above `least`.
+    if no pixel of the component with the most ink has a contrast above `least`.
     """
     labels, found = _components(contrast)
     height, width = labels.shape
