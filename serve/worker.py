@@ -69,7 +69,7 @@ class Connection:
         self.send(head or b"")
 
     def send(self, data: bytes) -> int:
-        """Send all of `data`. gunicorn calls this for "100 Continue". Raises ConnectionResetError as sendall does."""
+        """Send all of `data`; gunicorn uses it for "100 Continue", too. Raises ConnectionResetError as sendall does."""
         from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
 
         unsent = memoryview(data)
