@@ -10,11 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def block(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> list[nn.Module]:
+def block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
     """Convolution without padding, batch normalisation, ReLU: [N, inputs, H, W] → [N, outputs, H', W']."""
     # No bias: batch normalisation subtracts the mean and would cancel it.
-    convolution = nn.Conv2d(inputs, outputs, kernel, dilation=dilation, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def separable_block(inputs: int, outputs: int, *, padding: int = 0, dilation: int = 1) -> list[nn.Module]:
+    """Depthwise separable convolution and ReLU: [N, inputs, H, W] → [N, outputs, H', W'].
+
+    A 3×3 convolution within each channel, then a 1×1 convolution across the channels, each with batch normalisation.
+    Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017; no ReLU between the two.
+    """
+    depthwise = nn.Conv2d(inputs, inputs, 3, padding=padding, dilation=dilation, groups=inputs, bias=False)
+    # No scale and shift between the two: the convolution across the channels includes the one and cancels the other.
+    return [depthwise, nn.BatchNorm2d(inputs, affine=False), *block(inputs, outputs, kernel=1)]
 
 
 class BinomialBlur(nn.Module):
@@ -84,25 +94,27 @@ class Model_2(nn.Sequential):
 
 
 class Model_3(nn.Sequential):
-    """The experiment that reaches the goal, 7,578 parameters: anti-aliased pooling, most channels on the small maps.
+    """The experiment that reaches the goal, 7,162 parameters: separable convolutions and anti-aliased pooling.
 
     The first pooling is blurred. The second one is dense (stride 1), and the convolution after it is dilated by 2
-    (à trous), so that the global average includes every phase. `channels` are those of the five convolutions.
+    (à trous), so that the global average includes every phase. `channels` are those before and after the first pooling.
     """
 
-    def __init__(self, channels: tuple[int, int, int, int, int] = (8, 12, 16, 16, 16)) -> None:
-        first, second, third, fourth, fifth = channels
+    def __init__(self, channels: tuple[int, int] = (16, 32)) -> None:
+        large, small = channels  # of the large and of the small maps
         super().__init__(
-            *block(1, first),
-            *block(first, second),
-            *max_blur_pool(second),
-            *block(second, third),
-            *block(third, fourth),
+            *block(1, large),
+            *separable_block(large, large),
+            *max_blur_pool(large),
+            *separable_block(large, small),
+            *separable_block(small, small),
+            *separable_block(small, small, padding=1),
+            *separable_block(small, small, padding=1),
             nn.MaxPool2d(2, stride=1),
-            *block(fourth, fifth, dilation=2),
+            *separable_block(small, small, dilation=2),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(fifth, 10),
+            nn.Linear(small, 10),
         )
 
 

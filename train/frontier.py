@@ -13,14 +13,14 @@ from train.lock import locked
 from train.markdown import percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
 
-# The channels of Model_3's five convolutions, and the number of seeds of each width.
+# The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
 WIDTHS = {
-    (2, 3, 4, 4, 4): 2,
-    (3, 4, 5, 6, 6): 2,
-    (4, 5, 6, 8, 8): 2,
-    (4, 6, 8, 10, 10): 5,
-    (6, 8, 10, 12, 13): 10,
-    (8, 12, 16, 16, 16): 20,
+    (3, 6): 2,
+    (6, 8): 2,
+    (8, 12): 2,
+    (10, 16): 5,
+    (12, 22): 10,
+    (16, 32): 20,
 }
 # Other networks in the plot: parameters, test accuracy as published (one seed each) and its source.
 PUBLISHED = {
@@ -85,9 +85,9 @@ def markdown(figures: dict[str, Any]) -> str:
 {table(columns, rows)}
 
 All values are of the last epoch; no epoch or seed is selected. The test images are only reported, never used. A name
-such as Model_3-4-6-8-10-10 gives the channels of the five convolutions. These networks have the layers and the recipe
-of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The figures with a link are as published there,
-not measured here; some are of the epoch with the best test accuracy, and of many more epochs than 15.
+such as Model_3-10-16 gives the channels before and after the first pooling. These networks have the layers and the
+recipe of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The figures with a link are as published
+there, not measured here; some are of the epoch with the best test accuracy, and of many more epochs than 15.
 
 Source revision: {", ".join(figures["source_revisions"])}. Command:
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.networks import Model_1, Model_2, Model_3, max_blur_pool, parameter_count
+from model.networks import Model_1, Model_2, Model_3, max_blur_pool, parameter_count, separable_block
 
 # The reference's tables: layer, output shape of one image, parameters.
 TABLES = {
@@ -100,6 +100,15 @@ def test_blur_pooling_is_a_dense_maximum_then_a_binomial_filter():
     expected = nn.Sequential(nn.MaxPool2d(2, stride=1), *averages)(images)
     torch.testing.assert_close(nn.Sequential(*max_blur_pool(3))(images), expected)
     assert not nn.Sequential(*max_blur_pool(3)).state_dict()
+
+
+def test_a_separable_block_is_one_convolution_per_channel_then_one_across_the_channels():
+    layers = nn.Sequential(*separable_block(2, 5, dilation=2)).eval()
+    depthwise, across = (layer for layer in layers if isinstance(layer, nn.Conv2d))
+    kernels = across.weight * depthwise.weight.transpose(0, 1)  # [5, 2, 3, 3]: the same as a full convolution
+    images = torch.randn(3, 2, 9, 9)
+    expected = torch.conv2d(images, kernels, dilation=2).relu()  # before training, batch normalisation changes nothing
+    torch.testing.assert_close(layers(images), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("network", [Model_1, Model_2, Model_3])

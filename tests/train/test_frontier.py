@@ -12,7 +12,7 @@ from train.__main__ import main
 def test_widths_keep_to_the_budgets():
     parameters = [parameter_count(Model_3(channels)) for channels in frontier.WIDTHS]
     assert parameters == sorted(parameters)
-    assert parameters[0] < 600
+    assert parameters[0] < 650
     assert parameters[-1] == parameter_count(Model_3()) <= 8_000
     assert any(2_000 < count <= 2_500 for count in parameters)
     assert any(3_500 < count <= 4_000 for count in parameters)
@@ -20,20 +20,20 @@ def test_widths_keep_to_the_budgets():
 
 @pytest.mark.slow
 def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(frontier, "WIDTHS", {(2, 3, 4, 4, 4): 2, (8, 12, 16, 16, 16): 1})
+    monkeypatch.setattr(frontier, "WIDTHS", {(3, 6): 2, (16, 32): 1})
     options = ["--epochs", "4", "--device", "cpu", "--data", str(tiny), "--out", str(tmp_path)]
     assert main(["consistency", "--seeds", "1", *options]) == 0
     assert main(["frontier", *options]) == 0
     output = capfd.readouterr().out
     assert "1 of 5 trainings were finished before" in output
-    assert "seed 2: Model_3-2-3-4-4-4, test " in output
+    assert "seed 2: Model_3-3-6, test " in output
     folder = tmp_path / "frontier"
     figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())["networks"]}
     assert {name: (one["parameters"], one["seeds"]) for name, one in figures.items()} == {
         "Model_1": (10_970, 1),
         "Model_2": (6_664, 1),
-        "Model_3-2-3-4-4-4": (552, 2),
-        "Model_3": (7_578, 1),
+        "Model_3-3-6": (610, 2),
+        "Model_3": (7_162, 1),
     }
     table = (folder / "frontier.md").read_text()
     for one in figures.values():
