@@ -12,7 +12,7 @@ import msgspec
 from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
 VERIFY_TIMEOUT_S = 60
-Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["8258bfe0b4b0"])]
+Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["dc997d33b944"])]
 
 
 class ModelError(ValueError):
