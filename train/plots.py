@@ -151,8 +151,9 @@ def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, floa
     family = sorted((one for one in figures if one["model"].startswith("Model_3")), key=lambda one: one["parameters"])
     others = [one for one in figures if one not in family]
 
-    def label(text: str, point: tuple[int, float], offset: tuple[int, int], colour: str) -> None:
-        axes.annotate(text, point, xytext=offset, textcoords="offset points", color=colour, fontsize=8)
+    def label(text: str, point: tuple[int, float], colour: str, side: str) -> None:
+        offset = (6, -4 if side == "top" else 4)
+        axes.annotate(text, point, xytext=offset, textcoords="offset points", color=colour, fontsize=8, va=side)
 
     for colour, group, line in ((TEST, family, "-"), (TRAIN, others, "")):
         parameters = [one["parameters"] for one in group]
@@ -161,10 +162,12 @@ def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, floa
             parameters, mean, (mean - best, worst - mean), color=colour, marker="o", linestyle=line, capsize=3
         )
         for one, x, y in zip(group, parameters, mean, strict=True):
-            label(f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"], (x, y), (8, -16), colour)
+            label(
+                f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"], (x, y), colour, "top" if line else "bottom"
+            )
     for name, (x, accuracy) in published.items():
         axes.plot(x, 100 * (1 - accuracy), color=MUTED, marker="x", linestyle="")
-        label(name, (x, 100 * (1 - accuracy)), (6, -12), MUTED)
+        label(name, (x, 100 * (1 - accuracy)), MUTED, "bottom")
     axes.axhline(100 * (1 - target), color=TARGET, linewidth=1, linestyle="--")
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters")
