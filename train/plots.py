@@ -64,15 +64,13 @@ def accuracy_curves(histories: dict[str, list[Epoch]], target: float) -> bytes:
     lows = []
     for (name, history), colour in zip(histories.items(), cycle(COLOURS), strict=False):
         test = 100 * _metric(history, "test_accuracy")
-        axes.plot(_metric(history, "epoch"), test, color=colour, marker=".", linewidth=1.8)
-        end = (history[-1].epoch, test[-1])
-        axes.annotate(f" {name} {test[-1]:.2f}", end, color=colour, va="center", fontweight="bold")
+        label = f"{name}: {test[-1]:.2f} % at the end"
+        axes.plot(_metric(history, "epoch"), test, color=colour, marker=".", linewidth=1.8, label=label)
         lows.append(test[1 if len(test) > 2 else 0 :].min())
     _target_line(axes, target)
     axes.set(title="Test accuracy by epoch", ylabel="%", ylim=(max(0, min(lows) - 0.2), None))
-    epochs = max(len(history) for history in histories.values())
-    _epoch_axis(axes, epochs)
-    axes.set_xlim(0.5, 1.2 * epochs + 0.5)
+    axes.legend(loc="lower right")
+    _epoch_axis(axes, max(len(history) for history in histories.values()))
     return _png(figure)
 
 
