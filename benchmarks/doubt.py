@@ -114,7 +114,7 @@ def _classifier(release: Path) -> tuple[DigitClassifier, str]:
 
 def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], Scores]:
     """Return a function from images, uint8 [N, 28, 28], to every method's scores."""
-    (features, _), logits = doubt.batched_features(classifier.network, data.train.images[:MAHALANOBIS_IMAGES])
+    logits, (features, _) = doubt.extract_features(classifier.network, data.train.images[:MAHALANOBIS_IMAGES])
     digits = logits.argmax(dim=1)
     means = torch.stack([features[digits == digit].mean(dim=0) for digit in range(10)])
     covariance = (features - means[digits]).T.cov()
@@ -123,7 +123,7 @@ def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], Scor
     )
 
     def score(images: Tensor) -> Scores:
-        (features, shared), logits = doubt.batched_features(classifier.network, images)
+        logits, (features, shared) = doubt.extract_features(classifier.network, images)
         assert classifier.doubt
         with torch.inference_mode():
             scores = {
@@ -222,7 +222,7 @@ def markdown(figures: dict[str, Any]) -> str:
             "letters, and half as many of the others.",
             "",
             "Other heads, tried once on 1,500 pictures per kind of the first group, made of validation digits, "
-            "with a former Model_3 of five layers and 7,578 parameters; the chosen head was kept for the present one. "
+            "with the former Model_3 (five convolutions, 7,578 parameters). The chosen head was kept for the new one. "
             "All but the last row keep network and head within 8,000 parameters. The command does not measure them "
             "again:",
             "",

@@ -30,7 +30,7 @@ WARPED = 3  # one of three training images is warped
 BATCH_SIZE, EPOCHS, LEARNING_RATE = 1_024, 60, 0.03  # BATCH_SIZE digits and as many non-digits per training step
 DIGIT_WEIGHT = 6.0  # weight of the digits' loss, because few of them may be doubted
 
-Inputs = tuple[Features, Tensor]  # features, and logits [N, 10]
+LogitsAndFeatures = tuple[Tensor, Features]  # as from model.classifier.logits_and_features
 
 
 def fit(network: nn.Module, data: Data) -> DoubtHead:
@@ -38,13 +38,13 @@ def fit(network: nn.Module, data: Data) -> DoubtHead:
     train, cut = data.train.images, len(data.train) // WARPED
     with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
         torch.manual_seed(SEED)
-        digits = [batched_features(network, train[cut:]), batched_features(network, train[:cut], WARP)]
+        digits = [extract_features(network, train[cut:]), extract_features(network, train[:cut], WARP)]
         count = len(train) / DIGITS_PER_NONDIGIT
         drawn = (
             draw(kind, max(1, round(WEIGHTS[kind] * count)), data.train, SEED + number)
             for number, kind in enumerate(KINDS)
         )
-        return _fit(_concatenate(digits), _concatenate([batched_features(network, images) for images in drawn]))
+        return _fit(_concatenate(digits), _concatenate([extract_features(network, images) for images in drawn]))
 
 
 def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:
@@ -72,37 +72,33 @@ def choose_threshold(doubts: NDArray[np.float32]) -> float:
 
 
 @torch.inference_mode()
-def batched_features(network: nn.Module, images: Tensor, warp: Warp | None = None) -> Inputs:
-    """Return the features that `doubt` is computed from, and the logits, of `images`, uint8 [N, 28, 28]."""
-    parts = []
-    for batch in images.cpu().split(500):
-        scaled = scale(batch)
-        logits, features = logits_and_features(network, normalise(warp(scaled) if warp else scaled))
-        parts.append((features, logits))
-    return _concatenate(parts)
+def extract_features(network: nn.Module, images: Tensor, warp: Warp | None = None) -> LogitsAndFeatures:
+    """Return the logits and the features of the doubt head of `images`, uint8 [N, 28, 28], in batches of 500."""
+    batches = (scale(batch) for batch in images.cpu().split(500))
+    return _concatenate([logits_and_features(network, normalise(warp(batch) if warp else batch)) for batch in batches])
 
 
-def _concatenate(parts: list[Inputs]) -> Inputs:
-    detected, shared = (torch.cat(features) for features in zip(*(features for features, _ in parts), strict=True))
-    return (detected, shared), torch.cat([logits for _, logits in parts])
+def _concatenate(parts: list[LogitsAndFeatures]) -> LogitsAndFeatures:
+    detected, shared = (torch.cat(features) for features in zip(*(features for _, features in parts), strict=True))
+    return torch.cat([logits for logits, _ in parts]), (detected, shared)
 
 
-def _fit(digits: Inputs, others: Inputs) -> DoubtHead:
+def _fit(digits: LogitsAndFeatures, others: LogitsAndFeatures) -> DoubtHead:
     """Fit a head by logistic regression on balanced batches of digits and others."""
     # Fit to standardised features. At the end, the standardisation is merged into the weights.
-    everything, _ = _concatenate([digits, others])
+    _, everything = _concatenate([digits, others])
     means = [part.mean(dim=0) for part in everything]
     deviations = [part.std(dim=0) + 1e-3 for part in everything]
 
-    def standardised(inputs: Inputs) -> Inputs:
-        detected, shared = ((part - mean) / by for part, mean, by in zip(inputs[0], means, deviations, strict=True))
-        return (detected, shared), torch.softmax(inputs[1], dim=1)
+    def head_inputs(logits: Tensor, features: Features) -> tuple[Features, Tensor]:
+        detected, shared = ((part - mean) / by for part, mean, by in zip(features, means, deviations, strict=True))
+        return (detected, shared), torch.softmax(logits, dim=1)
 
-    classes = [standardised(inputs) for inputs in (digits, others)]
+    classes = [head_inputs(*outputs) for outputs in (digits, others)]
     head = DoubtHead(*map(len, means))
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
-    steps = max(10, EPOCHS * len(digits[1]) // BATCH_SIZE)
+    steps = max(10, EPOCHS * len(digits[0]) // BATCH_SIZE)
     optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for _ in range(steps):

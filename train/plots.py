@@ -153,16 +153,14 @@ def frontier(figures: list[dict[str, Any]], published: dict[str, tuple[int, floa
         offset = (6, -4 if side == "top" else 4)
         axes.annotate(text, point, xytext=offset, textcoords="offset points", color=colour, fontsize=8, va=side)
 
-    for colour, group, line in ((TEST, family, "-"), (TRAIN, others, "")):
+    for colour, group, line, side in ((TEST, family, "-", "top"), (TRAIN, others, "", "bottom")):
         parameters = [one["parameters"] for one in group]
         mean, best, worst = (100 * (1 - np.array([one[key] for one in group])) for key in ("mean", "best", "worst"))
         axes.errorbar(
             parameters, mean, (mean - best, worst - mean), color=colour, marker="o", linestyle=line, capsize=3
         )
         for one, x, y in zip(group, parameters, mean, strict=True):
-            label(
-                f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"], (x, y), colour, "top" if line else "bottom"
-            )
+            label(f"{100 * one['mean']:.2f}\n{x:,}" if line else one["model"], (x, y), colour, side)
     for name, (x, accuracy) in published.items():
         axes.plot(x, 100 * (1 - accuracy), color=MUTED, marker="x", linestyle="")
         label(name, (x, 100 * (1 - accuracy)), MUTED, "bottom")
