@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from model.classifier import normalise, scale
 from train.checkpoint import CheckpointFolder, Epoch
-from train.compile import compiled
 from train.data import Data, Split
 from train.errors import DivergenceError, SettingsError
+from train.graph import Step, captured
 from train.progression import Experiment, Recipe
 
 # Batches between checks of the loss on a CPU. A GPU checks once per epoch: reading the loss forces a synchronisation.
@@ -66,18 +66,19 @@ def fit(
     )
     scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
-    forward: nn.Module = network
+    step = _step(network, optimizer, train, recipe)
     if device.type == "cuda":
-        forward = compiled(network, _prepare(train.images[: recipe.batch_size], recipe))
+        step = captured(step, network.train(), optimizer, torch.arange(recipe.batch_size, device=device))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if progress_interval is not None:
             print(f"EPOCH: {number}/{recipe.epochs}")
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
+        network.train()
         try:
             figures = (
-                *_train_epoch(forward, optimizer, scheduler, recipe, train, progress_interval),
+                *_train_epoch(step, scheduler, _batches(train, recipe.batch_size), progress_interval),
                 *evaluate(network, validation),
                 *evaluate(network, test),
             )
@@ -129,31 +130,39 @@ def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) 
     return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()
 
 
-def _train_epoch(
-    network: nn.Module,
-    optimizer: SGD,
-    scheduler: LRScheduler,
-    recipe: Recipe,
-    split: Split,
-    progress_interval: float | None,
-) -> tuple[float, float]:
-    """Train for one epoch on `split` and return the running mean loss and accuracy."""
-    network.train()
+def _step(network: nn.Module, optimizer: SGD, split: Split, recipe: Recipe) -> Step:
+    """Return the function that trains `network` on the images of `split` at the given indices."""
+
+    def step(batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss, right = batch_loss(network, split, batch, recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), right
+
+    return step
+
+
+def _batches(split: Split, size: int) -> Tensor:
+    """Return the indices of `split` in random order, [batches, size]."""
     # Drop the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
     order = torch.randperm(len(split), device=split.labels.device)
-    batches = order[: len(split) // recipe.batch_size * recipe.batch_size].view(-1, recipe.batch_size)
-    losses = torch.zeros(len(batches), device=order.device)
-    correct = torch.zeros((), device=order.device)
-    interval = len(batches) if order.is_cuda else CHECK_INTERVAL
+    return order[: len(split) // size * size].view(-1, size)
+
+
+def _train_epoch(
+    step: Step, scheduler: LRScheduler, batches: Tensor, progress_interval: float | None
+) -> tuple[float, float]:
+    """Train on `batches` of indices for one epoch and return the running mean loss and accuracy."""
+    losses = torch.zeros(len(batches), device=batches.device)
+    correct = torch.zeros((), device=batches.device)
+    interval = len(batches) if batches.is_cuda else CHECK_INTERVAL
     silent, seconds = progress_interval is None, progress_interval or 0
     with tqdm(total=len(batches), disable=silent, mininterval=seconds, dynamic_ncols=True) as progress:
         for number, batch in enumerate(batches):
-            loss, right = batch_loss(network, split, batch, recipe)
-            optimizer.zero_grad()  # sets gradients to None: the forward pass's CUDA graph may have overwritten them
-            loss.backward()
-            optimizer.step()
+            loss, right = step(batch)
             scheduler.step()
-            losses[number] = loss.detach()
+            losses[number] = loss
             correct += right
             done = number + 1
             if done % interval == 0 or done == len(batches):
@@ -161,7 +170,7 @@ def _train_epoch(
                 if not all(finite):
                     first = finite.index(False)
                     raise FloatingPointError(losses[first].item(), f"batch {first}")
-                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * recipe.batch_size)
+                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * batches.shape[1])
                 figures = f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}"
                 progress.set_description_str(figures, refresh=False)
                 progress.update(done - progress.n)

@@ -1,7 +1,7 @@
 """Devices of the tensors of a training step on a GPU, checked without a GPU.
 
 Fake tensors have a device and a shape, but no values. Data, augmentation, forward pass and loss are checked. The
-backward pass, the optimizer and torch.compile need a real GPU.
+backward pass, the optimizer and the CUDA graph need a real GPU: see test_graph and test_loop.
 """
 
 from collections.abc import Iterator

@@ -17,6 +17,7 @@ from train.progression import PROGRESSION, with_epochs
 CPU = torch.device("cpu")
 # Model_2 has dropout and a constant learning rate. Model_3 has augmentation, a one-cycle schedule and weight decay.
 MODELS = ["Model_2", "Model_3"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 EPOCHS = 4  # the minimum for Model_3 on `tiny`, which has three batches per epoch
 MODEL_2 = with_epochs(PROGRESSION["Model_2"], EPOCHS)
 
@@ -51,7 +52,7 @@ class InterruptionError(Exception):
     pass
 
 
-def interrupt(experiment, data, folder, *, after):
+def interrupt(experiment, data, folder, *, after, device=CPU):
     """Train with seed 1 and stop by an exception after the checkpoint of epoch `after`."""
 
     def stop(epoch):
@@ -59,7 +60,7 @@ def interrupt(experiment, data, folder, *, after):
             raise InterruptionError
 
     with pytest.raises(InterruptionError):
-        fit(experiment, data, seed=1, device=CPU, checkpoints=folder, on_epoch=stop)
+        fit(experiment, data, seed=1, device=device, checkpoints=folder, on_epoch=stop)
 
 
 @pytest.mark.slow
@@ -80,15 +81,17 @@ def test_weights_are_bitwise_equal_only_with_the_same_seed(model, data):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", MODELS)
-def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, data, tmp_path):
-    experiment = with_epochs(PROGRESSION[model], EPOCHS)
-    uninterrupted, history = fit(experiment, data, seed=1, device=CPU)
+def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, device, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # on a GPU
+    experiment, device = with_epochs(PROGRESSION[model], EPOCHS), torch.device(device)
+    uninterrupted, history = fit(experiment, data, seed=1, device=device)
     folder = CheckpointFolder(tmp_path / model, settings(experiment, data, 1))
-    interrupt(experiment, data, folder, after=2)
+    interrupt(experiment, data, folder, after=2, device=device)
     epochs = []
     resumed, resumed_history = fit(
-        experiment, data, seed=1, device=CPU, checkpoints=folder, on_epoch=lambda epoch: epochs.append(epoch.epoch)
+        experiment, data, seed=1, device=device, checkpoints=folder, on_epoch=lambda epoch: epochs.append(epoch.epoch)
     )
     assert epochs == [3, 4]
     assert same(weights(uninterrupted), weights(resumed))
