@@ -143,8 +143,9 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     """
     if picture.mode == "L":
         return picture
-    sample = np.asarray(picture.reduce(-(-max(picture.size) // 32)), np.float32).reshape(-1, 3)
-    covariance = np.cov(sample.T, bias=True)  # bias: it also exists for a single pixel
+    sample = np.array(picture.reduce(-(-max(picture.size) // 32)), np.float32).reshape(-1, 3)
+    sample -= sample.mean(axis=0)
+    covariance = sample.T @ sample / len(sample)
     if LUMINANCE @ covariance @ LUMINANCE >= covariance.trace() / 8:
         return picture.convert("L")
     axis = np.linalg.eigh(covariance)[1][:, -1]

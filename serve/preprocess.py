@@ -7,11 +7,11 @@ training images.
 """
 
 import math
-from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -24,6 +24,7 @@ Floats = NDArray[np.float32]
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
 WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
 THUMBNAIL_SIDE = 40  # longer side of the picture from which background and polarity are estimated
+SECOND_PASS_SIZE = 48  # a digit of the first pass that is larger is not segmented again
 MIN_SIZE = 4  # of a digit in the reduced picture
 FINE_SIDE, FINE_MARGIN = 80, 6  # the digit when its strokes are measured and redrawn, and the margin around it
 MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
@@ -157,7 +158,7 @@ def _foreground(grey: Grey) -> Floats:
     if chosen[0].size < MIN_SIZE:
         raise ImageError(NO_INK)
     _check_single(chosen, reduced.shape[1])
-    if reduced.shape != grey.shape:
+    if reduced.shape != grey.shape and chosen[0].size < SECOND_PASS_SIZE:
         (top, bottom), (left, right) = _surroundings(mask, grey.shape)
         reduced = _reduced(grey[top:bottom, left:right], WORKING_SIDE)
         at_border = (top == 0, bottom == grey.shape[0], left == 0, right == grey.shape[1])
@@ -203,7 +204,8 @@ def _ink_is_light(thumbnail: Floats, background: float | None) -> bool:
     """
     if background is not None and background > 127 and thumbnail.max() <= background + FLAT_BORDER:
         return False  # also if strokes are so thick that the area they enclose looks like ink
-    median = ndimage.median_filter(thumbnail, 7, mode="nearest")
+    windows = sliding_window_view(np.pad(thumbnail, 3, mode="edge"), (7, 7)).reshape(*thumbnail.shape, -1)
+    median = np.partition(windows, 24)[..., 24]  # a third of the time of ndimage.median_filter
     if background is None:
         return _skewness((thumbnail - median) / (thumbnail + 120)) > 0
     local, uniform = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (median, background))
@@ -229,11 +231,17 @@ def _correct_illumination(values: Floats, background: float | None) -> Floats:
 
 def _noise(values: Floats) -> float:
     """Estimate the standard deviation of the noise, 0–1, from second differences along rows."""
-    differences = abs(np.diff(values, 2, axis=1))
+    differences = abs(np.diff(values, 2, axis=1)).ravel()
     if not differences.size:
         return 0.0
     # A quarter of a normal distribution is within ±0.3186 σ; σ of a second difference is √6 times that of a pixel.
-    return float(np.percentile(differences, 25)) / (0.3186 * 6**0.5 * 255)
+    return _quantile(differences, 0.25) / (0.3186 * 6**0.5 * 255)
+
+
+def _quantile(values: Floats, share: float) -> float:
+    """Return the value, of a flat array, below which that share of the values is; np.quantile takes longer."""
+    rank = int(share * len(values))
+    return float(np.partition(values, rank)[rank])
 
 
 # Ink and its connected components.
@@ -308,7 +316,9 @@ def _digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[
         raise ImageError(NO_INK)
     if contrast[labels == chosen[0].label].max() <= least:
         raise ImageError(NO_INK)
-    return np.isin(labels, [component.label for component in chosen]), chosen
+    is_chosen = np.zeros(labels.max() + 1, bool)  # by label
+    is_chosen[[component.label for component in chosen]] = True
+    return is_chosen[labels], chosen
 
 
 def _check_single(chosen: list[Component], width: int) -> None:
@@ -337,7 +347,7 @@ def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
     Ink in glare or under light pressure has less contrast than the rest. `size` is that of the digit in pixels.
     """
     side = max(3, int(NEARBY_WINDOW * size)) | 1
-    typical = float(np.percentile(contrast[mask], 75))
+    typical = _quantile(contrast[mask], 0.75)
     nearby = ndimage.maximum_filter(np.where(mask, contrast, 0), side)
     nearby = ndimage.uniform_filter(nearby, side).clip(MIN_NEARBY_CONTRAST * typical, typical)
     dilated = ndimage.maximum_filter(mask, 3)
@@ -358,20 +368,8 @@ def _reduced(values: Grey | Floats, side: int) -> Floats:
 
 
 def _resampled(values: Floats, height: int, width: int) -> Floats:
-    """Resample the picture: area averages if it shrinks, else bilinear interpolation."""
-    return np.asarray(_weights(values.shape[0], height) @ values @ _weights(values.shape[1], width).T)
-
-
-@lru_cache(maxsize=64)  # at most 7 MiB: 80 × 320 weights each
-def _weights(size: int, count: int) -> Floats:
-    """Return the matrix that resamples `size` pixels to `count`, float32 [count, size]; each row sums to 1."""
-    step = size / count
-    first, pixel = step * np.arange(count)[:, None], np.arange(size)
-    if step >= 1:
-        weights = (np.minimum(pixel + 1, first + step) - np.maximum(pixel, first)).clip(0)
-    else:
-        weights = (1 - abs(pixel + 0.5 - (first + step / 2).clip(0.5, size - 0.5))).clip(0)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+    """Resample the picture, with anti-aliasing if it shrinks."""
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.HAMMING))
 
 
 def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
