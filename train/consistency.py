@@ -17,8 +17,6 @@ from train.markdown import percent, table
 from train.progression import TARGET_ACCURACY, Experiment, experiments
 from train.training import Trained, Training, train_all
 
-PER_GPU = 10  # seeds in parallel: one such network uses a small part of a GPU
-
 
 def consistency(
     name: str, seeds: int, *, epochs: int | None, device_name: str, data_directory: Path, out: Path
@@ -58,7 +56,7 @@ def train_seeds(
         for experiment, seeds in experiments
         for seed in range(1, seeds + 1)
     ]
-    return train_all(trainings, data, noun=noun, per_gpu=PER_GPU)
+    return train_all(trainings, data, noun=noun)
 
 
 def write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:

@@ -59,13 +59,13 @@ class Training:
 
 
 def train_all(
-    trainings: list[Training], data: Data, *, noun: str, per_gpu: int = 1
+    trainings: list[Training], data: Data, *, noun: str
 ) -> tuple[list[Trained], dict[Training, DivergenceError]]:
     """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
 
     Finished trainings are not repeated; interrupted ones resume after their last epoch. `noun` is "models" or "seeds",
-    for messages; a GPU runs `per_gpu` trainings at the same time. Raises SettingsError or TrainError if a training
-    cannot start or resume, before any is trained, or fails otherwise than by divergence.
+    for messages. Raises SettingsError or TrainError if a training cannot start or resume, before any is trained, or
+    fails otherwise than by divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
@@ -75,8 +75,8 @@ def train_all(
         [partial(_train_remotely, one, _read_files(one.folder)) if remote else partial(_train, one) for one in pending],
         data,
         # From all trainings, not the pending ones: another number of threads per training changes the last bits.
-        max_workers=1 if remote else max_workers(len(trainings), device_name, per_gpu),
-        gpu_share=0 if device_name == "cpu" else 1 / per_gpu,
+        max_workers=1 if remote else max_workers(len(trainings), device_name),
+        gpus=int(device_name != "cpu"),
     )
     errors = {}
     for number, (error, files) in results if pending else ():
@@ -87,13 +87,14 @@ def train_all(
     return finished, {one: errors[one] for one in trainings if one in errors}
 
 
-def max_workers(trainings: int, device_name: str, per_gpu: int = 1) -> int:
-    """Return how many `trainings` to run in parallel on this machine, within its GPU, threads and memory.
+def max_workers(trainings: int, device_name: str) -> int:
+    """Return how many `trainings` to run in parallel on this machine, within its threads and memory; one on a GPU.
 
-    One thread per training in parallel is faster than all threads on one training: the layers are small.
+    One thread per training in parallel is faster than all threads on one training: the layers are small. A GPU takes
+    turns between processes, so ten trainings in parallel take no less time than one after the other.
     """
     if devices.pick(device_name).type == "cuda":
-        trainings = min(trainings, per_gpu)
+        return 1
     return max(1, min(trainings, torch.get_num_threads(), memory.available_memory() // memory.REQUIRED))
 
 
