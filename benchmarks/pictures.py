@@ -45,7 +45,7 @@ METHOD = """## How a picture is read
 1. Estimate the background, and decide by the skewness of the contrast whether the ink is light or dark.
 2. Divide by a morphological closing if the light is uneven.
 3. Isolate the ink by threshold decomposition, and choose the connected components that are the digit.
-4. Do 2 and 3 again on the digit's surroundings, at a higher resolution.
+4. If the digit is small in the picture, do 2 and 3 again on its surroundings, at a higher resolution.
 5. Normalise the stroke width by a distance transform, unless the picture is so coarse that its edges are wide.
 6. Fit the ink into 20×20 and put its centre of mass in the middle.
 

@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
 WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
 THUMBNAIL_SIDE = 40  # longer side of the picture from which background and polarity are estimated
-SECOND_PASS_SIZE = 48  # a digit of the first pass that is larger is not segmented again
+SECOND_PASS_SIZE = 48  # a digit of this size or larger in the reduced picture has no second pass
 MIN_SIZE = 4  # of a digit in the reduced picture
 FINE_SIDE, FINE_MARGIN = 80, 6  # the digit when its strokes are measured and redrawn, and the margin around it
 MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
@@ -35,6 +35,7 @@ UNIFORM = 24  # largest difference between the corners of a uniform background
 MIN_BORDER_CONTRAST = 60  # between ink that touches the border and the background
 MAX_SHARE = 0.15  # largest part of the border that is ink, if the ink touches it in one place only
 CLOSING_WINDOW = 0.3  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
+MEDIAN_WINDOW = 7  # pixels of the thumbnail: wider than a stroke
 FLAT_BORDER = 16  # largest difference along a border that no ink crosses
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
 
@@ -142,7 +143,7 @@ def to_mnist(grey: Grey) -> Grey:
 def _foreground(grey: Grey) -> Floats:
     """Segment the digit: return its ink and surroundings, float32 [H, W] from 0 (background) to 1 (full ink).
 
-    The first pass finds the digit in the whole picture, the second segments it at a higher resolution.
+    The first pass finds the digit in the whole picture. If it is small, the second segments it at a higher resolution.
     """
     reduced = _reduced(grey, WORKING_SIDE)
     thumbnail = _reduced(reduced, THUMBNAIL_SIDE)
@@ -204,8 +205,10 @@ def _ink_is_light(thumbnail: Floats, background: float | None) -> bool:
     """
     if background is not None and background > 127 and thumbnail.max() <= background + FLAT_BORDER:
         return False  # also if strokes are so thick that the area they enclose looks like ink
-    windows = sliding_window_view(np.pad(thumbnail, 3, mode="edge"), (7, 7)).reshape(*thumbnail.shape, -1)
-    median = np.partition(windows, 24)[..., 24]  # a third of the time of ndimage.median_filter
+    windows = sliding_window_view(np.pad(thumbnail, MEDIAN_WINDOW // 2, mode="edge"), (MEDIAN_WINDOW, MEDIAN_WINDOW))
+    middle = MEDIAN_WINDOW**2 // 2
+    # A third of the time of ndimage.median_filter.
+    median = np.partition(windows.reshape(*thumbnail.shape, -1), middle)[..., middle]
     if background is None:
         return _skewness((thumbnail - median) / (thumbnail + 120)) > 0
     local, uniform = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (median, background))
@@ -334,10 +337,12 @@ def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> list[tuple
     """Return the mask's bounding box with a margin, (top, bottom) and (left, right), in a picture of that shape."""
     box = ndimage.find_objects(mask.astype(np.int8))[0]
     margin = MARGIN * max(side.stop - side.start for side in box) + 1
-    scale = shape[0] / mask.shape[0]
     return [
-        (max(0, math.floor((side.start - margin) * scale)), min(length, math.ceil((side.stop + margin) * scale)))
-        for side, length in zip(box, shape, strict=True)
+        (
+            max(0, math.floor((side.start - margin) * length / reduced)),
+            min(length, math.ceil((side.stop + margin) * length / reduced)),
+        )
+        for side, length, reduced in zip(box, shape, mask.shape, strict=True)
     ]
 
 

@@ -55,9 +55,9 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, tuple[str, ...]]] = {
     ),
     "consistency": (
         _imported("consistency"),
-        "Train one model with seeds 1 to N in parallel, and write OUT/consistency/: the table (consistency.md), the "
-        "plot, and the history of every seed as JSON. Finished seeds are not trained again. If RAY_ADDRESS is set, the "
-        "seeds are trained on that Ray cluster.",
+        "Train one model with seeds 1 to N (on a CPU in parallel), and write OUT/consistency/: the table "
+        "(consistency.md), the plot, and the history of every seed as JSON. Finished seeds are not trained again. If "
+        "RAY_ADDRESS is set, the seeds are trained on that Ray cluster.",
         ("--model", "--seeds", "--epochs", "--device", "--out", "--data"),
     ),
     "frontier": (

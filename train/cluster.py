@@ -19,12 +19,12 @@ HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0
 
 
 def messages(
-    address: str, tasks: Sequence[Callable[[Any], Any]], data: Any, gpus: int
+    address: str, tasks: Sequence[Callable[[Any], Any]], data: Any, gpu: bool
 ) -> Generator[tuple[int, Message], None, None]:
     """Run `tasks` and yield the messages of each, with the task's number, when that task ends.
 
-    Each is called with `data`, on one CPU and, if the cluster has GPUs, `gpus` of them. Raises SettingsError if Ray is
-    not installed or no cluster answers at `address`, and TrainError if the cluster fails.
+    Each is called with `data`, on one CPU and, with `gpu`, one GPU if the cluster has any. Raises SettingsError if Ray
+    is not installed or no cluster answers at `address`, and TrainError if the cluster fails.
     """
     try:
         import ray
@@ -50,7 +50,7 @@ def messages(
     # Install our handler again: Ray's C++ code has added one that prints a stack trace.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
-        gpus = gpus if ray.cluster_resources().get("GPU", 0) > 0 else 0
+        gpus = int(gpu and ray.cluster_resources().get("GPU", 0) > 0)
         # If a node fails, Ray runs its tasks again on another.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_perform)
         shared = ray.put(data)

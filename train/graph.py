@@ -14,11 +14,13 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def captured(step: Step, network: nn.Module, optimizer: SGD, batch: Tensor) -> Step:
-    """Capture `step`, which trains `network` by `optimizer`, and return a function that replays it.
+    """Capture `step`, which trains `network` by `optimizer`, as a CUDA graph; return a function that replays it.
 
-    `batch` is an example of the indices that `step` takes. The function takes as many, and returns the same two tensors
-    each time, overwritten. It uses the optimizer's learning rate of the time of the call. Weights and momentum keep
-    their values. Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture.
+    `batch` is an example of the indices that `step` takes; the function takes as many. It returns the same two tensors
+    at every call: read them before the next one. It uses the current learning rate of the optimizer, which has one
+    parameter group, and draws new random numbers. All other Python values are those at the time of the capture, and
+    `step` must not copy anything to or from the CPU. Capturing changes neither weights nor momentum. Source: PyTorch's
+    notes on CUDA semantics, "CUDA Graphs", whole-network capture.
     """
     momentum = [
         optimizer.state[weights].setdefault("momentum_buffer", torch.zeros_like(weights))
@@ -30,7 +32,7 @@ def captured(step: Step, network: nn.Module, optimizer: SGD, batch: Tensor) -> S
     options = dict(group)
     indices, rate = batch.clone(), torch.tensor(group["lr"], device=batch.device)
     group |= {"lr": rate, "fused": True}  # only the fused optimizer reads the learning rate from a tensor
-    warm_up = torch.cuda.Stream()  # the first steps allocate and choose algorithms, which a capture cannot
+    warm_up = torch.cuda.Stream()  # the first steps choose algorithms, which is not allowed during a capture
     warm_up.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm_up):
         for _ in range(3):

@@ -1,7 +1,7 @@
 """The training loop. The data is on the device as whole tensors; a batch is a tensor of indices.
 
 Each epoch seeds torch's global generator from the training's seed and the epoch's number only, for order, augmentation
-and dropout. Therefore a resumed training gives the same bits as an uninterrupted one.
+and dropout. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
 """
 
 import threading
@@ -68,7 +68,8 @@ def fit(
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     step = _step(network, optimizer, train, recipe)
     if device.type == "cuda":
-        step = captured(step, network.train(), optimizer, torch.arange(recipe.batch_size, device=device))
+        network.train()
+        step = captured(step, network, optimizer, torch.arange(recipe.batch_size, device=device))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
         if progress_interval is not None:

@@ -35,13 +35,13 @@ Send = Callable[[Message], object]
 
 
 def run_all(
-    tasks: Sequence[Callable[[Shared], Result]], shared: Shared, *, max_workers: int, gpus: int = 0
+    tasks: Sequence[Callable[[Shared], Result]], shared: Shared, *, max_workers: int, gpu: bool = False
 ) -> Iterator[tuple[int, Result]]:
     """Call every task with `shared`, `max_workers` in parallel, and yield each task's number and result when it ends.
 
     With one worker the tasks run in this process. With more, each runs in a process with an equal part of torch's
     threads; tasks and `shared` must be picklable. The processes end with this one, even if it is killed. On a cluster a
-    task has one thread and, if there are GPUs, `gpus` of them.
+    task has one thread and, with `gpu`, one GPU if there are any.
 
     Raises the TrainError or OSError of the first task, in their order, that has one, and TrainError if a process ends
     without a result.
@@ -49,7 +49,7 @@ def run_all(
     if address := os.environ.get("RAY_ADDRESS"):
         from train import cluster
 
-        messages = cluster.messages(address, tasks, shared, gpus)
+        messages = cluster.messages(address, tasks, shared, gpu)
     elif max_workers > 1:
         import torch
 

@@ -47,3 +47,9 @@ def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     found = to_mnist(np.asarray(page))
     assert found[14, 14] == 0
     assert found[:, 14].max() > 240
+
+
+def test_a_mark_in_a_very_wide_picture_is_found():
+    wide = np.full((9, 512), 255, np.uint8)
+    wide[2:7, 440:480] = 0
+    assert to_mnist(wide).max() == 255
