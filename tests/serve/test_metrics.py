@@ -45,7 +45,8 @@ def test_metrics_count_requests_over_all_workers(service, images):
     assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < took
     assert after["digits_requests_in_flight", ()] == 1  # this one
     model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", read(RELEASE).version))
-    assert after["digits_model_info", model] == len(service.workers())
+    # A worker that has just started does not yet report.
+    service.wait(lambda: metrics(service)["digits_model_info", model] == len(service.workers()))
 
 
 def test_metrics_have_a_histogram_of_confidence(service, images):
