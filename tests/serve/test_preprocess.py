@@ -46,7 +46,7 @@ def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     draw.ellipse([140, 140, 150, 150], fill=0)
     found = to_mnist(np.asarray(page))
     assert found[14, 14] == 0
-    assert found[:, 14].max() > 240
+    assert found[:, 14].max() >= 254  # the maximum, 255, is beside this column
 
 
 def test_a_mark_in_a_very_wide_picture_is_found():
