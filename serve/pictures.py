@@ -7,7 +7,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from serve.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
 
@@ -16,16 +16,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
 LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, as in Pillow
-ORIENTATION = 0x0112  # Exif tag
-ROTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
@@ -80,10 +70,12 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     """Rotate the picture by the Exif orientation of its source; damaged metadata is ignored."""
     try:
-        rotation = ROTATIONS.get(int(source.getexif().get(ORIENTATION, 1)))
+        orientation = source.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return picture
-    return picture if rotation is None else picture.transpose(rotation)
+    picture.info = {}  # else exif_transpose writes new metadata, which fails for some cameras' metadata
+    picture.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(picture)
 
 
 def _factor(image: Image.Image) -> int:

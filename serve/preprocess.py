@@ -48,7 +48,7 @@ MIN_NEARBY_CONTRAST = 0.3  # of the typical contrast: the least that a pixel is 
 
 # Components, relative to the one with the most ink unless stated otherwise.
 MIN_INK = 0.05  # a component with less is dirt
-MIN_LIKENESS = 0.6  # contrast: a fainter component is texture or shadow
+MIN_LIKENESS = 0.6  # contrast: a fainter component outside the digit's bounding box is texture or shadow
 MIN_INNER_INK = 0.1  # if a component inside the picture has this much, those at the border are not the digit
 MIN_FRAMED_SIZE = 0.25  # size relative to the component that encloses it: that one is a frame
 MIN_CHOSEN_INK = 0.25  # of all ink: if the chosen components have less, the picture is noise
@@ -85,6 +85,13 @@ class Component(NamedTuple):
     def size(self) -> int:
         """The longer side of the bounding box."""
         return max(self.bottom - self.top, self.right - self.left)
+
+    def is_part_of(self, main: "Component") -> bool:
+        """Return whether this is a part of the digit whose component with the most ink is `main`."""
+        if self.contrast >= MIN_LIKENESS * main.contrast:
+            return self.ink >= MIN_INK * main.ink
+        # Thin parts of a stroke are faint, and inside the digit.
+        return min(self.top - main.top, main.bottom - self.bottom, self.left - main.left, main.right - self.right) >= 0
 
 
 def prepare(pixels: Grey, preprocess: Preprocess = "auto") -> Grey:
@@ -310,11 +317,7 @@ def _digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[
     large = found[:50]
     frames = [component for component in large if any(_is_frame(component, other, labels) for other in large)]
     candidates = [component for component in found if component not in frames]
-    chosen = [
-        component
-        for component in candidates
-        if component.ink >= MIN_INK * candidates[0].ink and component.contrast >= MIN_LIKENESS * candidates[0].contrast
-    ]
+    chosen = [component for component in candidates if component.is_part_of(candidates[0])]
     if sum(component.ink for component in chosen) <= MIN_CHOSEN_INK * sum(component.ink for component in candidates):
         raise ImageError(NO_INK)
     if contrast[labels == chosen[0].label].max() <= least:
@@ -333,17 +336,13 @@ def _check_single(chosen: list[Component], width: int) -> None:
         raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
 
 
-def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Return the mask's bounding box with a margin, (top, bottom) and (left, right), in a picture of that shape."""
-    box = ndimage.find_objects(mask.astype(np.int8))[0]
-    margin = MARGIN * max(side.stop - side.start for side in box) + 1
-    return [
-        (
-            max(0, math.floor((side.start - margin) * length / reduced)),
-            min(length, math.ceil((side.stop + margin) * length / reduced)),
-        )
-        for side, length, reduced in zip(box, shape, mask.shape, strict=True)
-    ]
+def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return the mask's bounding box with a margin, [[top, bottom], [left, right]], in a picture of that shape."""
+    box = np.array([[side.start, side.stop] for side in ndimage.find_objects(mask.astype(np.int8))[0]])
+    margin = MARGIN * np.ptp(box, axis=1).max() + 1
+    lengths = np.array(shape)[:, None]
+    scaled: Floats = (box + np.array([-margin, margin])) * lengths / np.array(mask.shape)[:, None]
+    return scaled.round().clip(0, lengths).astype(np.intp)
 
 
 def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
@@ -363,13 +362,10 @@ def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
 
 
 def _reduced(values: Grey | Floats, side: int) -> Floats:
-    """Return the picture, resampled if its longer side exceeds `side`; by a whole factor first, which is faster."""
-    whole = max(values.shape) // (2 * side)
-    if whole > 1:
-        values = np.asarray(Image.fromarray(values).reduce(whole))
-    factor = max(*values.shape, side) / side
-    height, width = (max(1, round(length / factor)) for length in values.shape)
-    return _resampled(values.astype(np.float32), height, width)
+    """Return the picture, resampled if its longer side exceeds `side`."""
+    picture = Image.fromarray(values.astype(np.float32))
+    picture.thumbnail((side, side), Image.Resampling.HAMMING)
+    return np.asarray(picture)
 
 
 def _resampled(values: Floats, height: int, width: int) -> Floats:
@@ -401,6 +397,7 @@ def _fitted(foreground: Floats) -> Floats:
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # Moving the outline by r makes the digit FINE_SIDE + 2r long and its strokes width + 2r wide. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
+    offset = max(offset, offset / 2 - 1)  # a digit's strokes differ in width, and the thin ones must not vanish
     if edge <= MAX_EDGE and abs(offset) > 0.01:
         return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
     return _fit(foreground, 0.2, BOX, 0)
@@ -413,11 +410,9 @@ def _stroke_width(mask: NDArray[np.bool_]) -> float:
 
 
 def _redrawn(mask: NDArray[np.bool_], offset: float) -> Floats:
-    """Return the mask with its outline moved outwards by `offset`, or inwards if negative; no stroke vanishes."""
+    """Return the mask with its outline moved outwards by `offset`, or inwards if negative."""
     distance = ndimage.distance_transform_edt(mask if offset < 0 else ~mask) - 0.5  # to the edge between the pixels
-    if offset > 0:
-        return np.asarray((offset + 0.5 - distance).clip(0, 1), np.float32)
-    return np.asarray((distance - min(-offset, 0.6 * float(distance.max())) + 0.5).clip(0, 1), np.float32)
+    return np.asarray((0.5 + offset + math.copysign(1, -offset) * distance).clip(0, 1), np.float32)
 
 
 def _centred(digit: Floats) -> Grey:

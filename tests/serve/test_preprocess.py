@@ -49,6 +49,26 @@ def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     assert found[:, 14].max() >= 254  # the maximum, 255, is beside this column
 
 
+def test_a_faint_part_of_a_stroke_is_kept_but_faint_marks_elsewhere_are_not():
+    page = Image.new("L", (300, 300), 255)
+    draw = ImageDraw.Draw(page)
+    draw.line([(100, 60), (200, 60), (200, 240), (100, 240)], fill=0, width=16)
+    draw.line([(100, 120), (100, 180)], fill=150, width=4)  # inside the bounding box
+    draw.line([(40, 60), (40, 240)], fill=150, width=4)  # outside
+    found = to_mnist(np.asarray(page))
+    assert found[13:15, :12].max() > 100
+    assert (found.max(axis=0) > 0).sum() == 12  # 116×196 pixels scaled to fit 20×20
+
+
+def test_thinning_thick_strokes_does_not_remove_a_thinner_one():
+    page = Image.new("L", (280, 280), 255)
+    draw = ImageDraw.Draw(page)
+    draw.ellipse([90, 20, 190, 120], fill=0)
+    draw.ellipse([90, 160, 190, 260], fill=0)
+    draw.rectangle([129, 100, 151, 180], fill=0)  # joins the discs
+    assert to_mnist(np.asarray(page))[14].max() > 100
+
+
 def test_a_mark_in_a_very_wide_picture_is_found():
     wide = np.full((9, 512), 255, np.uint8)
     wide[2:7, 440:480] = 0
