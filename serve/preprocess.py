@@ -322,9 +322,7 @@ def _digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[
         raise ImageError(NO_INK)
     if contrast[labels == chosen[0].label].max() <= least:
         raise ImageError(NO_INK)
-    is_chosen = np.zeros(labels.max() + 1, bool)  # by label
-    is_chosen[[component.label for component in chosen]] = True
-    return is_chosen[labels], chosen
+    return np.isin(labels, [component.label for component in chosen]), chosen
 
 
 def _check_single(chosen: list[Component], width: int) -> None:
@@ -363,9 +361,9 @@ def _normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
 
 def _reduced(values: Grey | Floats, side: int) -> Floats:
     """Return the picture, resampled if its longer side exceeds `side`."""
-    picture = Image.fromarray(values.astype(np.float32))
+    picture = Image.fromarray(values)
     picture.thumbnail((side, side), Image.Resampling.HAMMING)
-    return np.asarray(picture)
+    return np.asarray(picture, np.float32)
 
 
 def _resampled(values: Floats, height: int, width: int) -> Floats:
