@@ -42,7 +42,7 @@ CONTRAST_OFFSET = 40  # added to the background before dividing, so that the tex
 # Ink. Contrast is 0 to 1.
 LEVELS = 8  # thresholds of the decomposition
 MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # of ink: absolute, and relative to the strongest contrast
-MIN_SIGNAL = 6  # standard deviations of the noise: contrast of ink
+MIN_SIGNAL = 8  # standard deviations of the noise: contrast of ink
 NEARBY_WINDOW = 0.1  # of the digit's size: the window in which a pixel is compared with the strongest ink
 MIN_NEARBY_CONTRAST = 0.3  # of the typical contrast: the least that a pixel is compared with
 

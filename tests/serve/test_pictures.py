@@ -259,6 +259,7 @@ NOTHING = {
     "gradient": lambda random: page_of(np.linspace(20, 230, 280) + np.zeros((280, 1))),
     "steep gradient, 28×28": lambda random: page_of(np.linspace(0, 255, 28) + np.zeros((28, 1))),
     "noise": lambda random: page_of(random.normal(128, 25, (280, 280))),
+    "noise, 80×100": lambda random: page_of(random.normal(128, 25, (100, 80))),
     "faint noise": lambda random: page_of(random.normal(240, 2, (400, 300))),
     "noise, 28×28": lambda random: page_of(random.integers(0, 256, (28, 28))),
     "noise in a gradient": lambda random: page_of(np.linspace(90, 200, 300) + random.normal(0, 8, (400, 300))),
