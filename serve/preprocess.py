@@ -395,7 +395,8 @@ def _fitted(foreground: Floats) -> Floats:
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # Moving the outline by r makes the digit FINE_SIDE + 2r long and its strokes width + 2r wide. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
-    offset = max(offset, offset / 2 - 1)  # a digit's strokes differ in width, and the thin ones must not vanish
+    # More than 2 inwards is halved beyond 2: a digit's strokes differ in width, and the thin ones must not vanish.
+    offset = max(offset, offset / 2 - 1)
     if edge <= MAX_EDGE and abs(offset) > 0.01:
         return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
     return _fit(foreground, 0.2, BOX, 0)
@@ -409,8 +410,9 @@ def _stroke_width(mask: NDArray[np.bool_]) -> float:
 
 def _redrawn(mask: NDArray[np.bool_], offset: float) -> Floats:
     """Return the mask with its outline moved outwards by `offset`, or inwards if negative."""
-    distance = ndimage.distance_transform_edt(mask if offset < 0 else ~mask) - 0.5  # to the edge between the pixels
-    return np.asarray((0.5 + offset + math.copysign(1, -offset) * distance).clip(0, 1), np.float32)
+    inwards = offset < 0
+    distance = ndimage.distance_transform_edt(mask if inwards else ~mask) - 0.5  # to the edge between the pixels
+    return np.asarray((0.5 + offset + (distance if inwards else -distance)).clip(0, 1), np.float32)
 
 
 def _centred(digit: Floats) -> Grey:
