@@ -68,14 +68,15 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """Rotate the picture by the Exif orientation of its source; damaged metadata is ignored."""
+    """Rotate the picture in place by the Exif orientation of its source; damaged metadata is ignored."""
     try:
         orientation = source.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return picture
     picture.info = {}  # else exif_transpose writes new metadata, which fails for some cameras' metadata
     picture.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _factor(image: Image.Image) -> int:

@@ -42,7 +42,7 @@ CONTRAST_OFFSET = 40  # added to the background before dividing, so that the tex
 # Ink. Contrast is 0 to 1.
 LEVELS = 8  # thresholds of the decomposition
 MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # of ink: absolute, and relative to the strongest contrast
-MIN_SIGNAL = 8  # standard deviations of the noise: contrast of ink
+MIN_SIGNAL = 8  # the least contrast of ink, in standard deviations of the noise
 NEARBY_WINDOW = 0.1  # of the digit's size: the window in which a pixel is compared with the strongest ink
 MIN_NEARBY_CONTRAST = 0.3  # of the typical contrast: the least that a pixel is compared with
 
@@ -395,7 +395,7 @@ def _fitted(foreground: Floats) -> Floats:
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # Moving the outline by r makes the digit FINE_SIDE + 2r long and its strokes width + 2r wide. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
-    # More than 2 inwards is halved beyond 2: a digit's strokes differ in width, and the thin ones must not vanish.
+    # Inwards, the part beyond 2 pixels is halved: strokes differ in width, and the thin ones must not vanish.
     offset = max(offset, offset / 2 - 1)
     if edge <= MAX_EDGE and abs(offset) > 0.01:
         return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
