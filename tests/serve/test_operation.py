@@ -25,7 +25,8 @@ SERVE = [sys.executable, "-m", "serve"]
 
 def run(**environment):
     """Run the service until it exits; return its exit status and the lines on standard error that are not JSON."""
-    environ = {"PATH": os.environ["PATH"], "PORT": "1", **environment}
+    port = str(free_port(socket.AF_INET, "127.0.0.1"))
+    environ = {"PATH": os.environ["PATH"], "PORT": port, **environment}
     done = subprocess.run(SERVE, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
