@@ -37,6 +37,7 @@ CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has at its start
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
 TIMEOUT = 10  # seconds per picture, for a process that hangs or an overloaded machine
+STOP = (signal.SIGINT, signal.SIGTERM)  # often sent to the whole process group, but the worker finishes its requests
 
 PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
 REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
@@ -107,7 +108,8 @@ class _Process:
     def __init__(self) -> None:
         self._socket, remote = socket.socketpair()
         self._socket.settimeout(TIMEOUT)
-        with remote:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the process inherits it
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "serve.decoder_pool"],
                 stdin=remote.fileno(),
@@ -116,6 +118,9 @@ class _Process:
                 cwd=Path(__file__).parent.parent,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+            remote.close()
         self._responses = self._socket.makefile("rb")
         # Runs when it is called, when this object is collected, or when the worker exits.
         self.kill = weakref.finalize(self, _kill, self._process, self._responses, self._socket)
@@ -180,8 +185,6 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # to the whole process group: the worker finishes its requests
-        signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     with suppress(BrokenPipeError, EOFError, ConnectionError):  # the worker has exited
         serve(sys.stdin.buffer, sys.stdout.buffer)

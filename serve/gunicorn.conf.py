@@ -58,17 +58,20 @@ def _reset_sigterm_on_fork() -> None:
     Otherwise a new worker would run the master's handler and lose the signal, and the service would wait
     graceful_timeout for that worker before it stops.
     """
-    sigterm = {signal.SIGTERM}
+    blocked: set[int | signal.Signals] = set()  # before the fork: a decoding process is started with SIGTERM blocked
+
+    def block() -> None:
+        nonlocal blocked
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def reset() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm)
+        restore()
 
-    os.register_at_fork(
-        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, sigterm),
-        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, sigterm),
-        after_in_child=reset,
-    )
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    os.register_at_fork(before=block, after_in_parent=restore, after_in_child=reset)
 
 
 def _create_metrics_folder(server: Any) -> None:

@@ -12,3 +12,8 @@ def alive(group: int) -> bool:
             if state != "Z" and int(of) == group:
                 return True
     return False
+
+
+def children(process: int) -> list[int]:
+    """Return the process ids of the children of a process."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 from serve.app import create_app
 from serve.config import Config
 from tests.polling import PATIENCE, answers, wait
+from tests.processes import children
 from train.paths import ROOT
 
 
@@ -52,8 +53,7 @@ class Service:
         self.process.send_signal(number)
 
     def workers(self) -> list[int]:
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children(self.process.pid)
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log lines, parsed."""

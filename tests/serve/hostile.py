@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.processes import children
 from train.paths import ROOT
 
 MIB = 2**20
@@ -344,9 +345,8 @@ class Bystander:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            children = Path(f"/proc/{self._worker}/task/{self._worker}/children")
             with suppress(OSError):  # a decoder or the worker has just exited
-                decoders = filter(is_decoder, map(int, children.read_text().split()))
+                decoders = filter(is_decoder, children(self._worker))
                 self.memory = max(self.memory, resident(self._worker) + sum(map(resident, decoders)))
             self._stop.wait(0.02)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from serve import decoder_pool
@@ -19,7 +20,8 @@ from serve.decoder_pool import EXCEEDED, PROCESSES, DecoderError, DecoderPool
 from serve.pictures import decode
 from serve.preprocess import ImageError
 from tests.polling import PATIENCE, wait
-from tests.serve.hostile import encode, jpeg_of_many_scans, png_chunk, png_large, png_small, webp
+from tests.processes import children
+from tests.serve.hostile import encode, is_decoder, jpeg_of_many_scans, png_chunk, png_large, png_small, webp
 from train.paths import ROOT
 
 MAX_PIXELS = 25_000_000
@@ -27,21 +29,33 @@ SEVEN = (ROOT / "docs/seven.png").read_bytes()
 PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 
-def children():
-    """Return the process ids of the decoding processes, also of one that is exiting; a zombie has exited."""
+def decoding():
+    """Return the process ids of all decoding processes, also of one that is exiting; a zombie has exited."""
     found = set()
-    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+    for pid in children(os.getpid()):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has exited meanwhile
             command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty from the start of its exit
             exiting = not command and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
             if exiting or b"serve.decoder_pool" in command:
-                found.add(int(pid))
+                found.add(pid)
     return found
 
 
 @pytest.fixture
-def decoders():
+def others():
+    """Return the processes of other pools in this pytest process; some of them may exit during the test."""
+    return decoding()
+
+
+@pytest.fixture
+def decoders(others):
     return DecoderPool(MAX_PIXELS)
+
+
+@pytest.fixture
+def processes(decoders, others):
+    """Return a function that returns the process ids of the pool `decoders`."""
+    return lambda: decoding() - others
 
 
 @pytest.mark.parametrize("picture", [SEVEN, PHOTO])
@@ -96,38 +110,55 @@ def test_a_picture_with_too_many_bytes_is_refused(decoders):
         decoders.decode(PHOTO + bytes(2**23 + 1 - len(PHOTO)))
 
 
-def test_a_process_that_is_killed_is_replaced(decoders):
+def kill(processes):
+    for pid in processes():
+        os.kill(pid, signal.SIGKILL)
+    wait(lambda: not processes(), PATIENCE, lambda: "a process is still running")
+
+
+def test_a_process_that_is_killed_is_replaced(decoders, processes):
     for _ in range(PROCESSES):
         decoders.decode(PHOTO)
-    killed = children()
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
-    wait(lambda: not children(), PATIENCE, lambda: "a process is still running")
+    killed = processes()
+    kill(processes)
     for _ in range(PROCESSES):
         assert decoders.decode(PHOTO).shape == (28, 28)
-    assert not killed & children()
+    assert not killed & processes()
 
 
-def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders):
+@pytest.mark.parametrize("age", ["new", "used"])
+def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, processes, age):
     """Ctrl-C and systemd signal every process; the worker still finishes its requests."""
-    decoders.decode(PHOTO)
-    before = children()
+    if age == "used":
+        for _ in range(PROCESSES):
+            decoders.decode(PHOTO)
+    before = processes()
     for pid in before:
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
     for _ in range(PROCESSES):
         decoders.decode(PHOTO)
-    assert before <= children()
+    assert len(before) == (PROCESSES if age == "used" else 1)
+    assert before <= processes()
 
 
-def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, monkeypatch):
+def test_a_signal_does_not_end_the_decoding_processes_of_a_service(service):
+    before = {pid for worker in service.workers() for pid in children(worker) if is_decoder(pid)}
+    for pid in before:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    for _ in range(4):
+        assert requests.post(f"{service.url}/predict", PHOTO, headers={"Content-Type": "image/jpeg"}).ok
+    assert before
+    assert before <= {pid for worker in service.workers() for pid in children(worker)}
+
+
+def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, processes, monkeypatch):
     def fail():
         raise OSError("no memory")
 
     decoders.decode(PHOTO)
-    for pid in children():
-        os.kill(pid, signal.SIGKILL)
-    wait(lambda: not children(), PATIENCE, lambda: "a process is still running")
+    kill(processes)
     with monkeypatch.context() as patched:
         patched.setattr(decoder_pool, "_Process", fail)
         with pytest.raises(OSError, match="no memory"):
@@ -147,19 +178,17 @@ def test_other_pictures_are_decoded_while_one_is_hostile(decoders):
     assert isinstance(running.exception(), ImageError)
 
 
-def test_the_number_of_processes_is_limited(decoders):
-    before = children()
+def test_the_number_of_processes_is_limited(decoders, processes):
     with ThreadPoolExecutor(16) as pool:
         assert len(list(pool.map(decoders.decode, [PHOTO] * 100))) == 100
-    assert len(children() - before) <= PROCESSES
+    assert len(processes()) == PROCESSES
 
 
-def test_processes_exit_with_the_pool():
-    before = children()
+def test_processes_exit_with_the_pool(others):
     decoders = DecoderPool(MAX_PIXELS)
-    wait(lambda: children() - before, PATIENCE, lambda: "no process")
+    wait(lambda: decoding() - others, PATIENCE, lambda: "no process")
     del decoders
-    assert children() <= before
+    assert decoding() <= others
 
 
 def test_an_unexpected_exception_is_a_decoder_error(monkeypatch, decoders):
