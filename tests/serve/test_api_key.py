@@ -1,6 +1,9 @@
 """Authentication: with API_KEY set, every route requires the key, except those marked public."""
 
+import json
+
 import pytest
+import requests
 
 from serve.app import create_app
 from serve.config import RELEASE, Config
@@ -59,7 +62,19 @@ def test_a_request_with_the_key_is_served(app, images, scheme):
     assert [prediction["digit"] for prediction in answer.json["predictions"]] == [7]
 
 
-@pytest.mark.parametrize("sent", [None, "Bearer", "Bearer other", "Basic czNjcmV0", "Bearer é", f"Bearer {KEY}x", KEY])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        None,
+        "Bearer",
+        "Bearer other",
+        "Basic czNjcmV0",
+        "Bearer é",
+        KEY,
+        f"Basic {KEY}",
+        *(f"Bearer {key}" for key in (f"{KEY}x", KEY[:-1], KEY.upper())),
+    ],
+)
 def test_a_request_without_the_right_key_is_refused(app, images, sent):
     headers = {"Authorization": sent} if sent else {}
     answer = app.test_client().post("/predict", data=images[:1].tobytes(), content_type=RAW, headers=headers)
@@ -69,3 +84,13 @@ def test_a_request_without_the_right_key_is_refused(app, images, sent):
     assert KEY not in answer.text
     protocol = app.test_client().post("/v2/models/digits/infer", data=b"{}", headers=headers)
     assert (protocol.status_code, list(protocol.json)) == (401, ["error"])
+
+
+def test_the_key_is_never_logged(start, images):
+    service = start(WEB_CONCURRENCY=1, API_KEY=KEY, LOG_LEVEL="debug")
+    for headers in ({}, {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"Bearer {KEY}\x80"}):
+        requests.post(f"{service.url}/predict", images[:1].tobytes(), headers={**headers, "Content-Type": RAW})
+    assert service.stop() == 0
+    assert len([line for line in service.lines() if line.get("path") == "/predict"]) >= 2
+    assert KEY not in service.log.read_text()
+    assert json.dumps(KEY) not in service.log.read_text()

@@ -129,12 +129,12 @@ def test_ink_of_any_colour_on_transparent_is_visible(form, ink, hidden):
     assert close(decode(encode(picture, form, **options)))
 
 
-def test_transparent_corners_are_filled_with_the_paper_s_colour():
-    picture = drawn().convert("RGBA")
-    alpha = Image.new("L", picture.size, 255)
-    alpha.paste(0, (0, 0, 40, 40))
-    picture.putalpha(alpha)
-    assert close(decode(encode(picture)))
+@pytest.mark.parametrize("paper", [140, 255])
+def test_transparent_corners_are_filled_with_the_paper_s_colour(paper):
+    opaque = ImageOps.colorize(drawn(), (20, 20, 20), (paper, paper, paper)).convert("RGBA")
+    picture = opaque.copy()
+    picture.paste((0, 0, 0, 0), (0, 0, 60, 60))
+    np.testing.assert_array_equal(decode(encode(picture)), decode(encode(opaque)))
 
 
 def test_a_transparent_palette_colour_is_background():

@@ -49,13 +49,18 @@ def files(*contents, name="image"):
     return {name: [(io.BytesIO(content), f"{i}.png") for i, content in enumerate(contents)]}
 
 
+def data_url(image, format):
+    return f"data:image/{format.lower()};base64,{base64.b64encode(encode(image, format)).decode()}"
+
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMS = {
     "rows": lambda image: {"image": image.tolist()},
     "numbers": lambda image: {"image": image.reshape(-1).tolist()},
     "fractions": lambda image: {"image": (image * 0.999).tolist()},
     "base64": lambda image: {"image": base64.b64encode(encode(image)).decode()},
-    "data URL": lambda image: {"image": "data:image/png;base64," + base64.b64encode(encode(image)).decode()},
     "many": lambda image: {"images": [image.tolist()]},
+    **{f"data URL of {format}": lambda image, format=format: {"image": data_url(image, format)} for format in FORMATS},
 }
 
 
@@ -65,17 +70,9 @@ def test_every_json_format(client, images, labels, form):
     assert found == [[label] for label in labels[:5]]
 
 
-@pytest.mark.parametrize(
-    ("format", "content_type"),
-    [
-        ("PNG", "image/png"),
-        ("JPEG", "image/jpeg"),
-        ("WEBP", "image/webp"),
-        ("GIF", "image/gif"),
-    ],
-)
-def test_an_encoded_picture_as_the_body(client, images, labels, format, content_type):
-    found = [digits(predict(client, encode(image, format), content_type)) for image in images[:5]]
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_encoded_picture_as_the_body(client, images, labels, format):
+    found = [digits(predict(client, encode(image, format), f"image/{format.lower()}")) for image in images[:5]]
     assert found == [[label] for label in labels[:5]]
 
 
@@ -194,6 +191,15 @@ def test_bad_pictures(client, images):
     assert "image 1 of 1: " in problem(predict(client, bomb, "image/png"), 422)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_picture_of_more_pixels_than_configured_is_refused(images, format):
+    client = create_app(Config(max_pixels=280 * 280)).test_client()
+    assert digits(predict(client, encode(np.kron(images[0], np.ones((10, 10), np.uint8)), format), "image/png")) == [7]
+    large = encode(np.zeros((281, 280), np.uint8), format)
+    detail = problem(predict(client, large, "image/png"), 422)
+    assert detail == "image 1 of 1: expected at most 78,400 pixels, found 280×281"
+
+
 def predict_shades(release, shades, query=""):
     """Predict one image of uniform grey per shade. The graph of `make_release` gives the shade as the doubt."""
     raw = b"".join(bytes([shade]) * 784 for shade in shades)
@@ -307,13 +313,30 @@ def test_an_internal_error_reveals_nothing_to_the_client(images, monkeypatch, ca
 def test_other_origins_are_allowed_only_if_configured(client, images):
     origin = {"Origin": "https://pages.example"}
     assert "Access-Control-Allow-Origin" not in client.get("/healthz", headers=origin).headers
-    allowing = create_app(Config(cors_origins="https://pages.example https://other.example")).test_client()
+    allowing = create_app(Config(cors_origins="https://other.example https://pages.example")).test_client()
     preflight = allowing.options("/predict", headers={**origin, "Access-Control-Request-Method": "POST"})
     assert preflight.status_code == 200
     assert preflight.headers["Access-Control-Allow-Origin"] == "https://pages.example"
-    assert "Content-Type" in preflight.headers["Access-Control-Allow-Headers"]
-    other = allowing.get("/healthz", headers={"Origin": "https://evil.example"})
-    assert "Access-Control-Allow-Origin" not in other.headers
+    assert {"Authorization", "Content-Type"} <= set(preflight.headers["Access-Control-Allow-Headers"].split(", "))
+    assert allowing.get("/nowhere", headers=origin).headers["Access-Control-Allow-Origin"] == "https://pages.example"
+    for other in ("https://evil.example", "https://pages.example.evil.example", "http://pages.example", "https://page"):
+        answer = allowing.get("/healthz", headers={"Origin": other})
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert "Origin" in answer.headers["Vary"]
+    everyone = create_app(Config(cors_origins="*")).test_client()
+    assert everyone.get("/healthz", headers=origin).headers["Access-Control-Allow-Origin"] == "https://pages.example"
+
+
+def test_a_model_that_fails_is_not_ready_but_the_service_is_alive(monkeypatch):
+    client = create_app().test_client()
+    ready = ("/readyz", "/v2/health/ready", "/v2/models/digits/ready")
+    for path in ready:
+        assert client.get(path).status_code == 200
+    monkeypatch.setattr("onnxruntime.InferenceSession.run", lambda *_: 1 / 0)
+    for path in ready:
+        assert client.get(path).status_code == 500
+    for path in ("/healthz", "/v2/health/live"):
+        assert client.get(path).status_code == 200
 
 
 def test_base64_may_be_wrapped_in_lines(client, images):

@@ -1,6 +1,7 @@
 """Operation: start, shutdown, model reload, killed workers, slow clients, memory, no network."""
 
 import base64
+import hashlib
 import http.client
 import itertools
 import json
@@ -89,6 +90,14 @@ def put(source, folder):
         (folder / f".{name}").rename(folder / name)
 
 
+def put_graph(folder, graph):
+    """Put another graph in `folder`, and its hash in the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["onnx"]["sha256"] = hashlib.sha256(graph).hexdigest()
+    (folder / "digits.onnx").write_bytes(graph)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def run(**environment):
     """Run the service until it exits."""
     command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
@@ -108,6 +117,7 @@ def run(**environment):
             lambda folder: (folder / "manifest.json").write_text("{}"),
             "manifest.json: expected the manifest of a verified",
         ),
+        (lambda folder: put_graph(folder, b"no graph"), "digits.onnx: expected an ONNX graph, found"),
     ],
 )
 def test_an_invalid_model_prevents_the_start_with_one_line(model_dir, damage, message):
@@ -252,9 +262,20 @@ def test_a_model_reload_fails_no_request(start, images, model_dir, trained):
     assert set(load.answers) == {(200, version[True]), (200, version[False])}
 
 
+@pytest.mark.parametrize("damage", [lambda folder: put_graph(folder, b"no graph"), shutil.rmtree])
+def test_an_invalid_new_model_is_refused(start, images, model_dir, damage):
+    service = start(WEB_CONCURRENCY=1, MODEL_DIR=model_dir)
+    before = service.workers()
+    damage(model_dir)
+    service.signal(signal.SIGHUP)
+    service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
+    assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).ok
+    assert service.workers() == before
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_an_invalid_new_model_is_refused(start, images, model_dir):
+def test_the_replacement_of_a_dead_worker_serves_the_model_that_was_verified(start, images, model_dir):
     service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
     (model_dir / "digits.onnx").write_bytes(b"altered")
     with Load(service, images) as load:
