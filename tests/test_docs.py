@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 
 from benchmarks import ablation, doubt, hostile, pictures, report
 from serve import metrics
+from serve.app import create_app
 from serve.config import Config
 from train import consistency, frontier
 
@@ -97,13 +98,65 @@ def test_unknown_make_targets_are_found():
     assert unknown_targets(text, "test: x\nserve:\n") == {"tests", "two", "run"}
 
 
-def test_every_setting_is_documented():
+def test_every_setting_is_documented_with_its_default():
     page = (ROOT / "docs/operation.md").read_text()
     table = page.partition("## Configuration")[2].partition("\n## ")[0]
-    documented = {
-        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    documented = {}
+    for names, values in re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE):
+        documented |= zip(re.findall(r"`(\w+)`", names), values.split("`, `"), strict=True)
+    defaults = {field.name.upper(): field.default for field in fields(Config)}
+    defaults["MODEL_DIR"] = defaults["MODEL_DIR"].relative_to(ROOT)
+    special = {"WEB_CONCURRENCY": "number of cores", "PORT": str(Config().port)}
+    expected = {
+        name: special.get(name) or (f"{value:,}" if isinstance(value, int) else str(value) or "none")
+        for name, value in defaults.items()
     }
-    assert documented == {field.name.upper() for field in fields(Config)}
+    stated = {name: value.replace("`", "").partition(" (")[0] for name, value in documented.items()}
+    assert stated == expected
+
+
+MEBIBYTES = str(Config().max_body_bytes // 2**20)
+SECONDS = str(Config().request_timeout)
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence", "expected"),
+    [
+        ("docs/containers.md", r"`MAX_BODY_BYTES` above (\d+) MiB", (MEBIBYTES,)),
+        ("docs/operation.md", r"bodies of (\d+) MiB", (MEBIBYTES,)),
+        ("deploy/kubernetes/README.md", r"accept bodies of (\d+) MiB, wait for (\d+) seconds", (MEBIBYTES, SECONDS)),
+        ("serve/openapi.json", r"t most ([\d,]+) images and (\d+) MiB", (f"{Config().max_batch:,}", MEBIBYTES)),
+        ("serve/openapi.json", r"at most (\d+) million pixels", (str(Config().max_pixels // 10**6),)),
+    ],
+)
+def test_limits_are_the_code_s(page, sentence, expected):
+    text = " ".join((ROOT / page).read_text().split())
+    assert {match.groups() for match in re.finditer(sentence, text)} == {expected}
+
+
+def test_the_time_to_stop_is_longer_than_a_request():
+    (seconds,) = re.findall(r"docker stop -t (\d+)", (ROOT / "docs/operation.md").read_text())
+    assert int(seconds) > Config().request_timeout
+
+
+def test_every_route_that_requires_the_key_says_so_in_the_openapi_document():
+    paths = json.loads((ROOT / "serve/openapi.json").read_text())["paths"]
+    client = create_app(Config(api_key="key")).test_client()
+    documented, refused = set(), set()
+    for path, item in paths.items():
+        for method in item.keys() - {"parameters"}:
+            if item[method].get("security"):
+                documented.add((method, path))
+                assert "401" in item[method]["responses"]
+            answer = client.open(path.format(model="digits", version="0", name="page.js"), method=method)
+            if answer.status_code == 401:
+                refused.add((method, path))
+    assert documented == refused
+
+
+def test_results_in_the_readme_are_those_of_the_generated_page():
+    claim = " ".join((ROOT / "docs/consistency.md").read_text().splitlines()[2].split())
+    assert claim in " ".join((ROOT / "README.md").read_text().replace("\n> ", " ").split())
 
 
 def test_every_metric_is_documented():

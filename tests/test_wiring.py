@@ -1,0 +1,264 @@
+"""Makefile, Dockerfiles, compose.yaml, nginx.conf, manifests and CI agree with the code that they build and run."""
+
+import ast
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from msgspec.structs import fields
+
+from serve.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT = Config()
+# A container has its own address, and its model is mounted.
+SETTINGS = {field.name.upper() for field in fields(Config)} - {"HOST", "PORT", "MODEL_DIR"}
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+NGINX = (ROOT / "docker/nginx/nginx.conf").read_text()
+
+
+def instructions(dockerfile):
+    """Return (instruction, arguments) of every line of a Dockerfile; COPY --from and comments are left out."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    return [(name, arguments) for name, arguments in lines if "--from" not in arguments]
+
+
+def copied(dockerfile):
+    """Return {source: destination} of the repository's files that an image contains."""
+    files = {}
+    for name, arguments in instructions(dockerfile):
+        if name == "COPY":
+            *sources, destination = [word for word in shlex.split(arguments) if not word.startswith("--")]
+            for source in sources:
+                is_file_into_folder = destination.endswith("/") and not (ROOT / source).is_dir()
+                files[source] = destination + Path(source).name if is_file_into_folder else destination
+    return files
+
+
+def seconds(text):
+    """Return the seconds of nginx's and compose's durations."""
+    return int(text.removesuffix("s"))
+
+
+def directive(name):
+    """Return the only value of a directive of nginx.conf, or None if nginx's default applies."""
+    values = re.findall(rf"^\s*{name} ([^;]+);", NGINX, re.MULTILINE)
+    assert len(values) <= 1
+    return values[0] if values else None
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """Return a function that makes a program print its arguments and its environment, and the PATH to find it in."""
+    folder = tmp_path / "commands"
+    folder.mkdir()
+
+    def replace(name):
+        program = folder / name
+        program.write_text(
+            f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
+        )
+        program.chmod(0o755)
+        return f"{folder}:{os.environ['PATH']}"
+
+    return replace
+
+
+def run_serve(commands, given=(), **environment):
+    """Return the options that `make run-serve` gives `docker run`, and the environment that the container gets."""
+    environ = {"PATH": commands("docker"), **environment}
+    done = subprocess.run(["make", "run-serve", *given], cwd=ROOT, env=environ, capture_output=True, check=True)
+    (_, *options), environ = json.loads(done.stdout.splitlines()[-1])
+    passed = [value for option, value in itertools.pairwise(options) if option == "-e"]
+    return options, {name: value or environ[name] for name, _, value in (item.partition("=") for item in passed)}
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["make NAME=value", "NAME=value make"])
+def test_make_run_serve_passes_every_setting_on(commands, given):
+    values = {name: f"value of {name}" for name in SETTINGS}
+    arguments = [f"{name}={value}" for name, value in values.items()] if given else []
+    _, environment = run_serve(commands, arguments, **({} if given else values))
+    assert environment == values
+
+
+def test_make_run_serve_leaves_what_is_not_set_to_the_image(commands):
+    options, environment = run_serve(commands, HOST="x86_64-conda-linux-gnu", API_KEY="")
+    assert environment == {}
+    assert ("127.0.0.1:8000:8000" in options, "-v" in options) == (True, False)
+
+
+def test_make_run_serve_serves_a_model_of_your_own_at_another_port(commands):
+    options, environment = run_serve(commands, ["MODEL_DIR=artifacts/release", "PORT=9000"])
+    assert environment == {"MODEL_DIR": "/model"}
+    assert f"{ROOT}/artifacts/release:/model:ro" in options
+    assert "127.0.0.1:9000:8000" in options
+
+
+def dry_run(*arguments):
+    """Return the commands, as lists of words, that make would run."""
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [shlex.split(line, comments=True) for line in lines.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("test", {"fast", "slow"}), ("test-fast", {"fast"}), ("test-images", {"images"})],
+)
+def test_make_runs_the_tests_that_the_readme_says(target, expected):
+    ((*_, expression, argument),) = [words for words in dry_run(target, "ARGS=-x") if "pytest" in words]
+    (command,) = [words for words in dry_run(target) if "pytest" in words]
+    marks = {"fast": set(), "slow": {"slow"}, "images": {"images"}}
+    selected = {
+        kind
+        for kind, marked in marks.items()
+        if eval(expression, {mark: mark in marked for mark in ("slow", "images")})
+    }
+    assert selected == expected
+    assert argument == "-x"
+    parallel = [] if target == "test-images" else ["-n", "2", "--dist", "loadgroup"]
+    assert command == [".venv/bin/python", "-m", "pytest", *parallel, "-m", expression], "nothing else selects tests"
+
+
+def test_make_test_images_builds_what_it_tests():
+    built = {words[words.index("-t") + 1] for words in dry_run("test-images") if words[:2] == ["docker", "build"]}
+    assert built == {"train", "serve", "serve-proxy"}
+    assert {service["image"] for service in COMPOSE.values() if "build" in service} == built
+
+
+def test_make_run_train_writes_to_artifacts_and_passes_the_options_on():
+    *_, command = dry_run("run-train", "ARGS=--models Model_3")
+    assert command[:3] == ["docker", "run", "--rm"]
+    assert command[-5:] == ["-v", f"{ROOT}/artifacts:/artifacts", "train", "--models", "Model_3"]
+
+
+def test_make_installs_only_what_the_lock_says():
+    for target, lock in (("setup", "dev"), ("serve", "serve"), ("bench", "bench")):
+        installs = [words for words in dry_run(target) if "install" in words]
+        assert any(words[-2:] == ["-r", f"requirements/{lock}.txt"] for words in installs)
+        assert all("--require-hashes" in words for words in installs)
+
+
+def test_ci_lints_and_runs_every_test_that_the_readme_names(commands, tmp_path):
+    for name in ("make", "docker", "apt-get", "systemctl", "service", "promtool"):
+        path = commands(name)
+    (tmp_path / "repository/.ci").mkdir(parents=True)
+    script = shutil.copy(ROOT / ".ci/run", tmp_path / "repository/.ci")
+    done = subprocess.run([script], env={"PATH": path}, capture_output=True, text=True, check=True)
+    called = [json.loads(line)[0] for line in done.stdout.splitlines()]
+    targets = [words[1:] for name, *words in ((Path(argv[0]).name, *argv) for argv in called) if name == "make"]
+    assert targets == [["lint"], ["test"], ["test-images"]]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["steps"][-1] == {"run": ".ci/run"}
+
+
+def test_the_python_versions_agree():
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    lowest, above = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", required).groups()
+    versions = range(int(lowest), int(above))
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in versions]
+    check = re.search(r"\(3, (\d+)\) <= sys.version_info\[:2\] <= \(3, (\d+)\)", (ROOT / "Makefile").read_text())
+    assert [int(minor) for minor in check.groups()] == [versions[0], versions[-1]]
+    for file in ("README.md", "Makefile", ".ci/run"):
+        stated = re.findall(r"Python (3\.\d+)[–-](3\.\d+)", (ROOT / file).read_text())
+        assert stated == [(f"3.{versions[0]}", f"3.{versions[-1]}")], file
+    assert f"--python-version 3.{lowest} " in (ROOT / "Makefile").read_text()
+
+
+def test_the_image_contains_all_that_the_service_needs(tmp_path):
+    """Every module of serve is imported from the copied files alone, and the image's health check is answered."""
+    for source, destination in copied("Dockerfile.serve").items():
+        place = tmp_path / destination.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, place)
+    (check,) = [words for name, words in instructions("Dockerfile.serve") if name == "HEALTHCHECK"]
+    ((method, path),) = re.findall(r"c\.request\('(\w+)', '(/\w+)'\)", check)
+    code = f"""
+import importlib, pkgutil, serve
+for module in pkgutil.walk_packages(serve.__path__, "serve."):
+    if not module.name.endswith((".__main__", ".conf")):
+        importlib.import_module(module.name)
+from serve.app import create_app
+from serve.config import Config
+client = create_app(Config()).test_client()
+paths = "{path}", "/", "/static/page.js", "/openapi.json"
+print(*[client.open(path, method="{method}").status_code for path in paths])
+"""
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "app")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "app", env=environ, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["200"] * 4, done.stderr
+
+
+def test_the_training_image_contains_what_train_imports():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "train").rglob("*.py")]
+    names = [node.module or "" for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported = {name.partition(".")[0] for name in names}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    needed = (imported & packages) | {"train", "data/mnist"}
+    files = copied("Dockerfile.train")
+    assert {source: files.get(source) for source in needed} == {source: f"/app/{source}" for source in needed}
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile.serve", "Dockerfile.train"])
+def test_docker_is_sent_what_an_image_copies(dockerfile):
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    left_out = {source for source in copied(dockerfile) if not sent & {source, *map(str, Path(source).parents)}}
+    assert left_out == set()
+
+
+def test_the_image_listens_where_its_port_is_published():
+    serve = dict(instructions("Dockerfile.serve"))
+    assert serve["EXPOSE"] == str(DEFAULT.port)
+    assert {"HOST=0.0.0.0", f"PORT={DEFAULT.port}"} <= set(serve["ENV"].split())
+    assert json.loads(serve["ENTRYPOINT"]) == ["python", "-m", "serve"]
+    assert directive("proxy_pass") == f"http://$replicas:{DEFAULT.port}"
+    assert directive(r"set \$replicas") in COMPOSE
+    listening = directive("listen")
+    assert dict(instructions("docker/nginx/Dockerfile"))["EXPOSE"] == listening
+    assert COMPOSE["proxy"]["ports"] == [f"127.0.0.1:${{PORT:-{DEFAULT.port}}}:{listening}"]
+    (scraped,) = yaml.safe_load((ROOT / "deploy/monitoring/prometheus.yml").read_text())["scrape_configs"]
+    (replicas,) = scraped["dns_sd_configs"]
+    assert (replicas["port"], set(replicas["names"]) <= set(COMPOSE)) == (DEFAULT.port, True)
+
+
+def test_compose_passes_every_setting_on():
+    environment = COMPOSE["serve"]["environment"]
+    assert set(environment) >= SETTINGS
+    for name in SETTINGS:
+        assert environment[name] is None or environment[name].startswith(f"${{{name}:-"), "the caller's value"
+    assert not {"HOST", "PORT"} & set(environment)  # the image's
+
+
+def test_compose_and_nginx_wait_for_a_request_and_take_its_body():
+    assert seconds(COMPOSE["serve"]["stop_grace_period"]) > DEFAULT.request_timeout
+    assert seconds(directive("proxy_read_timeout") or "60s") > DEFAULT.request_timeout
+    assert seconds(directive("client_body_timeout") or "60s") >= DEFAULT.request_timeout
+    assert directive("client_max_body_size") == f"{DEFAULT.max_body_bytes // 2**20}m"
+    assert f"at most {DEFAULT.max_body_bytes // 2**20} MiB" in directive("return 413")
+
+
+@pytest.mark.parametrize("name", ["serve", "proxy"])
+def test_compose_confines_the_service_as_the_container_is_tested(name):
+    service = COMPOSE[name]
+    assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (True, "/tmp", ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "unless-stopped"
+
+
+def test_every_port_is_published_to_this_machine_only():
+    published = [port for service in COMPOSE.values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
