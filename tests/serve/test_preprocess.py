@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.forms import pair
+from benchmarks.pictures import predict_digits
 from serve.pictures import decode
 from serve.preprocess import ImageError, to_mnist
 
@@ -67,6 +68,24 @@ def test_thinning_thick_strokes_does_not_remove_a_thinner_one():
     draw.ellipse([90, 160, 190, 260], fill=0)
     draw.rectangle([129, 100, 151, 180], fill=0)  # joins the discs
     assert to_mnist(np.asarray(page))[14].max() > 100
+
+
+def small_digit(digit: Image.Image, size: int) -> np.ndarray:
+    """Return a page of 533×400 with the digit's ink so many pixels long."""
+    ink = ImageOps.contain(digit.crop(digit.getbbox()), (size, size))
+    page = Image.new("L", (533, 400), 235)
+    page.paste(30, (240, 170), ink)
+    return np.asarray(page)
+
+
+def test_a_digit_of_three_percent_of_the_side_is_read(images, labels):
+    found = np.stack([to_mnist(small_digit(Image.fromarray(pixels), 16)) for pixels in images[:60]])
+    assert np.mean(predict_digits(found) == labels[:60]) >= 0.95
+
+
+def test_a_digit_too_small_to_read_is_refused_with_what_to_do(images):
+    with pytest.raises(ImageError, match=r"^expected a digit of at least 6 pixels, found 5: crop closer$"):
+        to_mnist(small_digit(Image.fromarray(images[0]), 5))
 
 
 def test_a_mark_in_a_very_wide_picture_is_found():
