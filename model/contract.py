@@ -38,7 +38,6 @@ OUTPUTS = (
     TensorSpec("digit", "int64", ()),
     TensorSpec("doubt", "float32", ()),  # how unlike a digit the image is: larger is less like a digit
 )
-OUTPUTS_WITHOUT_DOUBT = OUTPUTS[:2]  # of exports older than the doubt head
 
 
 class ContractError(ValueError):
@@ -68,7 +67,7 @@ class Parity:
     images: int
     label_mismatches: int
     max_abs_probability_difference: float
-    max_abs_doubt_difference: float | None = None  # None if the graph has no doubt
+    max_abs_doubt_difference: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Manifest:
     versions: dict[str, str]
     device: str
     settings: dict[str, Any]  # everything that determines the training's result
-    doubt: Doubt | None = None  # None if the graph has no doubt
+    doubt: Doubt
 
 
 def parse_manifest(content: bytes) -> Manifest:
@@ -134,13 +133,9 @@ def metadata(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def check_graph(session: Any) -> None:
-    """Raise ContractError if the graph in `session`, of ONNX Runtime, has other inputs or outputs.
-
-    `doubt` is optional, so that older exports can be served.
-    """
-    outputs = session.get_outputs()
-    expected_outputs = OUTPUTS_WITHOUT_DOUBT if len(outputs) == len(OUTPUTS_WITHOUT_DOUBT) else OUTPUTS
-    for part, specs, values in (("inputs", INPUTS, session.get_inputs()), ("outputs", expected_outputs, outputs)):
+    """Raise ContractError if the graph in `session`, of ONNX Runtime, has other inputs or outputs."""
+    parts = (("inputs", INPUTS, session.get_inputs()), ("outputs", OUTPUTS, session.get_outputs()))
+    for part, specs, values in parts:
         expected = [(spec.name, ONNX_TYPES[spec.dtype], ["batch", *spec.shape]) for spec in specs]
         found = [(value.name, value.type, value.shape) for value in values]
         if found != expected:

@@ -45,7 +45,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     """
     config = config or Config.from_environment(os.environ)
     release = release or read(config.model_dir)
-    predictor = Predictor(release.graph, config.threads, release.threshold)
+    predictor = Predictor(release.graph, release.threshold)
     app = App("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
     app.url_map.merge_slashes = False  # //predict is 404, not a redirect
@@ -57,7 +57,6 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
         pid=os.getpid(),
         model=release.manifest.model,
         version=release.version,
-        threads=config.threads,
         authentication=bool(config.api_key),
     )
     app.wsgi_app = partial(access_log.answer, app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way

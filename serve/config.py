@@ -64,8 +64,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     def workers(self) -> int:
         """Return the number of worker processes."""
         return self.web_concurrency or available_cores()
-
-    @property
-    def threads(self) -> int:
-        """Return the number of ONNX Runtime threads per worker, so that workers × threads ≤ cores."""
-        return max(1, available_cores() // self.workers)

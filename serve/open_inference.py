@@ -109,7 +109,7 @@ class InferenceRequest(Struct):
 
 
 class ResponseOutput(Struct, forbid_unknown_fields=True):
-    """`probabilities`, FP32 [N, 10]; `digit`, INT64 [N]; or `doubt`, FP32 [N]. An older model has no `doubt`."""
+    """`probabilities`, FP32 [N, 10]; `digit`, INT64 [N]; or `doubt`, FP32 [N]."""
 
     name: Annotated[OutputName, Meta(description="`doubt` is how unlike a digit the image is: larger is less alike.")]
     datatype: Annotated[str, schema(enum=["FP32", "INT64"])]
@@ -149,7 +149,6 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     """Return the routes of /v2. The model's name is `digits`, its only version is the release's."""
     routes = Blueprint("inference", __name__, url_prefix="/v2")
     encoder = msgspec.json.Encoder()
-    output_names = [tensor.name for tensor in predictor.outputs]
 
     @routes.get("")
     def server_metadata() -> Any:
@@ -170,7 +169,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     @routes.get("/models/<model>/versions/<version>")
     def model_metadata(model: str, version: str = release.version) -> Any:
         check(model, version)
-        outputs = [_metadata(tensor) for tensor in predictor.outputs]
+        outputs = [_metadata(tensor) for tensor in OUTPUTS]
         return msgspec.to_builtins(ModelMetadata(MODEL, [release.version], PLATFORM, [INPUT], outputs))
 
     @routes.get("/models/<model>/ready")
@@ -186,12 +185,13 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     def infer(model: str, version: str = release.version) -> Response:
         check(model, version)
         inference, binary = _parse(read_body(request), request.headers.get(HEADER_LENGTH), config)
-        requested = _requested(inference, output_names)
+        requested = _requested(inference)
         images = _images(inference, binary, config)
         found = predictor.predict(images)
-        doubtful = 0 if found.doubtful is None else int(found.doubtful.sum())
         request.environ[IMAGES_PREDICTED] = len(found.digits)
-        metrics.count_predictions(found.digits.tolist(), found.probabilities.max(axis=1).tolist(), doubtful)
+        metrics.count_predictions(
+            found.digits.tolist(), found.probabilities.max(axis=1).tolist(), int(found.doubtful.sum())
+        )
         tensors = {"probabilities": found.probabilities, "digit": found.digits, "doubt": found.doubts}
         outputs, parts = _outputs(tensors, requested)
         answer = InferenceResponse(MODEL, release.version, outputs, UNSET if inference.id is None else inference.id)
@@ -225,15 +225,15 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
         raise BadRequest(f"expected an inference request as JSON, found: {error}") from error
 
 
-def _requested(inference: InferenceRequest, output_names: list[str]) -> dict[str, bool]:
-    """Return the requested outputs, by default all of `output_names`, each with whether to send it as binary data."""
+def _requested(inference: InferenceRequest) -> dict[str, bool]:
+    """Return the requested outputs, by default all, each with whether to send it as binary data."""
     default = _flag(inference.parameters, "binary_data_output", False)
     if not inference.outputs:
-        return dict.fromkeys(output_names, default)
+        return dict.fromkeys(OUTPUT_NAMES, default)
     names = {}
     for output in inference.outputs:
-        if output.name not in output_names:
-            raise BadRequest(f"expected outputs named {' or '.join(output_names)}, found {output.name!r}")
+        if output.name not in OUTPUT_NAMES:
+            raise BadRequest(f"expected outputs named {' or '.join(OUTPUT_NAMES)}, found {output.name!r}")
         if "classification" in output.parameters:
             raise BadRequest(f"output {output.name!r}: the classification extension is not supported")
         names[output.name] = _flag(output.parameters, "binary_data", default)

@@ -7,7 +7,6 @@ import numpy as np
 from flask import Blueprint, Request, Response
 from flask import request as proxy
 from msgspec import Meta
-from werkzeug.exceptions import BadRequest
 
 from model.contract import CLASSES, SIDE
 from serve import metrics
@@ -24,7 +23,7 @@ Row = Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(min_length=SIDE, 
 Rows = Annotated[list[Row], Meta(min_length=SIDE, max_length=SIDE)]
 DOUBTFUL = (
     "Whether the image is probably not a digit: its doubt is above the model's threshold. This is also true for 1 % of "
-    "MNIST's digits. Absent if the model gives no doubt."
+    "MNIST's digits."
 )
 
 
@@ -40,7 +39,7 @@ class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     digit: Annotated[int, Meta(ge=0, le=CLASSES - 1, description="The likeliest digit.")]
     confidence: Annotated[Probability, Meta(description="Its probability.")]
-    doubtful: Annotated[bool, Meta(description=DOUBTFUL)] | msgspec.UnsetType = msgspec.UNSET
+    doubtful: Annotated[bool, Meta(description=DOUBTFUL)]
     probabilities: Annotated[
         list[Probability],
         Meta(min_length=CLASSES, max_length=CLASSES, description="The probability of each digit, 0 to 9."),
@@ -70,14 +69,11 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         request: Request = proxy._get_current_object()  # type: ignore[attr-defined]  # each use of the proxy looks it up
         with_pixels = query_parameter(request, "pixels", ("false", "true"), "false") == "true"
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
-        if refuses_doubtful and predictor.threshold is None:
-            served = f"{model.name}, version {model.version}, which gives none"
-            raise BadRequest(f"refuse=doubtful: expected a model that gives a doubt, found {served}")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
         digits = found.digits.tolist()
         readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 gives every decimal
-        doubtful = [msgspec.UNSET] * len(digits) if found.doubtful is None else found.doubtful.tolist()
+        doubtful = found.doubtful.tolist()
         predictions = [
             Prediction(digit=digit, confidence=probabilities[digit], doubtful=doubt, probabilities=probabilities)
             for digit, doubt, probabilities in zip(digits, doubtful, readable, strict=True)

@@ -1,6 +1,6 @@
 """Run the exported model in ONNX Runtime. Knows nothing of HTTP.
 
-`python -m serve.predictor [THRESHOLD] < digits.onnx` checks that a graph can be served: exit status 0, or 1 and one
+`python -m serve.predictor < digits.onnx` checks that a graph can be served: exit status 0, or 1 and one
 line on standard error.
 """
 
@@ -15,6 +15,7 @@ from model.contract import IMAGE, OUTPUTS, ContractError, check_graph
 from serve.event_loop import chunks
 from serve.release import ModelError
 
+NAMES = [output.name for output in OUTPUTS]  # without them, ONNX Runtime looks them up at each run
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
 CHUNK = 100  # images per run: larger runs miss the CPU's cache, and this one yields to the event loop every 2 ms
 
@@ -24,24 +25,20 @@ class Predictions(NamedTuple):
 
     probabilities: NDArray[np.float32]  # [N, 10]
     digits: NDArray[np.int64]  # [N]
-    doubts: NDArray[np.float32] | None = None  # [N], how unlike a digit; None if the model gives no doubt
-    doubtful: NDArray[np.bool_] | None = None  # [N], whether the doubt is above the threshold; None likewise
+    doubts: NDArray[np.float32]  # [N], how unlike a digit
+    doubtful: NDArray[np.bool_]  # [N], whether the doubt is above the threshold
 
 
 class Predictor:
     """An ONNX Runtime session. Create it after a fork, never before."""
 
-    def __init__(self, graph: bytes, threads: int = 1, threshold: float | None = None) -> None:
-        """Load `graph` to run on `threads` threads; an image with a doubt above `threshold` is doubtful.
+    def __init__(self, graph: bytes, threshold: float) -> None:
+        """Load `graph` to run on one thread; an image with a doubt above `threshold` is doubtful.
 
-        Raises ModelError if the graph does not have the inputs and outputs of model.contract, does not run, or gives a
-        doubt without a threshold or no doubt with one.
+        Raises ModelError if the graph does not have the inputs and outputs of model.contract, or does not run.
         """
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A thread that spins while it waits for work takes the core from the next worker.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # more are slower for so small a network
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -51,12 +48,7 @@ class Predictor:
             check_graph(self._session)
         except ContractError as error:
             raise ModelError(str(error)) from error
-        self.outputs = OUTPUTS[: len(self._session.get_outputs())]
-        self._names = [output.name for output in self.outputs]
-        self.threshold = threshold
-        if (threshold is not None) != (self.outputs == OUTPUTS):
-            found = "only the output" if threshold is None else "only the threshold"
-            raise ModelError(f"expected the output doubt in the graph and its threshold in the manifest, found {found}")
+        self._threshold = threshold
         try:
             self.probe()
         except Exception as error:
@@ -66,22 +58,20 @@ class Predictor:
         """Return the model's outputs for `images`, uint8 [N, 28, 28], N ≥ 1, white ink on black."""
         runs = [self._run(chunk) for _, chunk in chunks(images, CHUNK)]
         outputs = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
-        if self.threshold is None:
-            return Predictions(*outputs)
         probabilities, digits, doubts = outputs
-        return Predictions(probabilities, digits, doubts, doubts > self.threshold)
+        return Predictions(probabilities, digits, doubts, doubts > self._threshold)
 
     def probe(self) -> None:
         """Predict a blank image; raises the runtime's exception if the model fails."""
         self._run(BLANK)
 
     def _run(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = self._session.run(self._names, {IMAGE.name: images})
+        outputs: list[NDArray[Any]] = self._session.run(NAMES, {IMAGE.name: images})
         return outputs
 
 
 if __name__ == "__main__":
     try:
-        Predictor(sys.stdin.buffer.read(), threshold=float(sys.argv[1]) if sys.argv[1:] else None)
+        Predictor(sys.stdin.buffer.read(), threshold=0)
     except ModelError as error:
         sys.exit(str(error))

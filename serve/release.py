@@ -32,9 +32,9 @@ class Release:
         return self.manifest.onnx.sha256[:12]
 
     @property
-    def threshold(self) -> float | None:
-        """Return the doubt above which an image is doubtful; None if the model gives no doubt."""
-        return self.manifest.doubt.threshold if self.manifest.doubt else None
+    def threshold(self) -> float:
+        """Return the doubt above which an image is doubtful."""
+        return self.manifest.doubt.threshold
 
 
 def read(folder: Path) -> Release:
@@ -62,8 +62,6 @@ def verify(folder: Path) -> Release:
     """
     release = read(folder)
     check = [sys.executable, "-m", "serve.predictor"]
-    if release.threshold is not None:
-        check.append(repr(release.threshold))
     try:
         done = subprocess.run(
             check, input=release.graph, capture_output=True, timeout=VERIFY_TIMEOUT_S, cwd=Path(__file__).parent.parent

@@ -62,7 +62,7 @@ def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
 
 def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
     """Convert `classifier` to an ONNX graph with `metadata` as its properties."""
-    outputs = contract.OUTPUTS if classifier.doubt else contract.OUTPUTS_WITHOUT_DOUBT
+    outputs = contract.OUTPUTS if classifier.doubt else contract.OUTPUTS[:2]
     example = torch.zeros(2, *contract.IMAGE.shape, dtype=getattr(torch, contract.IMAGE.dtype))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         warnings.simplefilter("ignore")

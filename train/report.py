@@ -160,7 +160,6 @@ predicted digit.
 def doubt_table(manifest: Manifest) -> str:
     """Return the quality of the output `doubt` in Markdown: the threshold, and a table by kind of non-digit."""
     doubt = manifest.doubt
-    assert doubt, "a verified export has doubt"
     rows = [[kind, f"{100 * fraction:.1f} %"] for kind, fraction in doubt.caught.items()]
     return (
         f"An image is doubted, that is, unlike a digit, if `doubt` is above {doubt.threshold:.4f}. This threshold "

@@ -67,7 +67,6 @@ def _export(trained: list[Trained], data: Data, folder: Path) -> Export | None:
         return None
     exported = export(best, data, folder)
     manifest, doubt = exported.manifest, exported.manifest.doubt
-    assert doubt
     print(
         f"\nExported {best.experiment.name}, the best model within {PARAMETER_BUDGET:,} parameters by validation "
         f"accuracy ({100 * best.history[-1].validation_accuracy:.2f}%): {folder / manifest.onnx.file}\n"

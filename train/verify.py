@@ -67,8 +67,6 @@ def verify(folder: Path, data: Data) -> Export:
         different = ", ".join(sorted(dict(manifest.data.sha256.items() ^ data.sha256.items())))
         found = f"found {data.name}, which differs in {different}"
         raise VerificationError(f"{path}: expected the data set of the export, {manifest.data.name}, {found}")
-    if manifest.doubt is None:
-        raise VerificationError(f"{path}: expected doubt, found none")
     if manifest.doubt.caught.keys() != KINDS.keys():
         kinds = ", ".join(manifest.doubt.caught)
         raise VerificationError(f"{path}: expected doubt.caught of {', '.join(KINDS)}, found {kinds or 'none'}")

@@ -1,4 +1,4 @@
-"""Releases whose graphs are made here, of the contract's inputs and outputs, with and without `doubt`."""
+"""Releases whose graphs are made here, of the contract's inputs and outputs."""
 
 import hashlib
 from dataclasses import replace
@@ -12,8 +12,11 @@ from serve.release import Release, read
 from train.paths import RELEASE
 
 
-def make_graph(doubt: bool) -> bytes:
-    """Return a graph to which every image is a 0 with a confidence of 0.1, and its doubt the mean of its pixels."""
+def make_graph(*, doubt: bool = True) -> bytes:
+    """Return a graph to which every image is a 0 with a confidence of 0.1, and its doubt the mean of its pixels.
+
+    Without `doubt` it lacks that output, as an export that breaks the contract.
+    """
     info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
     image = info("image", TensorProto.UINT8, ["batch", 28, 28])
     outputs = [info("probabilities", TensorProto.FLOAT, ["batch", 10]), info("digit", TensorProto.INT64, ["batch"])]
@@ -35,10 +38,9 @@ def make_graph(doubt: bool) -> bytes:
     return model.SerializeToString()
 
 
-def make_release(threshold: float | None) -> Release:
-    """Return a release with such a graph; without a threshold it gives no doubt, as older releases."""
-    graph = make_graph(doubt=threshold is not None)
+def make_release(threshold: float) -> Release:
+    """Return a release with such a graph, in which an image is doubtful above `threshold`."""
+    graph = make_graph()
     shipped = read(RELEASE).manifest
     onnx_file = replace(shipped.onnx, sha256=hashlib.sha256(graph).hexdigest(), bytes=len(graph))
-    doubt = None if threshold is None else Doubt(0, threshold, 0.01, 0.01, {})
-    return Release(replace(shipped, onnx=onnx_file, doubt=doubt), graph)
+    return Release(replace(shipped, onnx=onnx_file, doubt=Doubt(0, threshold, 0.01, 0.01, {})), graph)

@@ -1,7 +1,5 @@
 """Configuration from environment variables."""
 
-import os
-
 import pytest
 
 from serve.config import Config, ConfigError
@@ -38,11 +36,3 @@ def test_an_invalid_variable_is_named(variable, value, message):
 def test_several_origins_are_valid():
     origins = "https://example.org  http://[::1]:8080"
     assert Config.from_environment({"CORS_ORIGINS": origins}).cors_origins == origins
-
-
-@pytest.mark.parametrize("workers", range(1, 10))
-def test_workers_times_threads_fit_the_cores(monkeypatch, workers):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    config = Config(web_concurrency=workers)
-    assert config.threads >= 1
-    assert config.workers * config.threads <= max(8, workers)

@@ -94,17 +94,6 @@ def test_doubt_is_the_graph_s():
     assert answer.json["outputs"] == [{"name": "doubt", "datatype": "FP32", "shape": [3], "data": [0, 100, 255]}]
 
 
-def test_a_model_without_doubt_has_the_other_outputs_alone():
-    client = create_app(Config(), make_release(threshold=None)).test_client()
-    names = ["probabilities", "digit"]
-    assert [output["name"] for output in client.get("/v2/models/digits").json["outputs"]] == names
-    sent = {"inputs": [IMAGE | {"data": [0] * 784}]}
-    assert [output["name"] for output in client.post(INFER, json=sent).json["outputs"]] == names
-    answer = client.post(INFER, json=sent | {"outputs": [{"name": "doubt"}]})
-    assert answer.status_code == 400
-    assert answer.json == {"error": "expected outputs named probabilities or digit, found 'doubt'"}
-
-
 def test_one_output_in_json_and_one_in_binary(server, images):
     outputs = [
         triton.InferRequestedOutput("probabilities", binary_data=False),

@@ -221,17 +221,6 @@ def test_doubtful_images_are_refused_on_request():
     assert digits(predict_shades(doubting, [0, 100], "&refuse=doubtful")) == [0, 0]
 
 
-def test_a_model_without_doubt_is_served_and_refuses_no_doubtful_images():
-    release = make_release(threshold=None)
-    (prediction,) = predict_shades(release, [255]).json["predictions"]
-    assert list(prediction) == ["digit", "confidence", "probabilities"]
-    detail = problem(predict_shades(release, [255], "&refuse=doubtful"), 400)
-    assert detail == (
-        f"refuse=doubtful: expected a model that gives a doubt, found Model_3, version {release.version}, "
-        "which gives none"
-    )
-
-
 def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
     client = create_app().test_client()
     shares = []

@@ -18,18 +18,11 @@ def folder(tmp_path):
     return shutil.copytree(RELEASE, tmp_path / "release")
 
 
-def shipped_predictor(threads=1):
-    release = read(RELEASE)
-    return Predictor(release.graph, threads, release.threshold)
-
-
-def replace_graph(folder, content, doubt=False):
-    """Put another graph in `folder`, and its hash in the manifest, which states no threshold unless `doubt`."""
+def replace_graph(folder, content):
+    """Put another graph in `folder`, and its hash in the manifest."""
     (folder / "digits.onnx").write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["sha256"] = hashlib.sha256(content).hexdigest()
-    if not doubt:
-        manifest["doubt"] = None
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -109,33 +102,37 @@ def test_a_graph_that_loads_but_does_not_run_is_refused(folder):
     outputs = [
         info("probabilities", onnx.TensorProto.FLOAT, ["batch", 10]),
         info("digit", onnx.TensorProto.INT64, ["batch"]),
+        info("doubt", onnx.TensorProto.FLOAT, ["batch"]),
     ]
-    shape = onnx.numpy_helper.from_array(np.array([-1, 10]), "shape")
+    values = {"shape": [-1, 10], "one": [1]}
+    constants = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in values.items()]
     nodes = [
         node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
         node("Reshape", ["float", "shape"], ["probabilities"]),
         node("ArgMax", ["probabilities"], ["digit"], axis=1, keepdims=0),
+        node("ReduceMax", ["probabilities", "one"], ["doubt"], keepdims=0),
     ]
-    graph = onnx.helper.make_graph(nodes, "broken", [image], outputs, [shape])
+    graph = onnx.helper.make_graph(nodes, "broken", [image], outputs, constants)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     replace_graph(folder, model.SerializeToString())
     with pytest.raises(ModelError, match="expected a graph that runs, found"):
         verify(folder)
 
 
-@pytest.mark.parametrize("doubt", [True, False])
-def test_a_release_with_and_without_doubt_verifies_and_one_with_half_of_it_is_refused(folder, doubt):
-    replace_graph(folder, make_graph(doubt), doubt)
-    assert (verify(folder).threshold is not None) == doubt
-    replace_graph(folder, make_graph(not doubt), doubt)
-    found = "only the threshold" if doubt else "only the output"
-    with pytest.raises(ModelError, match=f"digits.onnx: expected the output doubt in the graph.*, found {found}"):
+def test_a_graph_or_a_manifest_without_doubt_is_refused(folder):
+    replace_graph(folder, make_graph(doubt=False))
+    with pytest.raises(ModelError, match=r"digits.onnx: expected outputs .*'doubt'.*, found \[[^d]*digit[^d]*\]$"):
+        verify(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"doubt": None}))
+    with pytest.raises(ModelError, match=r"manifest.json: expected the manifest of a verified export, found: .*doubt"):
         verify(folder)
 
 
 @pytest.mark.parametrize("count", [1, 99, 100, 101, 1000])
 def test_predictions_do_not_depend_on_the_batch(images, count):
-    predictor = shipped_predictor()
+    release = read(RELEASE)
+    predictor = Predictor(release.graph, release.threshold)
     whole = predictor.predict(images[:1000])
     part = predictor.predict(images[:count])
     assert np.array_equal(part.digits, whole.digits[:count])
@@ -143,8 +140,3 @@ def test_predictions_do_not_depend_on_the_batch(images, count):
     assert np.allclose(part.doubts, whole.doubts[:count], atol=1e-3)
     assert part.probabilities.shape == (count, 10)
     assert part.doubtful.shape == (count,)
-
-
-def test_threads_do_not_change_a_prediction(images):
-    one, two = (shipped_predictor(threads).predict(images[:200]) for threads in (1, 2))
-    assert np.array_equal(one.digits, two.digits)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from model import contract
-from model.classifier import DigitClassifier
 from model.networks import Model_3
 from tests.train.graphs import with_one_weight_changed
 from train import export, verify
@@ -68,10 +67,6 @@ def test_any_batch_size_is_accepted(graph):
     for batch in (1, 3, 50):
         probabilities, digit, doubt = session.run(None, {"image": np.zeros((batch, 28, 28), np.uint8)})
         assert (probabilities.shape, digit.shape, doubt.shape) == ((batch, 10), (batch,), (batch,))
-
-
-def test_graph_without_doubt_can_still_be_served(classifier):
-    contract.check_graph(onnxruntime.InferenceSession(export.to_onnx(DigitClassifier(classifier.network), {})))
 
 
 def test_weights_include_the_doubt_head(classifier):
@@ -193,7 +188,10 @@ def restate_files(folder):
             {"parity": {"max_abs_probability_difference": -1e-6}},
             "expected parity.max_abs_\\w+ as stated, -1e-06, found",
         ),
-        ({"parity": {"max_abs_doubt_difference": None}}, "expected parity.max_abs_doubt_\\w+ as stated, None, found"),
+        (
+            {"parity": {"max_abs_doubt_difference": None}},
+            "parity.max_abs_doubt_difference: expected a number, found None",
+        ),
         ({"parity": {"max_abs_doubt_difference": 0.5}}, "expected parity.max_abs_doubt_\\w+ as stated, 0.5, found"),
         ({"doubt": None}, "expected doubt, found none"),
         ({"doubt": {"threshold": 99.5}}, r"expected doubt.threshold as stated, 99.5, found -?\d+\.\d+"),
