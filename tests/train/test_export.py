@@ -190,10 +190,10 @@ def restate_files(folder):
         ),
         (
             {"parity": {"max_abs_doubt_difference": None}},
-            "parity.max_abs_doubt_difference: expected a number, found None",
+            r"max_abs_doubt_difference: expected a number, found None",
         ),
         ({"parity": {"max_abs_doubt_difference": 0.5}}, "expected parity.max_abs_doubt_\\w+ as stated, 0.5, found"),
-        ({"doubt": None}, "expected doubt, found none"),
+        ({"doubt": None}, "doubt: expected an object, found None"),
         ({"doubt": {"threshold": 99.5}}, r"expected doubt.threshold as stated, 99.5, found -?\d+\.\d+"),
         ({"doubt": {"test_doubted": 0.5}}, r"expected doubt.test_doubted as stated, 0.5, found 0\.\d+"),
         ({"doubt": {"caught": {}}}, "expected doubt.caught of scribbles, .*, found none"),
