@@ -3,7 +3,8 @@ PYTHON ?= python3
 SOURCE ?= unknown
 ARGS ?=
 
-CHECK_PYTHON := $(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(f"expected Python 3.11-3.13, found {sys.version.split()[0]}: name another with make PYTHON=...")'
+CHECK_PYTHON = $(if $(filter Windows_NT,$(OS)),$(error expected Linux, macOS or WSL, found Windows: use Docker (docs/containers.md)))\
+	$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) or sys.exit(f"expected Python 3.11-3.14, found {sys.version.split()[0]}: name another with make PYTHON=...")'
 VENV := .venv/.installed
 SERVE := .venv-serve/.installed
 BENCH := .venv-bench/.installed
@@ -11,7 +12,8 @@ BENCH := .venv-bench/.installed
 LABELS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git rev-parse HEAD)$(if $(shell git status --porcelain),-dirty) \
 	--build-arg SOURCE=$(SOURCE)
-SETTINGS = API_KEY CORS_ORIGINS LOG_LEVEL MAX_BATCH MAX_BODY_BYTES MAX_PIXELS REQUEST_TIMEOUT WEB_CONCURRENCY
+SETTINGS = API_KEY CORS_ORIGINS KEEP_ALIVE LOG_LEVEL MAX_BATCH MAX_BODY_BYTES MAX_PIXELS REQUEST_TIMEOUT \
+	TRUSTED_PROXIES WEB_CONCURRENCY
 GPUS = $(if $(shell docker info --format '{{.Runtimes.nvidia}}' 2>/dev/null | grep -v 'no value'),--gpus all)
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,76 @@ def test_every_port_is_published_to_this_machine_only():
     published = [port for service in COMPOSE.values() for port in service.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+@pytest.mark.parametrize("service", COMPOSE)
+def test_compose_creates_no_folder(service):
+    """Docker creates a missing folder as root: what is not in every clone is an error instead."""
+    for volume in COMPOSE[service].get("volumes", []):
+        if isinstance(volume, str):
+            assert (ROOT / volume.partition(":")[0]).exists()
+        else:
+            assert volume["bind"]["create_host_path"] is False
+
+
+def test_compose_serves_the_model_that_ships_or_your_own():
+    (volume,) = COMPOSE["serve"]["volumes"]
+    assert volume["source"] == f"${{MODEL:-./{DEFAULT.model_dir.relative_to(ROOT)}}}"
+    assert (volume["target"], volume["read_only"]) == (COMPOSE["serve"]["environment"]["MODEL_DIR"], True)
+
+
+def test_nginx_passes_the_client_s_address_on_and_the_service_trusts_docker_s_networks():
+    assert directive("proxy_set_header X-Forwarded-For") == "$remote_addr"
+    default = COMPOSE["serve"]["environment"]["TRUSTED_PROXIES"].removeprefix("${TRUSTED_PROXIES:-").removesuffix("}")
+    trusted = [ip_network(network) for network in default.split()]
+    for address in ("172.18.0.3", "172.31.0.3", "192.168.16.3", "10.0.0.3"):
+        assert any(ip_address(address) in network for network in trusted)
+    assert not any(network.is_global for network in trusted)
+
+
+def test_a_windows_checkout_has_unix_line_ends_and_unchanged_binaries(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("expected a git checkout, found none")
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, tmp_path / "clone"], check=True)
+    for name in ("docker/train", ".ci/run", "Makefile", "serve/openapi.json", "data/mnist/SHA256SUMS"):
+        assert b"\r" not in (tmp_path / "clone" / name).read_bytes(), name
+    for path in (*(ROOT / "model/release").iterdir(), *(ROOT / "data/mnist").iterdir()):
+        assert (tmp_path / "clone" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+
+
+def test_make_on_windows_names_what_to_use_instead():
+    command = ["make", "--dry-run", "--always-make", "setup", "OS=Windows_NT"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected Linux, macOS or WSL, found Windows: use Docker (docs/containers.md)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("user", "owner", "allowed", "started"),
+    [
+        ("0", "1000:1001", True, "setpriv --reuid 1000 --regid 1001 --clear-groups python -m train --seed 2"),
+        ("0", "0:0", False, "python -m train --seed 2"),
+        ("0", "", False, "python -m train --seed 2"),
+        ("1000", "1000:1001", False, "python -m train --seed 2"),
+        ("0", "1000:1001", False, None),
+    ],
+    ids=["as the owner", "root's folder, no capabilities", "no folder", "--user", "another's folder, no capabilities"],
+)
+def test_the_training_image_starts_as_the_owner_of_the_folder(tmp_path, user, owner, allowed, started):
+    programs = {
+        "id": f"echo {user}",
+        "stat": f"echo {owner}" if owner else "exit 1",
+        "setpriv": 'case "$*" in *python*) echo setpriv "$@";; esac; ' + ("exit 0" if allowed else "exit 1"),
+        "python": 'echo python "$@"',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", ROOT / "docker/train", "--seed", "2"], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    if started:
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{started}\n", "")
+    else:
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, done.stdout, line.endswith(f": add --user {owner}")) == (1, "", True)

@@ -1,4 +1,4 @@
-"""compose.yaml: the trained model is served by one replica, or by three behind nginx."""
+"""compose.yaml: the model that ships or another one is served by one replica, or by three behind nginx."""
 
 import json
 import os
@@ -21,9 +21,9 @@ URL = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def compose(docker, tmp_path):
-    """Return a function that runs `docker compose` on a copy of the file, with the shipped release in artifacts."""
+    """Return a function that runs `docker compose` on a copy of the file and of the model that ships."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
-    shutil.copytree(RELEASE, tmp_path / "artifacts" / "release")
+    shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
 
     def compose(*arguments):
@@ -37,20 +37,25 @@ def replicas(compose):
     return compose("ps", "--quiet", "serve").split()
 
 
-def test_the_trained_model_is_served(compose, images):
-    compose("up", "--detach", "--no-build", "--wait", "serve")
+def test_the_model_that_ships_is_served(compose, images):
+    compose("up", "--detach", "--no-build", "--wait")
     answer = requests.post(f"{URL}/predict", images[:3].tobytes(), headers=RAW)
     assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7, 2, 1]
 
 
-def test_a_missing_model_is_reported_in_one_line(compose, tmp_path):
-    shutil.rmtree(tmp_path / "artifacts" / "release")
-    compose("up", "--detach", "--no-build", "serve")
-    time.sleep(3)
-    lines = {line.removeprefix("\x1b[2K") for line in compose("logs", "--no-log-prefix", "serve").splitlines()}
-    assert {line for line in lines if not line.startswith("{")} == {
-        "serve: /model/manifest.json: expected a file of a verified export, found: No such file or directory"
-    }
+def test_a_model_of_your_own_is_served(compose, mounted, monkeypatch):
+    monkeypatch.setenv("MODEL", str(mounted / "release"))
+    compose("up", "--detach", "--no-build", "--wait")
+    version = requests.get(f"{URL}/v2/models/digits").json()["versions"]
+    assert version == [json.loads((mounted / "release" / "manifest.json").read_text())["onnx"]["sha256"][:12]]
+
+
+@pytest.mark.parametrize(("command", "folder"), [("up --detach --no-build", "none"), ("run --rm train", "artifacts")])
+def test_a_missing_folder_is_named_and_not_created(compose, tmp_path, monkeypatch, command, folder):
+    monkeypatch.setenv("MODEL", "./none")
+    with pytest.raises(AssertionError, match=f"bind source path does not exist: {tmp_path}/{folder}"):
+        compose(*command.split())
+    assert not (tmp_path / folder).exists()
 
 
 def test_three_replicas_share_the_requests_and_killing_one_fails_none(docker, compose, images):
