@@ -28,6 +28,14 @@ def test_every_request_has_one_line_of_json(service, images):
     assert 0 < line["milliseconds"] < 1000 * took
 
 
+def test_the_line_of_an_inference_has_the_number_of_images(service, images):
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 28, 28], "data": images[:2].tolist()}
+    sent = {"X-Request-ID": "inference"}
+    assert requests.post(f"{service.url}/v2/models/digits/infer", json={"inputs": [tensor]}, headers=sent).ok
+    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "inference"])
+    assert (line["path"], line["images"]) == ("/v2/models/digits/infer", 2)
+
+
 @pytest.mark.parametrize("sent", [None, "two words", '"}{', "x" * 129, "é"])
 def test_a_request_id_is_made_if_none_of_its_form_is_sent(service, sent):
     headers = {"X-Request-ID": sent.encode()} if sent else {}

@@ -62,6 +62,10 @@ def test_a_request_with_the_key_is_served(app, images, scheme):
     assert [prediction["digit"] for prediction in answer.json["predictions"]] == [7]
 
 
+def test_a_preflight_has_no_key(app):
+    assert app.test_client().options("/predict", headers={"Origin": "https://a.example"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "sent",
     [

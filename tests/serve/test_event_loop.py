@@ -3,8 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import gevent
+import numpy as np
 
-from serve.event_loop import yield_to_event_loop
+from serve.event_loop import chunks, yield_to_event_loop
 from tests.polling import PATIENCE
 
 
@@ -18,6 +19,18 @@ def test_greenlets_resume_in_the_order_in_which_they_yielded():
 
     gevent.joinall([gevent.spawn(work, name) for name in "abc"], raise_error=True)
     assert steps == [(number, name) for number in range(3) for name in "abc"]
+
+
+def test_chunks_of_two_greenlets_alternate():
+    steps = []
+
+    def work(name):
+        for start, part in chunks(np.arange(7), 3):
+            steps.append((start, name, part.tolist()))
+
+    gevent.joinall([gevent.spawn(work, name) for name in "ab"], raise_error=True)
+    parts = [(0, [0, 1, 2]), (3, [3, 4, 5]), (6, [6])]
+    assert steps == [(start, name, part) for start, part in parts for name in "ab"]
 
 
 def test_a_greenlet_that_is_killed_while_it_waits_does_not_block_another():

@@ -2,6 +2,7 @@
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import requests
@@ -93,6 +94,23 @@ def test_pipelined_requests_wait_for_the_requests_of_others(victim):
         connection.close()
     line = next(line for line in metrics.splitlines() if line.startswith(answered) and '"/healthz"' in line)
     assert float(line.split()[-1]) < 28_000
+
+
+def test_slow_clients_time_out(victim):
+    """Whoever does not finish a body gets 408 after REQUEST_TIMEOUT; a head that is not finished gets no response."""
+    type_ = "application/octet-stream"
+    bodies = [head(path, type_, "Content-Length: 784") + b"slow" for path in ("/predict", "/v2/models/digits/infer")]
+    with ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(victim.address, timeout=60)) for _ in range(4)]
+        for connection, sent in zip(slow, (*bodies, b"GET /healthz HTTP/1.1\r\nHost:", b""), strict=True):
+            connection.sendall(sent)
+        predict, protocol, headless, idle = (connection.makefile("rb").read() for connection in slow)
+    for answer in (predict, protocol):
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"expected the whole request within 3 seconds" in answer
+    assert b"application/problem+json" in predict
+    assert protocol.rpartition(b"\r\n\r\n")[2].startswith(b'{"error":')
+    assert headless == idle == b""
 
 
 @pytest.mark.parametrize("path", ["/predict", "/nowhere", "/healthz"])

@@ -34,11 +34,13 @@ def test_metrics_count_requests_over_all_workers(service, images):
         assert requests.post(f"{service.url}/predict", images[[0, 2, 5]].tobytes(), headers=RAW).ok  # 7, 1, 1
     assert requests.post(f"{service.url}/predict", b"x", headers=RAW).status_code == 422
     assert requests.get(f"{service.url}/no/such/path").status_code == 404
+    assert requests.get(f"{service.url}/v2/models/letters").status_code == 404
     took, after = time.monotonic() - began, metrics(service)
     predicted = {"route": "/predict", "method": "POST"}
     assert change(before, after, "digits_requests_total", **predicted, status="200") == 20
     assert change(before, after, "digits_requests_total", **predicted, status="422") == 1
     assert change(before, after, "digits_requests_total", route="unmatched", method="any", status="404") == 1
+    assert change(before, after, "digits_requests_total", route="/v2/models/<model>", method="GET", status="404") == 1
     assert change(before, after, "digits_images_total") == 60
     assert [change(before, after, "digits_predictions_total", digit=str(digit)) for digit in (7, 1, 2)] == [20, 40, 0]
     assert change(before, after, "digits_request_duration_seconds_count", route="/predict") == 21

@@ -116,6 +116,12 @@ def test_preprocess_none_does_not_change_the_pixels(client, images):
     assert len(digits(answer)) == 1
 
 
+def test_fractions_are_rounded(client):
+    sent = np.full(784, 6.6).reshape(28, 28)
+    answer = predict(client, json.dumps({"image": sent.tolist()}), JSON, "?preprocess=none&pixels=true")
+    assert answer.json["predictions"][0]["pixels"] == [[7] * 28] * 28
+
+
 def test_auto_changes_only_images_not_in_mnist_form(client, images):
     for sent in (images[0], 255 - images[0]):
         answer = predict(client, sent.tobytes(), "application/octet-stream", "?pixels=true")
@@ -296,7 +302,8 @@ def test_an_internal_error_reveals_nothing_to_the_client(images, monkeypatch, ca
     detail = problem(answer, 500)
     assert "ZeroDivisionError" not in answer.text
     assert "request id" in detail
-    assert "ZeroDivisionError" in caplog.text
+    (record,) = [record for record in caplog.records if "ZeroDivisionError" in str(record.exc_info)]
+    assert record.fields["request_id"] == answer.headers["X-Request-ID"]
 
 
 def test_other_origins_are_allowed_only_if_configured(client, images):

@@ -3,12 +3,10 @@
 import base64
 import hashlib
 import http.client
-import itertools
 import json
 import operator
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -25,8 +23,10 @@ import numpy as np
 import pytest
 import requests
 
-from tests.polling import PATIENCE
+from tests.polling import PATIENCE, answers
 from tests.serve.conftest import Service
+from tests.serve.releases import make_graph, put_graph
+from tests.serve.test_metrics import metrics
 from train.paths import RELEASE, ROOT
 
 RAW = {"Content-Type": "application/octet-stream"}
@@ -81,21 +81,6 @@ class Load:
 def model_dir(tmp_path):
     """Return a copy of the shipped release."""
     return Path(shutil.copytree(RELEASE, tmp_path / "model"))
-
-
-def put(source, folder):
-    """Copy the release in `source` to `folder` atomically, file by file."""
-    for name in ("digits.onnx", "manifest.json"):
-        shutil.copy(source / name, folder / f".{name}")
-        (folder / f".{name}").rename(folder / name)
-
-
-def put_graph(folder, graph):
-    """Put another graph in `folder`, and its hash in the manifest."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["onnx"]["sha256"] = hashlib.sha256(graph).hexdigest()
-    (folder / "digits.onnx").write_bytes(graph)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def run(**environment):
@@ -180,40 +165,16 @@ def test_a_large_batch_does_not_starve_new_connections(start, images):
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 784\r\n"
 
 
-@pytest.fixture
-def slow_clients():
-    """Return a function that opens 400 connections: 200 never finish their headers, 200 never finish their body."""
+def test_slow_clients_do_not_block_others(start, images):
+    """A worker has 1,000 connections: 900 whose body never ends leave room for others."""
+    service = start(REQUEST_TIMEOUT=2 * PATIENCE, WEB_CONCURRENCY=1)
     with ExitStack() as stack:
-
-        def connect(service):
-            slow = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(400)]
-            heads, bodies = slow[:200], slow[200:]
-            for head, body in zip(heads, bodies, strict=True):
-                head.sendall(HEAD)
-                body.sendall(HEAD + b"\r\nslow")
-            return heads, bodies
-
-        yield connect
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("load")
-def test_slow_clients_do_not_block_others(start, images, slow_clients):
-    service = start(REQUEST_TIMEOUT=2 * PATIENCE, WEB_CONCURRENCY=2)
-    _, bodies = slow_clients(service)
-    for _ in range(50):
-        assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
-    assert select.select(bodies, [], [], 0)[0] == []  # they have not timed out yet
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("load")
-def test_slow_clients_time_out(start, slow_clients):
-    answers = Counter()
-    for connection in itertools.chain(*slow_clients(start(REQUEST_TIMEOUT=3, WEB_CONCURRENCY=2))):
-        connection.settimeout(PATIENCE)
-        answers[connection.recv(1000)[:12]] += 1
-    assert answers == {b"HTTP/1.1 408": 200, b"": 200}
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(900)]
+        for connection in slow:
+            connection.sendall(HEAD + b"\r\nslow")
+        for _ in range(10):
+            assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
+        assert metrics(service)["digits_requests_in_flight", ()] == 901
 
 
 @pytest.mark.slow
@@ -240,26 +201,33 @@ def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_a_model_reload_fails_no_request(start, images, model_dir, trained):
+def test_a_model_reload_fails_no_request(start, images, model_dir):
     service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
-    releases = {True: trained / "release", False: RELEASE}
-    version = {
-        new: json.loads((folder / "manifest.json").read_text())["onnx"]["sha256"][:12]
-        for new, folder in releases.items()
-    }
+    graphs = [(RELEASE / "digits.onnx").read_bytes(), make_graph()]
+    versions = [hashlib.sha256(graph).hexdigest()[:12] for graph in graphs]
     with Load(service, images) as load:
-        for i in range(5):
+        for new in (1, 0, 1, 0, 1):
             load.wait_for_responses()
-            new = i % 2 == 0
-            put(releases[new], model_dir)
+            put_graph(model_dir, graphs[new])
             before = service.workers()
             service.signal(signal.SIGHUP)
             service.wait(lambda before=before: len(service.workers()) == 2 and not set(before) & set(service.workers()))
             served = requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).json()["model"]
-            assert served["version"] == version[new]
+            assert served["version"] == versions[new]
         load.wait_for_responses()
     assert load.failures == []
-    assert set(load.answers) == {(200, version[True]), (200, version[False])}
+    assert set(load.answers) == {(200, version) for version in versions}
+
+
+def test_sighup_serves_the_new_model(start, images, model_dir):
+    service = start(WEB_CONCURRENCY=1, MODEL_DIR=model_dir)
+    (old,) = service.workers()
+    put_graph(model_dir, make_graph())
+    service.signal(signal.SIGHUP)
+    service.wait(lambda: len(service.workers()) == 1 and old not in service.workers())
+    answer = requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).json()
+    assert answer["predictions"][0]["confidence"] == pytest.approx(0.1)  # that of every image
+    assert answer["model"]["version"] == hashlib.sha256(make_graph()).hexdigest()[:12]
 
 
 @pytest.mark.parametrize("damage", [lambda folder: put_graph(folder, b"no graph"), shutil.rmtree])
@@ -292,6 +260,19 @@ def test_the_replacement_of_a_dead_worker_serves_the_model_that_was_verified(sta
     version = json.loads((model_dir / "manifest.json").read_text())["onnx"]["sha256"][:12]
     assert set(load.answers) == {(200, version)}
     assert service.stop() == 0
+
+
+def test_sigterm_waits_for_a_request_that_is_still_arriving(start, images):
+    service = start(WEB_CONCURRENCY=1)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
+        connection.sendall(HEAD + b"\r\n" + images[0].tobytes()[:400])
+        service.wait(lambda: metrics(service)["digits_requests_in_flight", ()] == 2)  # that one and this one
+        service.signal(signal.SIGTERM)
+        service.wait(lambda: not answers(service.url))
+        time.sleep(2)  # the service would wait for 30 seconds
+        connection.sendall(images[0].tobytes()[400:])
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert service.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
@@ -435,5 +416,6 @@ def test_requests_are_served_if_the_log_cannot_be_written(tmp_path, images):
     service = Service(log, WEB_CONCURRENCY=1)
     try:
         assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).status_code == 200
+        assert metrics(service)["digits_log_lines_dropped_total", ()] >= 2
     finally:
         service.end()
