@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import BinaryIO, get_args
 
 import numpy as np
+from PIL import Image
 
 from serve.pictures import decode
 from serve.preprocess import SIDE, Grey, ImageError, Preprocess
@@ -34,10 +35,16 @@ from serve.preprocess import SIDE, Grey, ImageError, Preprocess
 PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
 MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
-MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has at its start
+MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has before it
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
 TIMEOUT = 10  # seconds per picture, for a process that hangs or an overloaded machine
 STOP = (signal.SIGINT, signal.SIGTERM)  # often sent to the whole process group, but the worker finishes its requests
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    # glibc returns every block of 4 MiB or more to the system: no picture leaves memory for the next one to use.
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
+}
 
 PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
 REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
@@ -116,7 +123,7 @@ class _Process:
                 stdout=remote.fileno(),
                 stderr=subprocess.DEVNULL,  # the decoding libraries print warnings
                 cwd=Path(__file__).parent.parent,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **ENVIRONMENT},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
@@ -157,7 +164,7 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _response(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[int, bytes]:
@@ -173,10 +180,11 @@ def _response(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[
 
 def serve(requests: BinaryIO, responses: BinaryIO) -> None:
     """Serve requests until the end of the input."""
-    _limit_memory()
+    Image.init()  # otherwise the first picture would have less memory than the others, by that of Pillow's plugins
     while header := requests.read(REQUEST.size):
         preprocess, max_pixels, size = REQUEST.unpack(header)
         content = _read(requests, size)
+        _limit_memory()
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # then SIGPROF kills the process
         kind, payload = _response(get_args(Preprocess)[preprocess], max_pixels, content)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -4,7 +4,9 @@ serve.preprocess then brings the picture into the model's form.
 """
 
 import io
+import re
 import warnings
+import zlib
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -12,10 +14,34 @@ from PIL import ExifTags, Image, ImageOps
 from serve.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoder has 224 MiB
+FORMATS = ("PNG", "JPEG", "WebP", "GIF")
+SIGNATURES = {  # the first bytes of a file, also of formats that errors name
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "AVIF": rb"....ftyp(....){0,8}?avi[fs]",
+    "HEIC": rb"....ftyp(....){0,8}?(hei[cmsx]|hev[cmsx]|mif1|msf1)",
+    "HTML": rb"(?i)\s*<(!doctype\s+)?html",
+    "SVG": rb"(?i)(\xef\xbb\xbf)?\s*<(svg|[?!].{0,1000}?<svg)",
+    "PDF": rb"%PDF-",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "BMP": rb"BM.{4}\0\0\0\0",
+    "ICO": rb"\0\0\x01\0",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "NumPy": rb"\x93NUMPY",
+    "ZIP": rb"PK\x03\x04",
+}
 WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
 LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, as in Pillow
+
+
+def format_of(content: bytes) -> str | None:
+    """Return the name of the format that `content` has by its first bytes, or None if it is not in SIGNATURES."""
+    return next((name for name, signature in SIGNATURES.items() if re.match(signature, content, re.DOTALL)), None)
 
 
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
@@ -37,23 +63,26 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
     """Return the first frame: upright, opaque, L or RGB, reduced to about WORKING_SIDE, or of the `expected` size."""
+    name = format_of(content)
+    if name not in FORMATS:
+        found = name or f"{len(content):,} bytes of another format"
+        raise ImageError(f"expected a PNG, JPEG, WebP or GIF picture, found {found}")
+    limit = min(max_pixels, MAX_WEBP_PIXELS) if name == "WebP" else max_pixels
     try:
         # Pillow warns about large pictures, which are refused below, and about metadata, which is not used.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(io.BytesIO(_without_metadata(content) if name == "PNG" else content), formats=[name])
     except Image.DecompressionBombError:
-        raise ImageError(f"expected at most {max_pixels:,} pixels, found far more") from None
+        raise ImageError(f"expected at most {limit:,} pixels, found far more") from None
     except MemoryError:
         raise
-    except Exception:  # Pillow's parsers raise many types
-        if content[8:12] == b"WEBP":  # libwebp allocates the whole picture at once
-            raise ImageError("expected a complete WebP picture that fits the decoder's memory, found another") from None
-        found = f"{len(content):,} bytes of another format"
-        raise ImageError(f"expected a PNG, JPEG, WebP or GIF picture, found {found}") from None
+    except Exception:  # Pillow's parsers raise many types; libwebp also fails for too many pixels
+        expected_form = f"a whole {name} picture of at most {limit:,} pixels"
+        raise ImageError(f"expected {expected_form}, found a truncated, damaged or larger one") from None
     width, height = image.size
-    if not 0 < width * height <= max_pixels:
-        raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
+    if not 0 < width * height <= limit:
+        raise ImageError(f"expected at most {limit:,} pixels, found {width:,}×{height:,}")
     if expected and image.size != expected:
         raise ImageError(f"expected {expected[0]}×{expected[1]} pixels, found {width}×{height}")
     try:
@@ -65,6 +94,22 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
         raise
     except Exception:
         raise ImageError(f"expected a whole {image.format} picture, found a truncated or damaged one") from None
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """Return the PNG without its ancillary chunks but transparency and Exif data: Pillow refuses large or damaged ones.
+
+    A chunk is the length of its data, its type, the data and a checksum of type and data.
+    """
+    kept, start = [png[:8]], 8
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        kind = png[start + 4 : start + 8]
+        checksum = int.from_bytes(png[end - 4 : end])
+        if kind[:1].isupper() or (kind in (b"tRNS", b"eXIf") and zlib.crc32(png[start + 4 : end - 4]) == checksum):
+            kept.append(png[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:

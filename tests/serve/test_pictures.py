@@ -20,6 +20,7 @@ import onnxruntime
 
 from serve.pictures import decode
 from serve.preprocess import ImageError, prepare
+from tests.serve.hostile import png_chunk
 
 ROOT = Path(__file__).parents[2]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -328,16 +329,51 @@ def test_prepare_refuses_another_shape_or_dtype(pixels):
     assert caught.value.index is None
 
 
+HEIF = "0000001c66747970{}00000000{}6d6966316d69616600000000"  # a file type box: major brand, compatible brands
+
+
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\0", b"%PDF-1.7 secret", b"<svg/>", *(encode(SEVEN, form) for form in ("PPM", "ICO", "BMP", "TIFF"))],
+    ("content", "found"),
+    [
+        (b"", "0 bytes of another format"),
+        (b"a secret", "8 bytes of another format"),
+        (b"%PDF-1.7 secret", "PDF"),
+        (b"<svg/>", "SVG"),
+        (b'\n<?xml version="1.0"?>\n<!-- secret -->\n<svg xmlns="http://www.w3.org/2000/svg">', "SVG"),
+        (b"<!DOCTYPE html><html><svg/></html>", "HTML"),
+        (bytes.fromhex(HEIF.format(b"heic".hex(), b"heic".hex())), "HEIC"),
+        (bytes.fromhex(HEIF.format(b"mif1".hex(), b"heic".hex())), "HEIC"),
+        (bytes.fromhex(HEIF.format(b"avif".hex(), b"avif".hex())), "AVIF"),
+        (bytes.fromhex(HEIF.format(b"mif1".hex(), b"avif".hex())), "AVIF"),
+        (b"\xff\x0asecret", "JPEG XL"),
+        *((encode(SEVEN, form), form) for form in ("ICO", "BMP", "TIFF")),
+    ],
 )
-def test_other_formats_are_refused_without_echo(content):
+def test_other_formats_are_named_without_echo(content, found):
     with pytest.raises(ImageError) as caught:
         decode(content)
-    expected = f"expected a PNG, JPEG, WebP or GIF picture, found {len(content):,} bytes of another format"
-    assert str(caught.value) == expected
+    assert str(caught.value) == f"expected a PNG, JPEG, WebP or GIF picture, found {found}"
     assert caught.value.__cause__ is None
+
+
+LARGE = zlib.compress(bytes(2_000_000))
+METADATA = {
+    "a large profile": png_chunk(b"iCCP", b"profile\0\0" + LARGE),
+    "a large text": png_chunk(b"zTXt", b"Comment\0\0" + LARGE),
+    "a large international text": png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+    "a damaged checksum": png_chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
+    "transparency with a damaged checksum": png_chunk(b"tRNS", b"\0\0")[:-1] + b"!",
+    "a gamma without a value": png_chunk(b"gAMA"),
+    "an unknown chunk": png_chunk(b"abCd", bytes(100)),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("place", [33, -12])  # after the header and before the end
+def test_the_metadata_of_a_png_does_not_matter(name, place):
+    content = encode(drawn())
+    found = decode(content[:place] + METADATA[name] + content[place:])
+    np.testing.assert_array_equal(found, decode(content))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -354,12 +390,9 @@ def test_none_refuses_another_size():
 
 def png_header(width: int, height: int) -> bytes:
     """Return a PNG with this size in its header and almost no content."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0")) + png_chunk(b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (10_000, 10_000), (5_001, 5_000)])
