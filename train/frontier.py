@@ -9,9 +9,11 @@ from model.networks import Model_3
 from train import plots
 from train.consistency import command_line, summarise, train_seeds, trial_record, write_page
 from train.data import load
+from train.errors import DivergenceError
 from train.lock import locked
 from train.markdown import percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, with_epochs
+from train.training import Training
 
 # The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
 WIDTHS = {
@@ -35,26 +37,41 @@ def frontier(*, epochs: int | None, device_name: str, data_directory: Path, out:
     """Train every width with its seeds, Model_1 and Model_2 with one seed, and write the table and the plot.
 
     These are frontier.md, .png and .json in `out`/frontier. The checkpoints are shared with `consistency`, so a seed
-    that it has trained is not trained again. Raises DivergenceError if a training diverges, after the others finished.
+    that it has trained is not trained again. Raises DivergenceError if a training diverged, after writing the
+    results of the others.
     """
     shared = out / "consistency"
     networks = _networks(epochs)
     with locked(shared):
         data = load(data_directory)
         trained, errors = train_seeds(networks, data, shared, device_name, noun="trainings")
-    for error in errors.values():
-        raise error
+    diverged = _diverged(len(trained), errors)
+    trials = {experiment: [one for one in trained if one.experiment is experiment] for experiment, _ in networks}
     summaries = [
-        summarise([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
-        for experiment, _ in networks
+        summarise([trial_record(one, data) for one in finished], experiment)
+        for experiment, finished in trials.items()
+        if finished
     ]
+    if not summaries:
+        raise DivergenceError(diverged)
     figures = {
         "command": command_line("frontier", epochs, data_directory),
         "source_revisions": sorted({one.provenance["source_revision"] for one in trained}),
         "networks": summaries,
+        **({"diverged": diverged} if errors else {}),
     }
     plot = plots.frontier(summaries, {name: one[:2] for name, one in PUBLISHED.items()}, TARGET_ACCURACY)
     write_page(out / "frontier", figures, markdown(figures), plot)
+    if errors:
+        raise DivergenceError(diverged)
+
+
+def _diverged(finished: int, errors: dict[Training, DivergenceError]) -> str:
+    """Return as a sentence how many trainings finished, and in which epoch the others diverged."""
+    others = [
+        f"{one.experiment.name}, seed {one.seed}, diverged in epoch {error.epoch}" for one, error in errors.items()
+    ]
+    return "; ".join([f"{finished} of {finished + len(errors)} trainings finished", *others])
 
 
 def _networks(epochs: int | None) -> list[tuple[Experiment, int]]:
@@ -78,12 +95,13 @@ def markdown(figures: dict[str, Any]) -> str:
         rows.append([one["model"], f"{one['parameters']:,}", str(one["seeds"]), *accuracies])
     for name, (parameters, accuracy, source) in PUBLISHED.items():
         rows.append([f"[{name}]({source})", f"{parameters:,}", "1", "", percent(accuracy), "", ""])
+    diverged = f"\n{figures['diverged']}.\n" if "diverged" in figures else ""
     return f"""# Accuracy over parameters
 
 ![Test accuracy over the number of parameters](frontier.png)
 
 {table(columns, rows)}
-
+{diverged}
 All values are of the last epoch; no epoch or seed is selected. The test images are only reported, never used. A name
 such as Model_3-10-16 gives the channels before and after the first pooling. These networks have the layers and the
 recipe of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The figures with a link are as published

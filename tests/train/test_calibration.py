@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from train.calibration import Predictions, choose_threshold, reliability
+from train.calibration import Predictions, calibration, choose_threshold, reliability
+from train.data import load
 
 
 def predictions(*pairs):
@@ -26,3 +27,21 @@ def test_threshold_is_the_lowest_confidence_that_reaches_the_goal():
 
 def test_predictions_of_equal_confidence_are_accepted_together():
     assert choose_threshold(predictions((0.9, True), (0.9, False), (0.8, True)), 0.9) is None
+
+
+def test_thresholds_are_chosen_on_the_validation_images_and_measured_on_both_sets(tiny):
+    data = load(tiny)
+
+    def outputs(split, wrong):
+        digits = split.labels.numpy().copy()
+        confidence = np.linspace(0.5, 0.99, len(split), dtype=np.float32)
+        digits[:wrong] = (digits[:wrong] + 1) % 10  # the least confident are wrong
+        return np.eye(10, dtype=np.float32)[digits] * confidence[:, None], digits
+
+    validation, test = outputs(data.validation, 2), outputs(data.test, 25)
+    text, _ = calibration(data, validation, test, "picture.png")
+    threshold = validation[0].max(axis=1)[2]
+    coverage = np.mean(test[0].max(axis=1) >= threshold)
+    assert (
+        f"| 99.90 % | {threshold:.4f} | 88.89 % | 100.00 % | {100 * coverage:.2f} % | {50 / coverage:.2f} % |" in text
+    )

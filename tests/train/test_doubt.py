@@ -1,5 +1,7 @@
 """The doubt head detects non-digits, does not change the network, and doubts 1 % of the validation digits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,13 +41,18 @@ def test_fit_detects_non_digits_and_does_not_change_the_network(network, data):
     assert np.mean(turned > found.threshold) > 0.6
 
 
-@pytest.mark.slow
-def test_fit_is_deterministic_and_does_not_change_the_random_state(network, data, monkeypatch):
+def test_only_training_images_decide_the_head_and_only_validation_images_the_threshold(network, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # fork_rng warns of several GPUs by default
-    state = torch.random.get_rng_state()
-    one, same = (doubt.fit(network, data) for _ in range(2))
-    assert torch.equal(one.detectors.weight, same.detectors.weight)
+    data, state = load(tiny), torch.random.get_rng_state()
+    others = replace(data, validation=data.test, test=data.validation)
+    one, other = (doubt.fit(network, each) for each in (data, others))
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
     assert torch.equal(state, torch.random.get_rng_state())
+    classifier = DigitClassifier(network, one)
+    digits = [(None, None, np.linspace(0, top, 200, dtype=np.float32)) for top in (1, 2)]
+    found = doubt.measure(classifier, data, *digits)
+    assert found.threshold == doubt.choose_threshold(digits[0][2])
+    assert (found.validation_doubted, found.test_doubted) == (0.01, np.mean(digits[1][2] > found.threshold))
 
 
 @pytest.mark.parametrize("kind", [Model_2, Model_3])

@@ -62,13 +62,6 @@ def test_graph_is_one_file_without_information_about_the_machine(graph):
         assert trace.encode() not in graph, trace
 
 
-def test_any_batch_size_is_accepted(graph):
-    session = onnxruntime.InferenceSession(graph)
-    for batch in (1, 3, 50):
-        probabilities, digit, doubt = session.run(None, {"image": np.zeros((batch, 28, 28), np.uint8)})
-        assert (probabilities.shape, digit.shape, doubt.shape) == ((batch, 10), (batch,), (batch,))
-
-
 def test_weights_include_the_doubt_head(classifier):
     again = verify.load_classifier(Model_3(), verify.weights(classifier), Path("weights"))
     images = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
@@ -102,12 +95,6 @@ def test_graph_metadata_equal_the_manifest(trained):
     assert json.loads(properties.pop("settings")) == manifest["settings"]
     names = ("model", "parameters", "epochs", "seed", "recipe", "source_revision")
     assert properties == {name: str(manifest[name]) for name in names}
-
-
-def test_best_by_validation_is_exported(trained):
-    last = {path.parent.name: json.loads(path.read_text())["history"][-1] for path in trained.glob("*/checkpoint.json")}
-    best = max(last, key=lambda name: (last[name]["validation_accuracy"], -last[name]["validation_loss"]))
-    assert json.loads((trained / "release" / "manifest.json").read_text())["model"] == best
 
 
 def test_verify_accepts_an_export(release, data):
@@ -177,28 +164,16 @@ def restate_files(folder):
     [
         ({"test_correct": 301}, r"expected test_correct as stated, 301, found \d+"),
         ({"test_accuracy": 0.9999}, r"expected test_accuracy as stated, 0.9999, found 0\.\d+"),
-        ({"validation_accuracy": 0.9999}, r"expected validation_accuracy as stated, 0.9999, found 0\.\d+"),
         ({"parameters": 1}, r"expected parameters as stated, 1, found \d+"),
         ({"onnx": {"file": "other.onnx"}}, "expected onnx.file as stated, other.onnx, found digits.onnx"),
         ({"onnx": {"opset": 7}}, "expected onnx.opset as stated, 7, found 20"),
-        ({"parity": {"label_mismatches": -5}}, "expected parity.label_mismatches as stated, -5, found 0"),
         ({"parity": {"images": 1_000_000}}, "expected parity.images as stated, 1000000, found 300"),
         ({"parity": {"max_abs_probability_difference": 0.5}}, "expected parity.max_abs_\\w+ as stated, 0.5, found"),
-        (
-            {"parity": {"max_abs_probability_difference": -1e-6}},
-            "expected parity.max_abs_\\w+ as stated, -1e-06, found",
-        ),
-        (
-            {"parity": {"max_abs_doubt_difference": None}},
-            r"max_abs_doubt_difference: expected a number, found None",
-        ),
-        ({"parity": {"max_abs_doubt_difference": 0.5}}, "expected parity.max_abs_doubt_\\w+ as stated, 0.5, found"),
+        ({"parity": {"max_abs_doubt_difference": None}}, "max_abs_doubt_difference: expected a number, found None"),
         ({"doubt": None}, "doubt: expected an object, found None"),
         ({"doubt": {"threshold": 99.5}}, r"expected doubt.threshold as stated, 99.5, found -?\d+\.\d+"),
-        ({"doubt": {"test_doubted": 0.5}}, r"expected doubt.test_doubted as stated, 0.5, found 0\.\d+"),
         ({"doubt": {"caught": {}}}, "expected doubt.caught of scribbles, .*, found none"),
         ({"doubt": {"caught": dict.fromkeys([*KINDS, "dogs"], 0.9)}}, "expected doubt.caught of .*, found .*, dogs"),
-        ({"doubt": {"parameters": 1}}, r"expected doubt.parameters as stated, 1, found \d+"),
         ({"seed": 999}, "expected seed as stated, 999, found 1$"),
         ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
         ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),
@@ -208,13 +183,8 @@ def restate_files(folder):
         ({"model": "Model_1"}, "expected model as stated, Model_1, found Model_[23]"),
         ({"model": "Model_9"}, "expected a model of Model_1, Model_2, Model_3, found 'Model_9'"),
         ({"data": "mnist"}, "data: expected an object, found 'mnist'"),
-        ({"onnx": []}, r"onnx: expected an object, found \[\]"),
-        ({"model": ["Model_3"]}, r"model: expected text, found \['Model_3'\]"),
         ({"seed": "1"}, "seed: expected a whole number, found '1'"),
         ({"epochs": True}, "epochs: expected a whole number, found True"),
-        ({"test_accuracy": None}, "test_accuracy: expected a number, found None"),
-        ({"onnx": {"bytes": 1.5}}, "onnx.bytes: expected a whole number, found 1.5"),
-        ({"versions": {"torch": 2}}, "versions.torch: expected text, found 2"),
     ],
 )
 def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, release, data):

@@ -7,6 +7,8 @@ import pytest
 from model.networks import Model_3, parameter_count
 from train import frontier
 from train.__main__ import main
+from train.errors import DivergenceError
+from train.loop import fit
 
 
 def test_widths_keep_to_the_budgets():
@@ -39,3 +41,24 @@ def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_
     for one in figures.values():
         assert f"| {one['model']} | {one['parameters']:,} | {one['seeds']} |" in table
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_divergence_is_in_the_table_and_in_the_exit_status(tiny, tmp_path, capfd, monkeypatch):
+    def diverge(experiment, data, *, seed, **options):
+        if experiment.name == "Model_1" or (experiment.name == "Model_3-3-6" and seed == 2):
+            raise DivergenceError(f"{experiment.name}, seed {seed}: the loss became nan in epoch 3", epoch=3)
+        return fit(experiment, data, seed=seed, **options)
+
+    monkeypatch.setattr(frontier, "WIDTHS", {(3, 6): 2})
+    monkeypatch.setattr("train.training.max_workers", lambda *_: 1)
+    monkeypatch.setattr("train.training.fit", diverge)
+    options = ["--epochs", "4", "--device", "cpu", "--data", str(tiny), "--out", str(tmp_path)]
+    assert main(["frontier", *options]) == 1
+    message = (
+        "2 of 4 trainings finished; Model_1, seed 1, diverged in epoch 3; Model_3-3-6, seed 2, diverged in epoch 3"
+    )
+    assert capfd.readouterr().err == f"error: {message}\n"
+    table = (tmp_path / "frontier" / "frontier.md").read_text()
+    assert f"{message}." in table
+    assert "| Model_3-3-6 | 610 | 1 |" in table
+    assert "| Model_1 |" not in table

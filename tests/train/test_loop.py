@@ -1,18 +1,22 @@
 """The training loop: learning, determinism, checkpoints, resuming, divergence and evaluation."""
 
 import json
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from model.networks import Model_2
+from train.augment import Warp
 from train.checkpoint import CheckpointFolder, settings
-from train.data import load
+from train.data import Split, load
 from train.errors import DivergenceError, SettingsError, TrainError
 from train.loop import evaluate, fit
-from train.progression import PROGRESSION, with_epochs
+from train.progression import PROGRESSION, Recipe, with_epochs
 
 CPU = torch.device("cpu")
 # Model_2 has dropout and a constant learning rate. Model_3 has augmentation, a one-cycle schedule and weight decay.
@@ -71,16 +75,89 @@ def test_learns_digits_from_a_small_part_of_mnist(model, epochs, subset):
     assert history[-1].train_loss < history[0].train_loss
 
 
-@pytest.mark.slow
+@pytest.fixture
+def steps():
+    """Return a list that gets the optimizer's settings at every training step."""
+    recorded = []
+
+    def record(optimizer, *_):
+        (group,) = optimizer.param_groups
+        recorded.append([group[name] for name in ("lr", "momentum", "nesterov", "weight_decay")])
+
+    hook = register_optimizer_step_pre_hook(record)
+    yield recorded
+    hook.remove()
+
+
+def cosine(start, end, part):
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
+
+
+def test_every_step_has_the_settings_of_the_recipe(steps, data):
+    fit(MODEL_2, data, seed=1, device=CPU)
+    assert steps == [[0.01, 0.9, False, 0.0]] * 12
+    steps.clear()
+    fit(with_epochs(PROGRESSION["Model_3"], 5), data, seed=1, device=CPU)
+    assert [others for _, *others in steps] == [[0.9, True, 5e-4]] * 15
+    # One cycle: up from a 25th of the peak in a fifth of the 15 steps, then down to a 250,000th.
+    rates = [cosine(0.08 / 25, 0.08, step / 2) for step in range(3)]
+    rates += [cosine(0.08, 0.08 / 250_000, step / 12) for step in range(1, 13)]
+    assert [rate for rate, *_ in steps] == pytest.approx(rates)
+
+
+def without_learning(data, layers, seed, batch_size, augmentation=None):
+    """Return the training loss of each epoch of a network with the same weights for every seed."""
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), *layers, nn.Linear(784, 10))
+
+    recipe = Recipe(learning_rate=0.0, batch_size=batch_size, epochs=10, augmentation=augmentation)
+    experiment = replace(MODEL_2, network=network, recipe=recipe)
+    return [epoch.train_loss for epoch in fit(experiment, data, seed=seed, device=CPU)[1]]
+
+
+@pytest.mark.parametrize(
+    ("layers", "batch_size", "augmentation"),
+    [
+        ([nn.BatchNorm1d(784)], 64, None),
+        ([], 198, Warp(degrees=8, pixels=1, scale=0.1, shear=0.1, elastic=0.7)),  # all images in one batch
+        ([nn.Dropout(0.1)], 198, None),
+    ],
+    ids=["order", "augmentation", "dropout"],
+)
+def test_every_seed_and_epoch_draws_its_own(layers, batch_size, augmentation, data):
+    one, again, other = (without_learning(data, layers, seed, batch_size, augmentation) for seed in (1, 1, 2))
+    assert one == again
+    ordered = sorted(one + other)
+    assert min(after - before for before, after in pairwise(ordered)) > 1e-6
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_weights_are_bitwise_equal_only_with_the_same_seed(model, data):
-    experiment = with_epochs(PROGRESSION[model], EPOCHS)
-    first, again, other = (weights(fit(experiment, data, seed=seed, device=CPU)[0]) for seed in (1, 1, 2))
-    assert same(first, again)
-    assert not same(first, other)
+def test_the_seed_decides_the_first_weights(model, data):
+    experiment = replace(PROGRESSION[model], recipe=Recipe(learning_rate=0.0, epochs=4))
+    first, again, other = (fit(experiment, data, seed=seed, device=CPU)[0][0].weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
-@pytest.mark.slow
+def test_only_training_images_decide_the_weights_and_each_set_has_its_own_figures(data):
+    network, history = fit(MODEL_2, data, seed=1, device=CPU)
+    empty = Split(torch.zeros_like(data.test.images), data.test.labels.flip(0))
+    other, _ = fit(MODEL_2, replace(data, validation=empty, test=empty), seed=1, device=CPU)
+    assert same(weights(network), weights(other))
+    last = history[-1]
+    assert (last.validation_loss, last.validation_accuracy) == evaluate(network, data.validation)
+    assert (last.test_loss, last.test_accuracy) == evaluate(network, data.test)
+
+
+def test_training_figures_are_the_means_of_the_steps(data):
+    experiment = replace(MODEL_2, network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    experiment = replace(experiment, recipe=Recipe(learning_rate=0.0, batch_size=198, epochs=10))
+    network, history = fit(experiment, data, seed=1, device=CPU)
+    assert (history[0].train_loss, history[0].train_accuracy) == pytest.approx(evaluate(network, data.train), rel=1e-5)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", MODELS)
 def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, device, data, tmp_path, monkeypatch):
@@ -102,22 +179,35 @@ def test_folder_holds_one_checkpoint_and_no_pickle(finished):
     assert sorted(path.name for path in finished.path.iterdir()) == ["checkpoint.json", "epoch-04.safetensors"]
 
 
-def test_checkpoint_of_another_seed_is_not_overwritten(finished, data):
-    other = replace(finished, settings=settings(MODEL_2, data, 2))
-    with pytest.raises(SettingsError, match="Model_2 holds a training with seed 1, this one has seed 2"):
-        fit(MODEL_2, data, seed=2, device=CPU, checkpoints=other)
+class Smooth(Model_2):
+    def __init__(self):
+        super().__init__()
+        self[2] = nn.SiLU()
 
 
-def test_checkpoint_of_another_network_of_the_same_name_is_not_overwritten(finished, data):
-    class Smooth(Model_2):
-        def __init__(self):
-            super().__init__()
-            self[2] = nn.SiLU()
+RECIPE = MODEL_2.recipe
+OTHERS = {
+    "seed": {"seed": 2},
+    "model": {"experiment": replace(MODEL_2, name="Model_4")},
+    "network": {"experiment": replace(MODEL_2, network=Smooth)},
+    "epochs": {"experiment": with_epochs(MODEL_2, 5)},
+    "recipe": {"experiment": replace(MODEL_2, recipe=replace(RECIPE, learning_rate=0.02))},
+    "data": {"data": {"sha256": {}}},
+}
 
-    experiment = replace(MODEL_2, network=Smooth)
-    other = replace(finished, settings=settings(experiment, data, 1))
-    with pytest.raises(SettingsError, match="holds a training with network"):
-        fit(experiment, data, seed=1, device=CPU, checkpoints=other)
+
+@pytest.mark.parametrize(("name", "change"), OTHERS.items())
+def test_checkpoint_of_another_training_is_neither_resumed_nor_overwritten(name, change, finished, data):
+    experiment, seed = change.get("experiment", MODEL_2), change.get("seed", 1)
+    other = replace(finished, settings=settings(experiment, replace(data, **change.get("data", {})), seed))
+    before = contents(finished.path)
+    with pytest.raises(SettingsError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
+        fit(experiment, data, seed=seed, device=CPU, checkpoints=other)
+    assert contents(finished.path) == before
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def damage_weights(folder):
@@ -157,8 +247,6 @@ DAMAGES = {
     "JSON truncated": (truncate_json, "checkpoint.json: expected JSON"),
     "JSON nested too deeply": (nest_json, "checkpoint.json: expected JSON"),
     "settings null": (edit_json(lambda found: found.update(settings=None)), "holds a training with model None"),
-    "history missing": (edit_json(lambda found: found.pop("history")), "checkpoint.json: expected SHA-256"),
-    "history empty": (edit_json(lambda found: found["history"].clear()), "checkpoint.json: expected SHA-256"),
     "accuracy changed": (
         edit_json(lambda found: found["history"][0].update(validation_accuracy=1.0)),
         "checkpoint.json: expected SHA-256",
@@ -196,10 +284,19 @@ def test_divergence_names_epoch_and_batch_and_keeps_the_checkpoint(checkpoints, 
         return history
 
     monkeypatch.setattr(CheckpointFolder, "load", load_with_a_huge_learning_rate)
-    before = {path: path.read_bytes() for path in checkpoints.path.iterdir()}
+    before = contents(checkpoints.path)
     with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
         fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
-    assert {path: path.read_bytes() for path in checkpoints.path.iterdir()} == before
+    assert contents(checkpoints.path) == before
+
+
+def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
+    class Broken(Model_2):
+        def forward(self, images):
+            return super().forward(images) / self.training
+
+    with pytest.raises(DivergenceError, match="Model_2, seed 1: the loss became nan in epoch 1, when evaluated"):
+        fit(replace(MODEL_2, network=Broken), data, seed=1, device=CPU)
 
 
 def test_data_set_smaller_than_a_batch_is_refused(data):

@@ -11,6 +11,8 @@ from train.__main__ import main
 from train.checkpoint import Epoch
 from train.errors import SettingsError
 from train.progression import PROGRESSION, Recipe, experiments
+from train.run import best_within_budget
+from train.training import Trained
 
 
 def test_the_three_models_come_in_order():
@@ -48,9 +50,30 @@ def test_a_fourth_model_is_one_entry(subset, tmp_path, monkeypatch):
     assert main(["verify", str(tmp_path / "release"), "--data", str(subset)]) == 0
 
 
+EPOCH = Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"validation_accuracy": 0.98, "validation_loss": 0.2}, {"test_accuracy": 0.99, "test_loss": 0.01}),
+        ({"validation_loss": 0.09}, {"test_accuracy": 0.99, "test_loss": 0.01, "train_loss": 0.01}),
+    ],
+)
+def test_the_best_within_the_budget_by_validation_at_the_last_epoch_is_exported(better, worse):
+    peak = replace(EPOCH, validation_accuracy=1.0, validation_loss=0.0, test_accuracy=1.0, test_loss=0.0)
+    histories = [[peak, replace(EPOCH, **worse)], [EPOCH, replace(EPOCH, **better)], [peak, peak]]
+    networks = (Model_2, Model_3, Model_1)  # Model_1 has too many parameters
+    trained = [
+        Trained(PROGRESSION[network.__name__], network(), 1, history, {})
+        for network, history in zip(networks, histories, strict=True)
+    ]
+    for models in (trained, trained[::-1]):
+        assert best_within_budget(models).experiment.name == "Model_3"
+
+
 def test_every_model_has_a_colour_in_the_plot():
-    history = [Epoch(1, 0.1, 0.9, 0.1, 0.9, 0.1, 0.9, 1.0)]
-    pictures = {plots.accuracy_curves({f"Model_{i}": history for i in range(count)}, 0.994) for count in range(1, 10)}
+    pictures = {plots.accuracy_curves({f"Model_{i}": [EPOCH] for i in range(count)}, 0.994) for count in range(1, 10)}
     assert len(pictures) == 9
 
 
