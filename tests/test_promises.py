@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRY = re.compile(r"- \S.* — (`tests/[\w/]+\.py::test_\w+`(, )?)+(?<!, )")
+ENTRY = re.compile(r"- \S((?!::).)* — (`tests/[\w/]+\.py::test_\w+`(, )?)+(?<!, )")
 _, *SECTIONS = re.split(r"^## ", (ROOT / "tests/PROMISES.md").read_text(), flags=re.MULTILINE)
 ENTRIES = {name: body.strip() for name, _, body in (section.partition("\n") for section in SECTIONS)}
 
