@@ -21,13 +21,18 @@ from tests.processes import children
 from train.paths import ROOT
 
 
+def free_port(family: int = socket.AF_INET, host: str = "127.0.0.1") -> int:
+    """Return a port on which nothing listens now."""
+    with socket.socket(family) as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])
+
+
 class Service:
     """A gunicorn process with the given configuration, ready for requests. It logs to the new file `log`."""
 
     def __init__(self, log: Path, **environment: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         variables = {name: str(value) for name, value in environment.items()}

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ import requests
 import yaml
 
 from tests.polling import PATIENCE, wait
+from tests.serve.conftest import free_port
 from tests.serve.test_metrics import metrics
 from train.paths import ROOT
 
@@ -84,9 +84,7 @@ def prometheus(folder, target):
     del scraped["dns_sd_configs"]  # Docker's
     scraped["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     log = folder / "prometheus.log"
     options = {
         "config.file": folder / "prometheus.yml",

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from tests.polling import PATIENCE, answers, wait
+from tests.serve.conftest import free_port
 from tests.serve.test_metrics import metrics
 from train.paths import RELEASE, ROOT
 
@@ -21,20 +22,6 @@ pytestmark = pytest.mark.slow  # each test starts its own services
 
 RAW = {"Content-Type": "application/octet-stream"}
 SERVE = [sys.executable, "-m", "serve"]
-
-
-def run(**environment):
-    """Run the service until it exits; return its exit status and the lines on standard error that are not JSON."""
-    port = str(free_port(socket.AF_INET, "127.0.0.1"))
-    environ = {"PATH": os.environ["PATH"], "PORT": port, **environment}
-    done = subprocess.run(SERVE, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
-
-
-def free_port(family, host):
-    with socket.socket(family) as free:
-        free.bind((host, 0))
-        return free.getsockname()[1]
 
 
 @contextmanager
@@ -67,35 +54,6 @@ def fill(folder):
             pass
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: expected a whole number from 0 to 1024, found 'x'"),
-        ({"HOST": "a b"}, "HOST: expected a host name or an IP address, found 'a b'"),
-        ({"HOST": "[::1"}, "HOST: expected a host name or an IP address, found '[::1'"),
-        ({"CORS_ORIGINS": "example.org"}, "CORS_ORIGINS: expected * or origins like https://example.org, found"),
-        ({"CORS_ORIGINS": "https://a.b/c"}, "CORS_ORIGINS: expected * or origins like https://example.org, found"),
-        (
-            {"PROMETHEUS_MULTIPROC_DIR": "/none"},
-            "PROMETHEUS_MULTIPROC_DIR: expected a writable folder, found",
-        ),
-    ],
-)
-def test_an_invalid_setting_prevents_the_start_with_one_line(environment, message):
-    status, (line,) = run(**environment)
-    assert status == 1
-    assert line.startswith(f"serve: {message}")
-
-
-def test_a_failed_start_leaves_no_files(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        status, _ = run(PORT=str(taken.getsockname()[1]), TMPDIR=str(tmp_path))
-        assert status == 1
-    status, _ = run(TMPDIR=str(tmp_path), MODEL_DIR=str(tmp_path))
-    assert status == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_shutdown_leaves_no_files(start, tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -109,7 +67,7 @@ def test_a_shutdown_leaves_no_files(start, tmp_path):
 def test_existing_files_are_never_deleted(tmp_path, given):
     """A given folder may contain other files; an empty variable counts as not set."""
     (tmp_path / "counter_1.db").write_bytes(b"precious")
-    port = free_port(socket.AF_INET, "127.0.0.1")
+    port = free_port()
     environ = {"PATH": os.environ["PATH"], "PORT": str(port), "PYTHONPATH": str(ROOT), "WEB_CONCURRENCY": "1"}
     environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path) if given else ""
     process = subprocess.Popen(SERVE, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL)
@@ -128,14 +86,6 @@ def test_an_ipv6_address_may_have_brackets(host):
     environ = {"PATH": os.environ["PATH"], "PORT": str(port), "HOST": host, "WEB_CONCURRENCY": "1"}
     with serving(f"http://[::1]:{port}", env=environ, stderr=subprocess.DEVNULL) as url:
         assert requests.get(f"{url}/healthz", timeout=PATIENCE).ok
-
-
-def test_a_full_disk_prevents_the_start_with_one_line(small_disk):
-    fill(small_disk)
-    status, (line,) = run(PROMETHEUS_MULTIPROC_DIR=str(small_disk))
-    assert status == 1
-    assert line.startswith("serve: PROMETHEUS_MULTIPROC_DIR: expected ")
-    assert "No space left on device" in line
 
 
 def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
@@ -203,7 +153,7 @@ def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
 
 @contextmanager
 def service_with_stderr(stderr, redirection=""):
-    port = free_port(socket.AF_INET, "127.0.0.1")
+    port = free_port()
     environ = {"PATH": os.environ["PATH"], "PORT": str(port), "WEB_CONCURRENCY": "1"}
     command = ["sh", "-c", f'exec "$0" -m serve {redirection}', sys.executable]
     with serving(f"http://127.0.0.1:{port}", command, env=environ, stderr=stderr) as url:

@@ -83,46 +83,6 @@ def model_dir(tmp_path):
     return Path(shutil.copytree(RELEASE, tmp_path / "model"))
 
 
-def run(**environment):
-    """Run the service until it exits."""
-    command = [sys.executable, "-m", "gunicorn", "-c", "serve/gunicorn.conf.py"]
-    environ = {"PATH": os.environ["PATH"], "PORT": "1", **environment}
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda folder: shutil.rmtree(folder),
-            "manifest.json: expected a file of a verified export, found: No such file",
-        ),
-        (lambda folder: (folder / "digits.onnx").write_bytes(b"altered"), "digits.onnx: expected SHA-256 "),
-        (
-            lambda folder: (folder / "manifest.json").write_text("{}"),
-            "manifest.json: expected the manifest of a verified",
-        ),
-        (lambda folder: put_graph(folder, b"no graph"), "digits.onnx: expected an ONNX graph, found"),
-    ],
-)
-def test_an_invalid_model_prevents_the_start_with_one_line(model_dir, damage, message):
-    damage(model_dir)
-    ended = run(MODEL_DIR=str(model_dir))
-    assert ended.returncode == 1
-    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
-    assert line.startswith(f"serve: {model_dir}/")
-    assert message in line
-    assert "Traceback" not in ended.stderr
-
-
-def test_an_invalid_variable_prevents_the_start_with_one_line():
-    ended = run(MAX_BATCH="many")
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        "serve: MAX_BATCH: expected a whole number from 1 to 100000, found 'many'\n",
-    )
-
-
 def test_accuracy_over_http_equals_the_manifest_s(service, images, labels):
     found = []
     for start in range(0, 10_000, 1_000):
