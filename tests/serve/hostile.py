@@ -55,9 +55,9 @@ def one_byte_chunks(count: int) -> Iterator[bytes]:
     return chain(repeat(b"1\r\n\0\r\n" * 10_000, count // 10_000), [b"0\r\n\r\n"])
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     content = io.BytesIO()
-    image.save(content, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(content, kind, **options)
     return content.getvalue()
 
 

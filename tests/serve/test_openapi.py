@@ -1,6 +1,5 @@
 """serve/openapi.json is valid and complete, and the service answers generated requests as it says (schemathesis)."""
 
-import io
 import json
 from collections import Counter
 
@@ -10,7 +9,6 @@ import requests
 import schemathesis
 from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from PIL import Image
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 
@@ -19,6 +17,7 @@ from serve.app import create_app
 from serve.config import RELEASE, Config
 from serve.release import read
 from tests.polling import PATIENCE
+from tests.serve.hostile import encode
 from train.paths import ROOT
 
 DOCUMENT = json.loads((ROOT / "serve" / "openapi.json").read_bytes())
@@ -151,10 +150,8 @@ def pixels_of(count, seed):
 
 
 def picture(media_type, width, height, seed):
-    file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
-    Image.fromarray(pixels).save(file, media_type.removeprefix("image/"))
-    return file.getvalue()
+    return encode(pixels, media_type.removeprefix("image/"))
 
 
 def run(schema):

@@ -1,7 +1,6 @@
 """The drawing page in Chromium, with a gunicorn service and its content security policy."""
 
 import base64
-import io
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.polling import PATIENCE, wait
+from tests.serve.hostile import encode
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -131,9 +131,7 @@ def enlarged(images) -> Callable[..., bytes]:
     """Return a function that returns the MNIST test image with this index, enlarged to 336×336."""
 
     def enlarged(index: int, kind: str = "PNG") -> bytes:
-        file = io.BytesIO()
-        Image.fromarray(images[index]).resize((336, 336), Image.Resampling.BICUBIC).save(file, kind)
-        return file.getvalue()
+        return encode(Image.fromarray(images[index]).resize((336, 336), Image.Resampling.BICUBIC), kind)
 
     return enlarged
 
