@@ -29,15 +29,19 @@ def free_port(family: int = socket.AF_INET, host: str = "127.0.0.1") -> int:
 
 
 class Service:
-    """A gunicorn process with the given configuration, ready for requests. It logs to the new file `log`."""
+    """A gunicorn process with the given configuration, ready for requests.
 
-    def __init__(self, log: Path, **environment: object) -> None:
+    It logs to the file or pipe `log`; without one, its standard error is closed.
+    """
+
+    def __init__(self, log: Path | None, **environment: object) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
+        host = str(environment.get("HOST", "127.0.0.1")).strip("[]")
+        self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        self.log = log or Path(os.devnull)
         variables = {name: str(value) for name, value in environment.items()}
-        command = [sys.executable, "-m", "serve"]
-        with log.open("wb", buffering=0) as file:
+        command = ["sh", "-c", f'exec "$0" -m serve {"" if log else "2>&-"}', sys.executable]
+        with self.log.open("wb", buffering=0) as file:
             environ = {"PATH": os.environ["PATH"], "PORT": str(self.port), **variables}
             self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
         try:

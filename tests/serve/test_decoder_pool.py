@@ -47,7 +47,9 @@ def others():
 
 
 @pytest.fixture
-def decoders(others):
+def decoders(others, monkeypatch):
+    """Return a pool that waits long: a limit of CPU time is to refuse a picture, not a busy machine."""
+    monkeypatch.setattr(decoder_pool, "TIMEOUT", 5 * PATIENCE)
     return DecoderPool(MAX_PIXELS)
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 import requests
 
-from tests.serve.hostile import CASES, Bystander, attack, chunked, head
+from tests.serve.hostile import CASES, Bystander, attack, head
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
@@ -125,27 +125,6 @@ def test_a_connection_whose_body_was_not_read_is_closed(victim, path):
     assert lines[0].split()[1] in {"404", "405", "413", "415"}
     assert "Connection: close" in lines
     assert lines[-1].startswith('{"type":"about:blank"')
-
-
-def test_a_connection_whose_body_was_read_stays_open(victim, images):
-    with requests.Session() as session:
-        for _ in range(2):
-            answer = session.post(
-                f"{victim.service.url}/predict",
-                (images[:1].tobytes() for _ in range(3)),  # chunked
-                headers={"Content-Type": "application/octet-stream"},
-            )
-            assert answer.headers["Connection"] == "keep-alive"
-            assert len(answer.json()["predictions"]) == 3
-
-
-def test_malformed_chunks_close_the_connection(victim):
-    with socket.create_connection(victim.address, timeout=60) as connection:
-        for part in chunked("/predict", "application/json", iter([b"zz\r\n"])):
-            connection.sendall(part)
-        answer = connection.recv(65_536)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"\r\nConnection: close\r\n" in answer
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(victim):

@@ -5,36 +5,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import requests
 
-from tests.polling import PATIENCE, answers, wait
-from tests.serve.conftest import free_port
+from tests.polling import PATIENCE, answers
 from tests.serve.test_metrics import metrics
-from train.paths import RELEASE, ROOT
+from train.paths import RELEASE
 
 pytestmark = pytest.mark.slow  # each test starts its own services
 
 RAW = {"Content-Type": "application/octet-stream"}
-SERVE = [sys.executable, "-m", "serve"]
-
-
-@contextmanager
-def serving(url, command=SERVE, **options):
-    """Run a service started with `command` until the block ends; it must exit with status 0."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, **options)
-    try:
-        wait(lambda: process.poll() is not None or answers(url), PATIENCE, lambda: "no answer")
-        assert process.poll() is None
-        yield url
-    finally:
-        process.terminate()
-        assert process.wait(PATIENCE) == 0
 
 
 @pytest.fixture
@@ -54,38 +37,20 @@ def fill(folder):
             pass
 
 
-def test_a_shutdown_leaves_no_files(start, tmp_path):
-    folder = tmp_path / "temporary"
+@pytest.mark.parametrize("variable", ["TMPDIR", "PROMETHEUS_MULTIPROC_DIR"])
+def test_a_shutdown_leaves_no_files_and_deletes_no_others(start, tmp_path, variable):
+    folder = tmp_path / "folder"
     folder.mkdir()
-    service = start(TMPDIR=folder)
-    assert list(folder.iterdir())
-    assert service.stop() == 0
-    assert list(folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_existing_files_are_never_deleted(tmp_path, given):
-    """A given folder may contain other files; an empty variable counts as not set."""
-    (tmp_path / "counter_1.db").write_bytes(b"precious")
-    port = free_port()
-    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "PYTHONPATH": str(ROOT), "WEB_CONCURRENCY": "1"}
-    environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path) if given else ""
-    process = subprocess.Popen(SERVE, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL)
-    wait(lambda: answers(f"http://127.0.0.1:{port}"), PATIENCE, lambda: "no answer")
-    process.terminate()
-    assert process.wait(PATIENCE) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["counter_1.db"]
+    (folder / "counter_1.db").write_bytes(b"precious")
+    assert start(WEB_CONCURRENCY=1, **{variable: folder}).stop() == 0
+    assert [path.name for path in folder.iterdir()] == ["counter_1.db"]
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
-def test_an_ipv6_address_may_have_brackets(host):
-    try:
-        port = free_port(socket.AF_INET6, "::1")
-    except OSError:
+def test_an_ipv6_address_may_have_brackets(start, host):
+    if not socket.has_dualstack_ipv6():
         pytest.skip("expected IPv6, found none")
-    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "HOST": host, "WEB_CONCURRENCY": "1"}
-    with serving(f"http://[::1]:{port}", env=environ, stderr=subprocess.DEVNULL) as url:
-        assert requests.get(f"{url}/healthz", timeout=PATIENCE).ok
+    assert requests.get(f"{start(WEB_CONCURRENCY=1, HOST=host).url}/healthz", timeout=PATIENCE).ok
 
 
 def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
@@ -149,46 +114,3 @@ def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
         service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: term"])
         assert old in service.workers()
     assert service.process.wait(PATIENCE) == 0
-
-
-@contextmanager
-def service_with_stderr(stderr, redirection=""):
-    port = free_port()
-    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "WEB_CONCURRENCY": "1"}
-    command = ["sh", "-c", f'exec "$0" -m serve {redirection}', sys.executable]
-    with serving(f"http://127.0.0.1:{port}", command, env=environ, stderr=stderr) as url:
-        yield url
-
-
-def dropped(url):
-    return metrics(SimpleNamespace(url=url))["digits_log_lines_dropped_total", ()]
-
-
-def test_requests_are_served_if_standard_error_is_closed(images):
-    with service_with_stderr(subprocess.DEVNULL, "2>&-") as url:
-        for _ in range(5):
-            assert requests.post(f"{url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
-        assert dropped(url) >= 5
-
-
-def test_requests_are_served_if_nobody_reads_the_log():
-    reader, writer = os.pipe()
-    try:
-        with service_with_stderr(writer) as url, requests.Session() as session:
-            for _ in range(1_000):
-                assert session.get(f"{url}/healthz", timeout=PATIENCE).ok
-            assert dropped(url) > 100
-    finally:
-        os.close(reader)
-        os.close(writer)
-
-
-def test_requests_are_served_if_the_log_s_reader_has_exited():
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        with service_with_stderr(writer) as url:
-            assert requests.get(f"{url}/healthz", timeout=PATIENCE).ok
-            assert dropped(url) > 0
-    finally:
-        os.close(writer)

@@ -262,6 +262,13 @@ def test_too_large_a_body(client):
         assert "at most 100000 bytes" in problem(predict(client, bytes(100_001), content_type), 413)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
+def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
+    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, if it were parsed
+    assert answer.status_code == 413
+    assert "expected at most 4,920 numbers in 5 image(s), found more" in answer.text
+
+
 def test_query_parameters(client, images):
     raw = images[:1].tobytes()
     detail = problem(predict(client, raw, "application/octet-stream", "?preprocess=magic"), 400)

@@ -29,13 +29,6 @@ def test_a_release_verifies_from_any_folder(tmp_path, monkeypatch):
     assert verify(RELEASE).version == read(RELEASE).version
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "digits.onnx"])
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(ModelError, match=f"{name}: expected a file of a verified export, found: No such file"):
-        read(folder)
-
-
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -61,20 +54,6 @@ def test_a_manifest_that_points_elsewhere_is_refused(folder, file):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match=r"expected onnx.file to be a file beside it"):
         read(folder)
-
-
-def test_an_altered_graph_is_refused(folder):
-    content = bytearray((folder / "digits.onnx").read_bytes())
-    content[-100] ^= 1
-    (folder / "digits.onnx").write_bytes(content)
-    with pytest.raises(ModelError, match=r"digits.onnx: expected SHA-256 [0-9a-f]{64}, as .*, found [0-9a-f]{64}"):
-        verify(folder)
-
-
-def test_what_is_no_graph_is_refused(folder):
-    put_graph(folder, b"no graph")
-    with pytest.raises(ModelError, match=r"digits.onnx: expected an ONNX graph, found"):
-        verify(folder)
 
 
 def test_a_foreign_graph_is_refused(folder):

@@ -61,11 +61,12 @@ def test_an_invalid_setting_is_named(environment, message):
     ("damage", "message"),
     [
         (shutil.rmtree, "manifest.json: expected a file of a verified export, found: No such file"),
+        (lambda folder: (folder / "digits.onnx").unlink(), "digits.onnx: expected a file of a verified export"),
         (lambda folder: (folder / "digits.onnx").write_bytes(b"altered"), "digits.onnx: expected SHA-256 "),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: expected the manifest of a"),
         (lambda folder: put_graph(folder, b"no graph"), "digits.onnx: expected an ONNX graph, found"),
     ],
-    ids=["missing", "altered", "no manifest", "no graph"],
+    ids=["missing", "no file", "altered", "no manifest", "no graph"],
 )
 def test_an_invalid_model_is_named_and_no_file_is_left(tmp_path, damage, message):
     folder, temporary = shutil.copytree(RELEASE, tmp_path / "model"), tmp_path / "temporary"
