@@ -108,7 +108,7 @@ def test_every_setting_is_documented_with_its_default():
     defaults["MODEL_DIR"] = defaults["MODEL_DIR"].relative_to(ROOT)
     special = {"WEB_CONCURRENCY": "number of cores", "PORT": str(Config().port)}
     expected = {
-        name: special.get(name) or (f"{value:,}" if isinstance(value, int) else str(value) or "none")
+        name: special.get(name) or (f"{value:,}" if isinstance(value, int) else str(value or "none"))
         for name, value in defaults.items()
     }
     stated = {name: value.replace("`", "").partition(" (")[0] for name, value in documented.items()}
