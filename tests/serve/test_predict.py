@@ -121,6 +121,8 @@ def test_auto_changes_only_images_not_in_mnist_form(client, images):
     found = np.array([prediction["pixels"] for prediction in answer.json["predictions"]])
     assert np.array_equal(found[[0, 2]], images[[0, 2]])
     assert np.abs(found[1] - images[1].astype(int)).mean() < 12
+    every = predict(client, images[:3].tobytes(), "application/octet-stream", "?preprocess=mnist&pixels=true")
+    assert not np.array_equal([prediction["pixels"] for prediction in every.json["predictions"]], images[:3])
 
 
 ROW = [0] * 28

@@ -210,16 +210,30 @@ def test_an_invalid_new_model_is_refused(start, images, model_dir, damage):
     assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).ok
 
 
-def test_sigterm_waits_for_a_request_that_is_still_arriving(start, images):
+@pytest.fixture
+def arriving(start, images):
+    """Return a service, and a connection to it on which half of a request's body has arrived."""
     service = start(WEB_CONCURRENCY=1)
     with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
         connection.sendall(HEAD + b"\r\n" + images[0].tobytes()[:400])
         service.wait(lambda: metrics(service)["digits_requests_in_flight", ()] == 2)  # that one and this one
-        service.signal(signal.SIGTERM)
-        service.wait(lambda: not answers(service.url))
-        time.sleep(2)  # the service would wait for 30 seconds
-        connection.sendall(images[0].tobytes()[400:])
-        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+        yield service, connection
+
+
+def test_sigterm_waits_for_a_request_that_is_still_arriving(arriving, images):
+    service, connection = arriving
+    service.signal(signal.SIGTERM)
+    service.wait(lambda: not answers(service.url))
+    time.sleep(2)  # the service waits for 30 seconds
+    connection.sendall(images[0].tobytes()[400:])
+    assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert service.process.wait(PATIENCE) == 0
+
+
+def test_sigint_does_not_wait_for_connections(arriving):
+    service, connection = arriving
+    service.signal(signal.SIGINT)
+    assert connection.recv(100) == b""  # and no 408 after 30 seconds
     assert service.process.wait(PATIENCE) == 0
 
 
