@@ -40,10 +40,7 @@ REACHED = {
     "v2InferVersion": {200, 400, 404, 405, 413},
     "v2Model": {200, 404, 405},
 }
-# The number of random requests per operation, and the minimum number including those enumerated from the document.
-GENERATED = {"predict": 1_000, "v2Infer": 400, "v2InferVersion": 200}
-AT_LEAST = {"predict": 1_100, "v2Infer": 600, "v2InferVersion": 400}
-DEFAULT = 50  # for an operation that is missing in GENERATED or AT_LEAST
+GENERATED = {"predict": 1_000, "v2Infer": 400, "v2InferVersion": 200}  # random requests; 50 of other operations
 
 
 def example(name):
@@ -102,7 +99,7 @@ def settings(operation, *phases, **more):
             {
                 "include-operation-id": name,
                 "enabled": name == operation,
-                "generation": {"max-examples": GENERATED.get(name, DEFAULT)},
+                "generation": {"max-examples": GENERATED.get(name, 50)},
                 "checks": {
                     "positive_data_acceptance": {"expected-statuses": sorted(ACCEPTED.get(name, {200}))},
                     # An invalid request can also be too large.
@@ -179,11 +176,7 @@ def test_responses_to_generated_requests_match_the_document(described, applicati
     statuses = enumerated[0] + generated[0]
     assert statuses.keys() >= REACHED.get(name, {200, 405})
     assert enumerated[0].total() >= 1
-    assert statuses.total() >= AT_LEAST.get(name, DEFAULT)
-
-
-def test_more_than_2500_requests_are_generated():
-    assert sum(AT_LEAST.get(name, DEFAULT) for name in OPERATIONS) > 2_500
+    assert statuses.total() >= GENERATED.get(name, 50)
 
 
 @pytest.fixture(scope="module")

@@ -80,21 +80,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def problems() -> list[str]:
-    """Return the list of console messages, exceptions and requests to other hosts so far."""
-    return []
-
-
-@pytest.fixture
 def expected() -> list[str]:
     """Return an empty list, to which a test adds parts of the problems that it expects."""
     return []
 
 
 @pytest.fixture
-def visit(browser, start, service, problems, expected) -> Iterator[Callable[..., Page]]:
-    """Return a function that opens the page with these browser options. Fail if there are unexpected problems."""
-    contexts = []
+def visit(browser, start, service, expected) -> Iterator[Callable[..., Page]]:
+    """Return a function that opens the page with these browser options.
+
+    Fail if there are other problems than the expected: console messages, exceptions and requests to other hosts.
+    """
+    contexts, problems = [], []
 
     def visit(url: str = service.url, script: str = "", **options: object) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1120, "height": 900}, **options})
@@ -103,7 +100,7 @@ def visit(browser, start, service, problems, expected) -> Iterator[Callable[...,
         context.add_init_script(LISTEN)
         context.add_init_script(script)
         page = context.new_page()
-        page.on("console", lambda found: problems.append(f"{found.type}: {found.text} {found.location['url']}".strip()))
+        page.on("console", lambda found: problems.append(f"{found.type}: {found.text}"))
         page.on("pageerror", lambda error: problems.append(f"exception: {error}"))
         page.on("request", lambda request: check_host(request.url))
         page.goto(url)

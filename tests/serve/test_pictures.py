@@ -58,14 +58,7 @@ def ink_box(pixels: np.ndarray) -> tuple[int, int]:
     return right - left, bottom - top
 
 
-PICTURES = {
-    "enlarged": lambda pixels: enlarge(pixels),
-    "inverted": lambda pixels: ImageOps.invert(Image.fromarray(pixels)),
-    "drawn": drawn,
-    "large": lambda pixels: drawn(pixels, 1400),
-    "small on a page": lambda pixels: on_page(pixels, 56, (20, 300)),
-    "off centre": lambda pixels: on_page(pixels, 150, (140, 5)),
-    "grey on grey": lambda pixels: drawn(pixels).point(lambda value: 90 + value // 4),
+COLOURS = {  # with little contrast of luminance
     "sepia": lambda pixels: ImageOps.colorize(drawn(pixels), (60, 30, 90), (240, 220, 170)),
     "yellow on white": lambda pixels: ImageOps.colorize(drawn(pixels), (255, 255, 0), (255, 255, 255)),
     "blue on black": lambda pixels: ImageOps.colorize(enlarge(pixels), (0, 0, 0), (0, 0, 255)),
@@ -73,12 +66,14 @@ PICTURES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", PICTURES)
-def test_pictures_of_other_forms_are_read(form, session):
-    found = np.stack([decode(encode(PICTURES[form](pixels))) for pixels in IMAGES[:COUNT]])
-    digits = session.run(["digit"], {"image": found})[0]
-    assert np.mean(digits == LABELS[:COUNT]) >= 0.95
+def accuracy(session, pictures) -> float:
+    found = session.run(["digit"], {"image": np.stack([decode(encode(picture)) for picture in pictures])})[0]
+    return float(np.mean(found == LABELS[: len(found)]))
+
+
+@pytest.mark.parametrize("colours", COLOURS)
+def test_coloured_pictures_are_read(colours, session):
+    assert accuracy(session, map(COLOURS[colours], IMAGES[:COUNT])) >= 0.95
 
 
 MODES = {
@@ -191,28 +186,12 @@ def test_the_aspect_ratio_is_kept():
 @pytest.mark.parametrize("level", [20, 128, 250])
 def test_dirt_is_ignored(level, session):
     random = np.random.default_rng(0)
-    found = []
+    pages = []
     for pixels in IMAGES[:COUNT]:
-        page = np.array(on_page(pixels, 160, (90, 150)))
+        pages.append(np.array(on_page(pixels, 160, (90, 150))))
         for y, x in random.integers(0, 290, (12, 2)):
-            page[y : y + 2, x : x + 2] = level
-        found.append(decode(encode(page)))
-    digits = session.run(["digit"], {"image": np.stack(found)})[0]
-    assert np.mean(digits == LABELS[:COUNT]) >= 0.95
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("invert", [False, True])
-def test_uneven_illumination_and_noise_are_removed(invert, session):
-    random = np.random.default_rng(0)
-    light = np.linspace(1, 0.5, 300) * np.linspace(1, 0.8, 400)[:, None]
-    found = []
-    for pixels in IMAGES[:COUNT]:
-        page = (40 + 0.7 * np.asarray(on_page(pixels, 180, (60, 120)), float)) * light
-        page = np.clip(page + random.normal(0, 6, page.shape), 0, 255).astype(np.uint8)
-        found.append(decode(encode(255 - page if invert else page, "JPEG")))
-    digits = session.run(["digit"], {"image": np.stack(found)})[0]
-    assert np.mean(digits == LABELS[:COUNT]) >= 0.95
+            pages[-1][y : y + 2, x : x + 2] = level
+    assert accuracy(session, pages) >= 0.95
 
 
 @pytest.mark.parametrize("width", [3, 6, 12, 24, 40, 60])
