@@ -82,16 +82,6 @@ def test_a_png_with_a_wrong_size_in_its_header_is_refused(decoders):
         decoders.decode(large[:8] + header + large[8:])
 
 
-def test_errors_are_the_same_as_the_function_s(decoders):
-    damaged = (b"nonsense", SEVEN[:100], PHOTO[:900])
-    for content, preprocess in (*((content, "auto") for content in damaged), (SEVEN, "none"), (PHOTO, "none")):
-        with pytest.raises(ImageError) as expected:
-            decode(content, preprocess)
-        with pytest.raises(ImageError) as found:
-            decoders.decode(content, preprocess)
-        assert str(found.value) == str(expected.value)
-
-
 def test_a_picture_that_takes_too_long_is_refused_and_the_next_is_decoded(decoders):
     with pytest.raises(ImageError) as caught:
         decoders.decode(jpeg_of_many_scans(1_600))

@@ -1,24 +1,10 @@
-"""Cooperative scheduling: greenlets that yield resume in order; each thread has its own event loop."""
-
-from concurrent.futures import ThreadPoolExecutor
+"""Cooperative scheduling: greenlets that yield resume in the order in which they yielded."""
 
 import gevent
 import numpy as np
 
 from serve.event_loop import chunks, yield_to_event_loop
 from tests.polling import PATIENCE
-
-
-def test_greenlets_resume_in_the_order_in_which_they_yielded():
-    steps = []
-
-    def work(name):
-        for number in range(3):
-            yield_to_event_loop()
-            steps.append((number, name))
-
-    gevent.joinall([gevent.spawn(work, name) for name in "abc"], raise_error=True)
-    assert steps == [(number, name) for number in range(3) for name in "abc"]
 
 
 def test_chunks_of_two_greenlets_alternate():
@@ -38,9 +24,3 @@ def test_a_greenlet_that_is_killed_while_it_waits_does_not_block_another():
     gevent.sleep(0)  # both wait now, the second for the first
     first.kill(block=False)
     second.get(timeout=PATIENCE)
-
-
-def test_each_thread_has_its_own_event_loop():
-    with ThreadPoolExecutor(4) as pool:
-        for future in [pool.submit(lambda: [yield_to_event_loop() for _ in range(50)]) for _ in range(4)]:
-            future.result(timeout=PATIENCE)
