@@ -1,32 +1,22 @@
 """Flask application factory: one predictor, one blueprint per concern."""
 
-import io
 import logging
 import os
 from functools import partial
-from typing import IO, Any
 
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import MapAdapter
 
 from serve import access_log, api_key, health, logs, metrics, open_inference, page, predict, problem
+from serve.bodies import OTHER_FIELDS
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release, read
 
 
-class InMemoryRequest(Request):
-    """A request that keeps uploaded files in memory, up to MAX_CONTENT_LENGTH, so that a full disk does not matter."""
-
-    def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
-        return io.BytesIO()
-
-
 class App(Flask):
     """A Flask application that finds the route by path and method only: the header Host is not read."""
-
-    request_class = InMemoryRequest
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Return the adapter that finds the route of `request`. Raises NotFound for a path that starts with //."""
@@ -47,7 +37,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     release = release or read(config.model_dir)
     predictor = Predictor(release.graph, release.threshold)
     app = App("serve", static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch)
+    app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch + OTHER_FIELDS)
     app.url_map.merge_slashes = False  # //predict is 404, not a redirect
     logs.install(config.log_level)
     metrics.initialise(release)

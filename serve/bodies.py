@@ -1,7 +1,12 @@
 """Request parsing: decode the body of /predict from any accepted content type into images."""
 
 import base64
-from collections.abc import Sequence
+import codecs
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import Annotated, Any, get_args
 
 import msgspec
@@ -15,17 +20,23 @@ from werkzeug.exceptions import (
     UnprocessableEntity,
     UnsupportedMediaType,
 )
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from serve.config import Config
 from serve.decoder_pool import MAX_BYTES, DecoderPool
 from serve.event_loop import chunks, yield_to_event_loop
-from serve.pictures import FORMATS
+from serve.pictures import FORMATS, SIGNATURES, format_of
 from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 
 CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
+PIECE = 2**16  # bytes of a body that are read, or unpacked, between two yields to the event loop
+OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
+PICTURE = re.compile(b"|".join(SIGNATURES[format] for format in FORMATS), re.DOTALL)
+CURL = "curl -F image=@7.png"
+BASE64URL = bytes.maketrans(b"-_", b"+/")
 
 # What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
 UNREADABLE = (ValueError, RecursionError)
@@ -44,20 +55,28 @@ def length(count: int) -> dict[str, int]:
     return {"minItems": count, "maxItems": count}
 
 
-Number = Annotated[int, msgspec.Meta(ge=0, le=255)] | Annotated[float, msgspec.Meta(ge=0, le=255)]
-Pixel = Annotated[Number, schema(description="0 is black, 255 white; rounded.")]
-ROWS = {"description": "28 rows of 28 pixels.", "items": {"type": "array", **length(SIDE)}, **length(SIDE)}
-FLAT = {"description": "784 pixels, row by row.", "items": {"type": "number"}, **length(SIDE**2)}
+PIXEL = {"type": "number", "minimum": 0, "maximum": 255}
+ROWS = {"description": "28 rows of 28.", "items": {"type": "array", "items": PIXEL, **length(SIDE)}, **length(SIDE)}
+FLAT = {"description": "784, row by row.", "items": PIXEL, **length(SIDE**2)}
+ONES = {"description": "The same with axes of length 1.", "items": {"type": "array"}}
+Number = int | float
+Numbers = Annotated[
+    list[Number | list[Number | list[Number | list[Number]]]],
+    schema(
+        description="Pixels as numbers: 0 is black, 255 white; rounded. If none is above 1, 1 is white.",
+        anyOf=[ROWS, FLAT, ONES],
+    ),
+]
 Picture = Annotated[
     str,
     schema(
-        description="A PNG, JPEG, WebP or GIF picture of at most 25 million pixels and 8 MiB, which decodes within a "
-        "second of CPU time, as base64 or a data URL of base64.",
+        description="A PNG, JPEG, WebP or GIF picture of at most 25 million pixels (WebP: 13 million) and 8 MiB, which "
+        "decodes within a second of CPU time, as base64 or base64url, with or without padding, or a data URL of it.",
         minLength=1,
-        pattern="^(data:[^,]*;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+        pattern="^(data:[^,]*;base64,)?[A-Za-z0-9+/_-]*={0,2}$",
     ),
 ]
-JSONImage = Annotated[list[Pixel | list[Pixel]], schema(anyOf=[ROWS, FLAT])] | Picture
+JSONImage = Numbers | Picture
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,11 +93,9 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     """Return the images of `request`, uint8 [N, 28, 28], N ≥ 1, white ink on black, in the order sent.
 
     Raises werkzeug's exceptions: 400 for a malformed body, 413 for too many images or bytes, 415 for a content type
-    that is not accepted, 422 for an invalid image, with its number.
+    or encoding that is not accepted, 422 for an invalid image, with its number.
     """
     preprocess: Preprocess = query_parameter(request, "preprocess", get_args(Preprocess), "auto")
-    if request.content_encoding:
-        raise UnsupportedMediaType(f"expected no Content-Encoding, found {request.content_encoding}")
     sources = _sources(request, config)
     check_count(len(sources), config)
     if isinstance(sources, np.ndarray) or all(isinstance(source, np.ndarray) for source in sources):
@@ -87,14 +104,11 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
 
 
 def read_body(request: Request) -> bytes:
-    """Return the whole body. Raises werkzeug's 413 if it is larger than MAX_BODY_BYTES, 400 if it ends early."""
+    """Return the whole body, unpacked. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 400 if it ends early."""
     body: bytes
-    size = request.content_length
-    if size is None:  # chunked, or no body
-        body = request.get_data(cache=False)
-        request.stream.read(1)  # werkzeug truncates a chunked body at the limit; reading one byte more raises
-        return body
-    limit = request.max_content_length
+    size, limit = request.content_length, request.max_content_length
+    if size is None or "HTTP_CONTENT_ENCODING" in request.environ:
+        return b"".join(_unpacked(request))
     if limit is not None and size > limit:
         raise RequestEntityTooLarge
     # Not through werkzeug's stream: its layers take 3 % of a JSON request's CPU time.
@@ -102,6 +116,52 @@ def read_body(request: Request) -> bytes:
     if len(body) < size:
         raise ClientDisconnected
     return body
+
+
+def json_text(body: bytes) -> bytes:
+    """Return a JSON body without its byte order mark."""
+    return body.removeprefix(codecs.BOM_UTF8)
+
+
+def _pieces(request: Request) -> Iterator[bytes]:
+    """Yield the body as sent. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 400 if it ends early."""
+    left = request.content_length  # None: chunked, or no body
+    while left != 0 and (piece := request.stream.read(min(PIECE, left or PIECE))):
+        yield piece
+        left = left and left - len(piece)
+    if left:
+        raise ClientDisconnected
+
+
+def _unpacked(request: Request) -> Iterator[bytes]:
+    """Yield the body without its Content-Encoding. Raises as `_pieces`, 413 also for the unpacked size, and 415."""
+    encoding, pieces = request.headers.get("Content-Encoding", "").strip().lower(), _pieces(request)
+    if encoding in ("", "identity"):
+        yield from pieces
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise UnsupportedMediaType(f"expected a Content-Encoding of gzip, deflate or identity, found {encoding}")
+    first = next(pieces, b"")
+    # `deflate` has zlib's header (RFC 9110), whose first four bits are 8; some clients leave the header out.
+    bits = 31 if "gzip" in encoding else 15 if first and first[0] & 15 == 8 else -15
+    unpacker, size = zlib.decompressobj(bits), 0
+    try:
+        for piece in chain([first], pieces):
+            while piece:
+                if unpacker.eof:  # gzip may consist of several members
+                    unpacker = zlib.decompressobj(bits)
+                data = unpacker.decompress(piece, PIECE)
+                piece = unpacker.unconsumed_tail or unpacker.unused_data
+                size += len(data)
+                if request.max_content_length is not None and size > request.max_content_length:
+                    raise RequestEntityTooLarge
+                yield data
+                yield_to_event_loop()
+        yield unpacker.flush()
+    except zlib.error as error:
+        raise BadRequest(f"expected a body in {encoding}, found: {error}") from error
+    if not unpacker.eof:
+        raise BadRequest(f"expected a whole body in {encoding}, found only its beginning")
 
 
 def check_count(count: int, config: Config) -> None:
@@ -132,17 +192,23 @@ def query_parameter(request: Request, name: str, values: tuple[str, ...], defaul
 
 
 def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.uint8]:
-    """Return the encoded pictures or pixels in the body, by its content type."""
-    if request.mimetype == "application/json":
-        return _json_sources(read_body(request), config)
-    if request.mimetype == "application/octet-stream":
-        return _raw_pixels(read_body(request))
+    """Return the encoded pictures or pixels in the body. Its bytes say what it is, unless it is JSON or a form."""
     if request.mimetype == "multipart/form-data":
-        return _files(request)
-    if request.mimetype in PICTURES:
-        return [read_body(request)]
-    found = request.mimetype or "none"
-    raise UnsupportedMediaType(f"expected a Content-Type of {', '.join(ACCEPTED)}, found {found}")
+        return _form(request)
+    body = read_body(request)
+    if request.mimetype == "application/json":
+        return _json_sources(body, config)
+    if request.mimetype in PICTURES or PICTURE.match(body):
+        return [body]
+    if request.mimetype == "application/octet-stream":
+        return _raw_pixels(body)
+    if json_text(body[:1_000]).lstrip()[:1] == b"{":
+        return _json_sources(body, config)
+    if picture := _from_text(body):
+        return [picture]
+    expected = f"a Content-Type of {', '.join(ACCEPTED)}, or the bytes of a picture"
+    found = " with ".join(filter(None, (request.mimetype or "none", format_of(body))))
+    raise UnsupportedMediaType(f"expected {expected}, found {found}")
 
 
 def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -173,26 +239,45 @@ def _decode(sources: Sequence[Source], preprocess: Preprocess, decoders: Decoder
 
 def _raw_pixels(content: bytes) -> NDArray[np.uint8]:
     if len(content) % SIDE**2:
-        raise UnprocessableEntity(f"expected N × {SIDE**2} bytes, one per pixel, found {len(content)} bytes")
+        raise UnprocessableEntity(f"expected N × {SIDE**2} bytes, one (uint8) per pixel, found {len(content)} bytes")
     return np.frombuffer(content, np.uint8).reshape(-1, SIDE, SIDE)
 
 
-def _files(request: Request) -> list[bytes]:
-    """Return the files in the form field `image`, the only field, so that their order is the order sent."""
+def _form(request: Request) -> list[bytes]:
+    """Return the pictures of a form, in the order sent: its files, whatever their fields, and texts of base64."""
     if "boundary" not in request.mimetype_params:
         raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
-    for name in (*request.files, *request.form):
-        if name != "image" or name in request.form:
-            kind = "text field" if name in request.form else "file field"
-            raise BadRequest(f"expected files in the field 'image' only, found the {kind} {name!r}")
-    # Not file.read(), which copies: every form that waits for a decoder would hold its files twice.
-    return [file.stream.getvalue() for file in request.files.getlist("image")]  # type: ignore[attr-defined]  # BytesIO
+    # Not werkzeug's own parser: it loses the order of files and texts, and the bytes of a file without a name.
+    boundary = request.mimetype_params["boundary"].encode()
+    decoder = MultipartDecoder(boundary, request.max_form_memory_size, max_parts=request.max_form_parts)
+    pictures: list[bytes] = []
+    parts: list[bytes] = []
+    is_file = False
+    try:
+        for piece in chain(_unpacked(request), [None]):
+            decoder.receive_data(piece)
+            while not isinstance(event := decoder.next_event(), NeedData | Epilogue):
+                if isinstance(event, Field | File):
+                    kind = event.headers.get("Content-Type", "")
+                    parts, is_file = [], bool(getattr(event, "filename", "")) or kind.startswith("image/")
+                elif isinstance(event, Data):
+                    parts.append(event.data)
+                    if not event.more_data:
+                        content = b"".join(parts)
+                        picture = content if is_file or PICTURE.match(content) else _from_text(content)
+                        if picture is not None:
+                            pictures.append(picture)
+    except ValueError as error:
+        raise BadRequest(f"expected a form as {CURL} sends it, found a malformed one") from error
+    if not pictures:
+        raise BadRequest(f"expected a picture in the form, as {CURL} sends it, found none")
+    return pictures
 
 
 def _json_sources(content: bytes, config: Config) -> list[Source]:
     check_numbers(content, config.max_batch)
     try:
-        body = _body.decode(content)
+        body = _body.decode(json_text(content))
     except UNREADABLE as error:
         raise BadRequest(f'expected JSON, {{"image": …}} or {{"images": [ … ]}}, found: {error}') from error
     if (body.image is msgspec.UNSET) == (body.images is msgspec.UNSET):
@@ -206,36 +291,59 @@ def _json_sources(content: bytes, config: Config) -> list[Source]:
             sources.append(_base64(item) if isinstance(item, str) else _pixels(item))
         except ImageError as error:
             raise unprocessable(index, len(items), error) from error
+        except (ValueError, OverflowError) as error:  # the latter for an integer of hundreds of digits
+            raise BadRequest(f"image {index + 1} of {len(items)}: {error}") from error
     return sources
 
 
 def _pixels(numbers: list[Any]) -> Pixels:
-    """Return 28 rows of 28 numbers, or 784 numbers, as uint8 [28, 28]; fractions are rounded."""
-    lengths = [len(row) if isinstance(row, list) else None for row in numbers]
-    if lengths not in ([SIDE] * SIDE, [None] * SIDE**2):
-        kinds = {"numbers" if length is None else f"rows of {length}" for length in lengths or [None]}
-        found = f"{len(numbers)} {' or '.join(sorted(kinds))}"
-        raise ImageError(f"expected {SIDE} rows of {SIDE} numbers or {SIDE**2} numbers, found {found}")
-    rows = numbers if lengths[0] else [numbers]
+    """Return 28 rows of 28 numbers, or 784, as uint8 [28, 28]. Axes of length 1 are dropped, fractions are rounded.
+
+    Numbers of at most 1 are read as 0 to 1: an image of 0 to 255 with a maximum of 1 would show nothing.
+    Raises ImageError for another shape, ValueError or OverflowError for a number out of range.
+    """
+    with suppress(TypeError, ValueError):  # integers from 0 to 255: saves 6 % of a request over np.array
+        rows = numbers if len(numbers) == SIDE else [numbers]
+        if {*map(len, rows)} == {SIDE**2 // len(rows)}:
+            pixels = b"".join(map(bytes, rows))
+            if pixels.strip(b"\0\1"):
+                return np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)
     try:
-        values = np.frombuffer(b"".join(map(bytes, rows)), np.uint8)  # saves 6 % of a request over np.array(rows)
-    except TypeError:  # a float
-        values = np.rint(rows).astype(np.uint8)
-    return values.reshape(SIDE, SIDE)
+        values = np.array(numbers, np.float64)
+        found = f"{'×'.join(map(str, values.shape))} numbers"
+    except ValueError:
+        values, found = np.empty(0), "rows of different lengths"
+    if values.squeeze().shape not in ((SIDE, SIDE), (SIDE**2,)):
+        raise ImageError(f"expected {SIDE} rows of {SIDE} numbers or {SIDE**2} numbers, found {found}")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        raise ValueError(f"expected numbers from 0 to 255, or from 0 to 1, found {low if low < 0 else high:g}")
+    if high <= 1:
+        values *= 255
+    return np.rint(values).astype(np.uint8).reshape(SIDE, SIDE)
 
 
-def _base64(text: str) -> bytes:
-    """Return the bytes of a base64 text, which may be wrapped in lines and have a data URL's prefix (RFC 2397)."""
-    head, comma, data = text.partition(",")
-    if comma and not (head.startswith("data:") and head.endswith(";base64")):
+def _base64(text: str | bytes) -> bytes:
+    """Return the bytes of a text in base64 or base64url, which may have a data URL's prefix (RFC 2397) and lines."""
+    head, comma, data = (text.encode() if isinstance(text, str) else text).partition(b",")
+    if comma and not (head.startswith(b"data:") and head.endswith(b";base64")):
         raise ImageError("expected base64 or a data URL, data:…;base64,…, found neither")
-    encoded = (data if comma else text).encode().translate(None, b" \t\r\n")
+    encoded = (data if comma else head).translate(BASE64URL, b" \t\r\n").rstrip(b"=")
     if len(encoded) > MAX_BYTES * 4 // 3 + 4:
         raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found a larger one")
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except ValueError as error:  # includes binascii.Error
         raise ImageError(f"expected base64, found: {error}") from error
+
+
+def _from_text(text: bytes) -> bytes | None:
+    """Return the picture that `text` holds as base64 or as a data URL, or None."""
+    with suppress(ImageError):
+        content = _base64(text)
+        if text.startswith(b"data:") or format_of(content):
+            return content
+    return None
 
 
 def unprocessable(index: int, count: int, error: ImageError) -> UnprocessableEntity:

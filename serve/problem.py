@@ -73,7 +73,7 @@ def _detail(error: HTTPException) -> str:
     if isinstance(error, MethodNotAllowed):
         return f"expected {' or '.join(sorted(error.valid_methods or []))} for {request.path}, found {request.method}"
     if isinstance(error, RequestEntityTooLarge) and error.description == RequestEntityTooLarge.description:
-        parts = f" and {request.max_form_parts} parts with at most {request.max_form_memory_size} bytes of text each"
+        parts = f" and {request.max_form_parts} parts with at most {request.max_form_memory_size} bytes of headers each"
         limit = f"{request.max_content_length} bytes{parts if request.mimetype == 'multipart/form-data' else ''}"
         return f"expected a body of at most {limit}, found a larger one"
     return error.description or error.name

@@ -4,6 +4,7 @@
 worker, or could do so. Most pictures are written byte by byte, because Pillow cannot write them.
 """
 
+import gzip
 import http.client
 import io
 import json
@@ -49,6 +50,18 @@ def picture(kind: str, content: bytes) -> Parts:
 
 def chunked(path: str, content_type: str, chunks: Iterator[bytes]) -> Parts:
     return chain([head(path, content_type, "Transfer-Encoding: chunked")], chunks)
+
+
+def packed(path: str, content_type: str, unit: bytes) -> Parts:
+    """Return a request with a body of gzip: its header and `unit` as often as fits."""
+    body = (b"\x1f\x8b\x08" + bytes(7) if unit[:2] != b"\x1f\x8b" else b"") + unit * ((BODY - 10) // len(unit))
+    yield head(path, content_type, "Content-Encoding: gzip", f"Content-Length: {len(body)}") + body
+
+
+def flushed_zeros() -> bytes:
+    """Return a mebibyte of zeros as deflate that may be repeated."""
+    packer = zlib.compressobj(9, wbits=-15)
+    return packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 def one_byte_chunks(count: int) -> Iterator[bytes]:
@@ -230,6 +243,17 @@ CASES: dict[str, Callable[[], Parts]] = {
     "endless chunk extension": lambda: chunked(
         "/predict", "application/json", chain([b"2;"], repeat(b"a" * 10_000, 10**6))
     ),
+    **{
+        f"gzip of zeros to {path} as {content_type}": lambda path=path, content_type=content_type: packed(
+            path, content_type, flushed_zeros()
+        )
+        for path, content_type in (
+            ("/predict", "application/json"),
+            ("/predict", "multipart/form-data; boundary=b"),
+            ("/v2/models/digits/infer", "application/json"),
+        )
+    },
+    "gzip of empty members": lambda: packed("/predict", "image/png", gzip.compress(b"")),
     # Pictures
     "PNG of many chunks": lambda: picture("png", png_of_many_chunks()),
     "PNG of many texts": lambda: picture("png", png_of_many_texts()),

@@ -1,5 +1,6 @@
 """The Open Inference Protocol, asked by NVIDIA's own client of a real gunicorn, and its errors."""
 
+import gzip
 import json
 import warnings
 
@@ -92,6 +93,45 @@ def test_doubt_is_the_graph_s():
     sent = IMAGE | {"shape": [3, 28, 28], "data": np.repeat([0, 100, 255], 784).tolist()}
     answer = client.post(INFER, json={"inputs": [sent], "outputs": [{"name": "doubt"}]})
     assert answer.json["outputs"] == [{"name": "doubt", "datatype": "FP32", "shape": [3], "data": [0, 100, 255]}]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_compressed_requests(server, images, compression, binary):
+    sent = [tensor(images[:3], binary=binary)]
+    result = server.infer("digits", sent, request_compression_algorithm=compression)
+    assert result.as_numpy("digit").tolist() == [7, 2, 1]
+
+
+def test_bad_content_encodings(client):
+    answer = client.post(INFER, data=b"x", headers={"Content-Encoding": "br"})
+    assert answer.json == {"error": "expected a Content-Encoding of gzip, deflate or identity, found br"}
+    bomb = client.post(INFER, data=gzip.compress(bytes(2**20)), headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, bomb.status_code) == (415, 413)
+
+
+def test_null_is_the_same_as_absent(client, images):
+    plain = {"inputs": [IMAGE | {"data": images[:1].tolist()}]}
+    nulls = {
+        "id": None,
+        "parameters": None,
+        "outputs": None,
+        "inputs": [IMAGE | {"data": images[:1].tolist(), "parameters": None}],
+    }
+    assert client.post(INFER, json=nulls).json == client.post(INFER, json=plain).json
+    outputs = [{"name": "digit", "parameters": None}, {"name": "doubt", "parameters": {"binary_data": None}}]
+    answer = client.post(INFER, json=plain | {"outputs": outputs, "parameters": {"binary_data_output": None}})
+    assert [output["name"] for output in answer.json["outputs"]] == ["digit", "doubt"]
+
+
+def test_json_with_a_byte_order_mark_before_binary_data(client, images):
+    head = (
+        b"\xef\xbb\xbf"
+        + json.dumps({"inputs": [IMAGE | {"data": None, "parameters": {"binary_data_size": 784}}]}).encode()
+    )
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = client.post(INFER, data=head + images[0].tobytes(), headers=headers)
+    assert answer.json["outputs"][1]["data"] == [7]
 
 
 def test_one_output_in_json_and_one_in_binary(server, images):
