@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,11 +22,13 @@ from tests.processes import children
 from train.paths import ROOT
 
 
-def free_port(family: int = socket.AF_INET, host: str = "127.0.0.1") -> int:
-    """Return a port on which nothing listens now."""
-    with socket.socket(family) as free:
-        free.bind((host, 0))
-        return int(free.getsockname()[1])
+def free_port() -> int:
+    """Return a port on which nothing listens, below those that Linux gives to clients, so that none takes it."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Service:
