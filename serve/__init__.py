@@ -1,8 +1,10 @@
 """HTTP service for one exported model: Flask, gunicorn and ONNX Runtime. Imports neither torch nor train.
 
-`python -m serve` or `make serve` starts it. serve.app has the Flask application, serve.wsgi gunicorn's entry point.
+`python -m serve` or `make serve` starts it. serve.app has the Flask application, serve.master runs it with gunicorn.
 """
 
 import os
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must be set before onnxruntime is imported
+# Before onnxruntime and numpy are imported:
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no thread pool for NumPy

@@ -1,13 +1,13 @@
-"""Start the service: `python -m serve` validates the configuration and executes gunicorn with the given options."""
+"""Start the service: `python -m serve`. Its configuration is read from the environment; it has no options."""
 
 import errno
 import os
 import socket
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
-from serve import wsgi
+from serve.config import Config, ConfigError
+from serve.release import ModelError
 
 
 def check_address(host: str, port: int) -> None:
@@ -28,9 +28,14 @@ def check_address(host: str, port: int) -> None:
 if __name__ == "__main__":
     if find_spec("fcntl") is None:
         sys.exit("serve: expected Linux or macOS, found neither: on Windows use WSL, or Docker (docs/containers.md)")
-    if "LISTEN_FDS" not in os.environ:  # systemd has opened the socket
-        check_address(wsgi.config.host, wsgi.config.port)
-    # gunicorn reads this variable before its configuration file, and fails with a traceback if int() does.
-    os.environ["WEB_CONCURRENCY"] = str(wsgi.config.workers)
-    settings = Path(wsgi.__file__).with_name("gunicorn.conf.py")
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(settings), *sys.argv[1:]])
+    from serve import logs, master  # gunicorn imports fcntl
+
+    logs.prepare_standard_error()
+    try:
+        config = Config.from_environment(os.environ)
+        if "LISTEN_FDS" not in os.environ:  # systemd has opened the socket
+            check_address(config.host, config.port)
+        service = master.Service(config)
+    except (ConfigError, ModelError, OSError) as error:
+        sys.exit(f"serve: {error}")
+    service.run()

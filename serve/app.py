@@ -30,17 +30,17 @@ class App(Flask):
 def create_app(config: Config | None = None, release: Release | None = None) -> Flask:
     """Return the application that serves `release`.
 
-    By default, `config` is read from the environment and `release` from `config.model_dir`. Raises ConfigError, and
-    ModelError if the release is damaged or its graph has other inputs or outputs than model.contract.
+    By default, `config` has its defaults, and `release` is read from `config.model_dir`. Raises ModelError if the
+    release is damaged or its graph has other inputs or outputs than model.contract.
     """
-    config = config or Config.from_environment(os.environ)
+    config = config or Config()
     release = release or read(config.model_dir)
     predictor = Predictor(release.graph, release.threshold)
     app = App("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch + OTHER_FIELDS)
     app.url_map.merge_slashes = False  # //predict is 404, not a redirect
     logs.install(config.log_level)
-    metrics.initialise(release)
+    metrics.initialise(release.manifest.model, release.version)
     logs.write(
         logging.INFO,
         "serving",
@@ -49,7 +49,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
         version=release.version,
         authentication=bool(config.api_key),
     )
-    app.wsgi_app = partial(access_log.answer, app.wsgi_app)  # type: ignore[method-assign]  # Flask's documented way
+    app.wsgi_app = partial(access_log.answer, app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]  # Flask's documented way
     problem.install(app)
     if config.api_key:
         api_key.require_key(app, config.api_key)

@@ -1,6 +1,7 @@
 """Configuration: environment variables, validated once at start."""
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
@@ -19,6 +20,23 @@ class ConfigError(ValueError):
     """An environment variable is invalid; the message names it, the expected and the found value."""
 
 
+class Networks(tuple[IPv4Network | IPv6Network, ...]):
+    """IP addresses and networks, from a text in which spaces or commas separate them. Raises ValueError."""
+
+    def __new__(cls, text: str = "") -> "Networks":
+        """Parse `text`."""
+        return super().__new__(cls, map(ip_network, text.replace(",", " ").split()))
+
+    def include(self, text: str) -> bool:
+        """Return whether `text` is an IP address in one of the networks."""
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:192.0.2.1, if the service listens at ::
+        return any((mapped or address) in network for network in self)
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """The settings of the service. Each field is set by the environment variable of the same name in capitals."""
 
@@ -30,10 +48,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # images per request
     max_pixels: Annotated[int, Meta(ge=784, le=2**28)] = 25_000_000  # per image
     request_timeout: Annotated[int, Meta(ge=1, le=3_600)] = 30  # seconds
+    keep_alive: Annotated[int, Meta(ge=1, le=3_600)] = 5  # seconds
     api_key: Annotated[str, Meta(pattern=r"^[!-~]*\Z", description="printable ASCII without spaces")] = ""
     cors_origins: Annotated[
         str, Meta(pattern=rf"^\s*(({ORIGIN})(\s+|\Z))*\Z", description="* or origins like https://example.org")
     ] = ""
+    trusted_proxies: Annotated[Networks, Meta(description="IP addresses or networks like 10.0.0.0/8")] = Networks()
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="debug, info, warning or error")
     ] = "info"
@@ -45,13 +65,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Raises ConfigError if a variable is invalid.
         """
         values = {name: environment[name] for name in cls.__struct_encode_fields__ if environment.get(name)}
+        if level := values.get("LOG_LEVEL"):
+            values["LOG_LEVEL"] = level.lower()
         try:
-            return msgspec.convert(values, cls, strict=False, dec_hook=lambda _, text: Path(text))
+            return msgspec.convert(values, cls, strict=False, dec_hook=lambda kind, text: kind(text))
         except msgspec.ValidationError as error:
             name = str(error).rpartition("$.")[2].rstrip("`")
             (meta,) = get_type_hints(cls, include_extras=True)[name.lower()].__metadata__
             expected = meta.description or f"a whole number from {meta.ge} to {meta.le}"
-            found = "other characters" if name == "API_KEY" else repr(values[name])  # the key is never shown
+            found = "other characters" if name == "API_KEY" else repr(environment[name])  # the key is never shown
             raise ConfigError(f"{name}: expected {expected}, found {found}") from error
 
     @property

@@ -11,6 +11,7 @@ gunicorn's dirty workers and pebble do not fit: the timeout of the former does n
 the latter waits for its processes on pipes that gevent does not patch.
 """
 
+import logging
 import os
 import queue
 import resource
@@ -40,12 +41,12 @@ SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worke
 TIMEOUT = 10  # seconds per picture, for a process that hangs or an overloaded machine
 STOP = (signal.SIGINT, signal.SIGTERM)  # often sent to the whole process group, but the worker finishes its requests
 ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
     # glibc returns every block of 4 MiB or more to the system: no picture leaves memory for the next one to use.
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
 }
 
+USAGE = Path("/proc/self/statm")  # of memory; its first number is in pages
 PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
 REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
 RESPONSE = struct.Struct("<BQ")  # one of the following, length of the payload
@@ -65,6 +66,8 @@ class DecoderPool:
     """The decoding processes of one worker. The first starts immediately, the others on demand."""
 
     def __init__(self, max_pixels: int) -> None:
+        if not USAGE.exists():
+            logging.getLogger("serve").warning("without /proc, the memory of the picture decoders is not limited")
         self._max_pixels = max_pixels
         self._processes: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         self._processes.put(_Process())
@@ -162,9 +165,11 @@ def _read(stream: BinaryIO, size: int) -> bytes:
 
 
 def _limit_memory() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    if not USAGE.exists():
+        return
+    limit = int(USAGE.read_text().split()[0]) * resource.getpagesize() + MEMORY
+    with suppress(ValueError):  # the hard limit is even lower
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _response(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[int, bytes]:

@@ -1,10 +1,7 @@
 """Liveness, readiness and metrics: GET /healthz, /readyz and /metrics."""
 
-import os
-
 from flask import Blueprint, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from serve import metrics
 from serve.api_key import public
@@ -29,11 +26,6 @@ def blueprint(predictor: Predictor) -> Blueprint:
     @routes.get("/metrics")
     @public
     def scrape() -> Response:
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # a single process, not gunicorn's workers
-            return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        registry.register(metrics.WorkerRestarts())
-        return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.render(), content_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -17,7 +17,7 @@ STDERR = 2
 MAX_MESSAGE, MAX_TRACEBACK = 1_000, 2_500
 logger = logging.getLogger("serve")
 _encoder = msgspec.json.Encoder()
-on_drop: list[Callable[[], object]] = []  # callbacks, called for each line that could not be written
+on_drop: Callable[[], object] | None = None  # called for each line that could not be written
 
 
 class JSONFormatter(logging.Formatter):
@@ -82,8 +82,8 @@ def _write(line: bytes) -> None:
     try:
         os.write(STDERR, line + b"\n")
     except OSError:
-        for callback in on_drop:
-            callback()
+        if on_drop:
+            on_drop()
 
 
 def _cut(text: str, size: int, *, end: bool = False) -> str:

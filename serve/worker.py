@@ -19,7 +19,7 @@ from gevent.lock import BoundedSemaphore
 from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
 
-from serve import logs, wsgi
+from serve import logs
 from serve.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
@@ -70,7 +70,7 @@ class Connection:
 
     def send(self, data: bytes) -> int:
         """Send all of `data`; gunicorn uses it for "100 Continue", too. Raises ConnectionResetError as sendall does."""
-        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
+        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.master
 
         unsent = memoryview(data)
         try:
@@ -112,15 +112,15 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
         """Serve a request within REQUEST_TIMEOUT seconds, including the time to receive its body."""
-        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.wsgi
+        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.master
 
         should_close = req.should_close
         req.should_close = lambda: should_close() or _is_unread(req.body)
         if req._expected_100_continue:
             size = int(dict(req.headers).get("CONTENT-LENGTH", 0))
             # If the body is too large, the application answers 413 before the client sends it.
-            req._expected_100_continue = size <= wsgi.config.max_body_bytes
-        seconds = wsgi.config.request_timeout
+            req._expected_100_continue = size <= self.app.config.max_body_bytes
+        seconds = self.app.config.request_timeout
         timeout = RequestTimeout(f"expected the whole request within {seconds} seconds")
         sock.timeout = gevent.Timeout.start_new(seconds, timeout)
         try:
@@ -145,7 +145,7 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
-    from serve.problem import LONGEST, Problem  # imported in the worker: see serve.wsgi
+    from serve.problem import LONGEST, Problem  # imported in the worker: see serve.master
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase

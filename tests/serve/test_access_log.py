@@ -100,3 +100,48 @@ def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
 def test_log_lines_stay_lines_whatever_is_asked_for(service):
     requests.get(f"{service.url}/a%0a{{%22b%22:1}}%1b[31m")
     service.wait(lambda: [line for line in service.lines() if line.get("path") == '/a\n{"b":1}\x1b[31m'])
+
+
+@pytest.fixture(scope="module")
+def behind_proxies(start_for_module):
+    return start_for_module(WEB_CONCURRENCY=1, TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8", LOG_LEVEL="DEBUG")
+
+
+def logged(service, request_id, path="/nowhere", **headers):
+    """Ask for a path and return the line of the request."""
+    requests.get(service.url + path, headers={"X-Request-ID": request_id, **headers})
+    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
+    return line
+
+
+@pytest.mark.slow  # starts a service of its own
+@pytest.mark.parametrize(
+    ("sent", "address"),
+    [
+        (None, "127.0.0.1"),
+        ("203.0.113.7", "203.0.113.7"),
+        ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first is what the client says of itself
+        ("2001:db8::7,10.1.2.3", "2001:db8::7"),
+        ("10.1.2.3", "10.1.2.3"),
+        (" , ", "127.0.0.1"),
+        ("unknown, 10.1.2.3", "unknown"),
+    ],
+)
+def test_the_client_s_address_is_the_one_that_trusted_proxies_forward(behind_proxies, sent, address):
+    headers = {"X-Forwarded-For": sent} if sent else {}
+    assert logged(behind_proxies, f"from-{abs(hash(sent))}", **headers)["remote"] == address
+
+
+def test_no_proxy_is_trusted_by_default(service):
+    assert logged(service, "forged", **{"X-Forwarded-For": "203.0.113.7"})["remote"] == "127.0.0.1"
+
+
+@pytest.mark.slow  # starts a service of its own
+def test_probes_are_logged_as_debug(behind_proxies, service):
+    paths = ["/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready"]
+    for number, path in enumerate(paths):
+        assert logged(behind_proxies, f"probe-{number}", path)["level"] == "debug"
+        requests.get(service.url + path, headers={"X-Request-ID": f"probe-{number}"})
+    assert logged(behind_proxies, "page", "/")["level"] == "info"
+    logged(service, "last")
+    assert not [line for line in service.lines() if "probe" in line.get("request_id", "")]

@@ -28,6 +28,12 @@ def test_each_field_has_an_environment_variable(tmp_path):
             ("CORS_ORIGINS", found, f"CORS_ORIGINS: expected * or origins like https://example.org, found '{found}'")
             for found in ("* x", "example.org", "https://a.b/c")
         ),
+        ("KEEP_ALIVE", "0", "KEEP_ALIVE: expected a whole number from 1 to 3600, found '0'"),
+        (
+            "TRUSTED_PROXIES",
+            "10.0.0.1/8",
+            "TRUSTED_PROXIES: expected IP addresses or networks like 10.0.0.0/8, found '10.0.0.1/8'",
+        ),
         ("API_KEY", "a secret", "API_KEY: expected printable ASCII without spaces, found other characters"),
     ],
 )
@@ -35,6 +41,10 @@ def test_an_invalid_variable_is_named(variable, value, message):
     with pytest.raises(ConfigError) as error:
         Config.from_environment({variable: value})
     assert str(error.value) == message
+
+
+def test_a_log_level_may_be_in_capitals():
+    assert Config.from_environment({"LOG_LEVEL": "WARNING"}) == Config(log_level="warning")
 
 
 def test_several_origins_are_valid():

@@ -85,10 +85,9 @@ def test_metrics_count_doubtful_images_over_all_workers(service, images):
 
 
 @pytest.mark.slow  # starts a service of its own
-def test_metrics_are_continued_in_the_same_files_after_a_reload_and_a_death(start, tmp_path):
-    service = start(WEB_CONCURRENCY=1, PROMETHEUS_MULTIPROC_DIR=tmp_path)
-    (folder,) = tmp_path.glob("serve-*")
-    for count in range(1, 7):
+def test_metrics_are_continued_after_a_reload_and_a_death(start):
+    service = start(WEB_CONCURRENCY=1)
+    for count in range(1, 4):
         assert requests.get(f"{service.url}/no/such/path").status_code == 404
         (old,) = service.workers()
         if count % 2:
@@ -100,7 +99,6 @@ def test_metrics_are_continued_in_the_same_files_after_a_reload_and_a_death(star
         assert change({}, after, "digits_requests_total", route="unmatched", method="any", status="404") == count
         model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", read(RELEASE).version))
         assert (after["digits_requests_in_flight", ()], after["digits_model_info", model]) == (1, 1)
-        assert len(list(folder.glob("counter_*.db"))) <= 2  # that of the old worker and of the new one
 
 
 @pytest.mark.slow  # starts a service of its own

@@ -1,15 +1,18 @@
 """Operation under failure: a full disk, a log that nobody reads, invalid settings, many signals."""
 
+import io
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 
 from tests.polling import PATIENCE, answers
 from tests.serve.test_metrics import metrics
@@ -39,11 +42,15 @@ def fill(folder):
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "PROMETHEUS_MULTIPROC_DIR"])
 def test_a_shutdown_leaves_no_files_and_deletes_no_others(start, tmp_path, variable):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "counter_1.db").write_bytes(b"precious")
-    assert start(WEB_CONCURRENCY=1, **{variable: folder}).stop() == 0
-    assert [path.name for path in folder.iterdir()] == ["counter_1.db"]
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "counter_1.db").write_bytes(b"precious")
+    service = start(WEB_CONCURRENCY=1, **{variable: given})
+    maps = Path(f"/proc/{service.workers()[0]}/maps").read_text()
+    folder = Path(re.search(r"(/\S+/serve-\w+)/counter_\d+\.db", maps)[1])
+    assert service.stop() == 0
+    assert not folder.exists()
+    assert [path.name for path in given.iterdir()] == ["counter_1.db"]
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
@@ -57,17 +64,14 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
     service = start(WEB_CONCURRENCY=1, TMPDIR=small_disk)
     workers = service.workers()
     fill(small_disk)
-    service.signal(signal.SIGHUP)
-    (line,) = service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
-    assert "No space left on device" in line["message"]
     for path in ("/healthz", "/", "/openapi.json", "/v2", "/v2/models/digits", "/nowhere", "/metrics"):
         assert requests.get(service.url + path, timeout=PATIENCE).status_code in (200, 404)
     assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
     large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
     assert large.status_code == 422  # uploads need no temporary file
     assert service.workers() == workers
-    os.kill(*workers, signal.SIGKILL)  # the next worker continues the files
-    service.wait(lambda: service.workers() not in ([], workers) and answers(service.url))
+    service.signal(signal.SIGHUP)
+    service.wait(lambda: len(service.workers()) == 1 and service.workers() != workers and answers(service.url))
 
 
 def test_a_reload_replaces_every_worker_also_those_that_sigttin_added(start):
@@ -89,16 +93,6 @@ def test_a_refused_model_in_a_folder_whose_name_is_not_utf_8_is_logged(start, tm
     assert service.workers() == workers
 
 
-def test_many_reloads_do_not_delay_the_shutdown(start):
-    """Twenty SIGHUPs at once cause one reload, or two if the first has already begun."""
-    service = start(WEB_CONCURRENCY=1)
-    for _ in range(20):
-        service.signal(signal.SIGHUP)
-    service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: hup"])
-    assert service.stop() == 0
-    assert len([line for line in service.lines() if line["message"] == "Handling signal: hup"]) <= 2
-
-
 def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
     """A stalled request keeps the old worker alive; SIGTERM is handled meanwhile."""
     folder = shutil.copytree(RELEASE, tmp_path / "model")
@@ -114,3 +108,4 @@ def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
         service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: term"])
         assert old in service.workers()
     assert service.process.wait(PATIENCE) == 0
+from contextlib import nullcontext, suppress

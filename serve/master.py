@@ -1,0 +1,113 @@
+"""gunicorn's master process: its settings, its hooks, and a reload that verifies the new model first.
+
+SIGTERM stops the service after the requests in flight. SIGHUP loads the model in MODEL_DIR and starts new workers.
+
+The master must not import what gevent has to patch first: Flask, NumPy and ONNX Runtime are imported in the workers.
+"""
+
+import gc
+import os
+import shutil
+import signal
+import tempfile
+from typing import TYPE_CHECKING
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+
+from serve import logs
+from serve.config import Config
+from serve.release import ModelError, verify
+from serve.worker import Worker
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+MEMORY_DISK = "/dev/shm"  # on Linux: a full disk does not matter there
+
+
+class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """The service as gunicorn runs it. The workers inherit its configuration and its release when they are forked."""
+
+    def __init__(self, config: Config) -> None:
+        """Verify the release in MODEL_DIR. Raises ModelError, or OSError if no temporary folder is writable."""
+        self.config = config
+        self.release = verify(config.model_dir)
+        # For the metrics and for gunicorn's heartbeats. prometheus_client reads the variable when it is imported.
+        self.folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
+            prefix="serve-", dir=MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
+        )
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set gunicorn's settings."""
+        settings = {
+            "bind": self.config.address,
+            "workers": self.config.workers,
+            "worker_class": Worker,  # gevent: a slow client occupies a greenlet, not a process or thread
+            "worker_connections": 1_000,
+            "worker_tmp_dir": self.folder,
+            "keepalive": self.config.keep_alive,
+            "timeout": 30,  # seconds without a heartbeat before a worker is killed
+            "graceful_timeout": self.config.request_timeout,
+            "loglevel": self.config.log_level,
+            "logger_class": logs.GunicornLogger,
+            "control_socket_disable": True,
+            "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the scheme; by default 127.0.0.1 and ::1 may
+            "post_fork": post_fork,
+            "post_worker_init": post_worker_init,
+            "child_exit": child_exit,
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> "Flask":
+        """Return the application of a worker."""
+        from serve.app import create_app
+
+        return create_app(self.config, self.release)
+
+    def run(self) -> None:
+        """Run the master until it is stopped."""
+        pid = os.getpid()
+        try:
+            Master(self).run()
+        finally:
+            if os.getpid() == pid:  # a worker leaves here, too
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's master with another reload.
+
+    gunicorn's own verifies nothing, and waits for the old workers: meanwhile SIGTERM and dead workers are not handled.
+    """
+
+    def handle_hup(self) -> None:
+        """Verify the release in MODEL_DIR and start new workers; if it is refused, keep the current one."""
+        try:
+            self.app.release = verify(self.app.config.model_dir)
+        except (ModelError, OSError) as error:
+            self.log.error("the new model is refused, the current one is kept: %s", error)  # noqa: TRY400
+            return
+        for _ in range(self.num_workers):
+            self.spawn_worker()
+        self.manage_workers()  # stops the oldest workers, of which there are too many now
+
+
+def post_fork(_server: Master, _worker: Worker) -> None:
+    """Let SIGTERM end a worker that is still starting: the master's handler, which it inherits, loses the signal."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def post_worker_init(_worker: Worker) -> None:
+    """Exclude what is loaded from garbage collection: each full collection has less to visit."""
+    gc.freeze()
+
+
+def child_exit(server: Master, worker: Worker) -> None:
+    """Keep the metrics right after a worker has exited."""
+    from serve import metrics
+
+    # If there are as many workers as there should be, it was replaced by a reload; without listeners, all are stopped.
+    metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)
