@@ -28,14 +28,18 @@ def check_address(host: str, port: int) -> None:
 if __name__ == "__main__":
     if find_spec("fcntl") is None:
         sys.exit("serve: expected Linux or macOS, found neither: on Windows use WSL, or Docker (docs/containers.md)")
-    from serve import logs, master  # gunicorn imports fcntl
-
-    logs.prepare_standard_error()
     try:
         config = Config.from_environment(os.environ)
-        if "LISTEN_FDS" not in os.environ:  # systemd has opened the socket
-            check_address(config.host, config.port)
+    except ConfigError as error:
+        sys.exit(f"serve: {error}")
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it, too, and fails with a traceback if it is empty
+    from serve import logs, master
+
+    logs.prepare_standard_error()
+    if "LISTEN_FDS" not in os.environ:  # systemd has opened the socket
+        check_address(config.host, config.port)
+    try:
         service = master.Service(config)
-    except (ConfigError, ModelError, OSError) as error:
+    except (ModelError, OSError) as error:
         sys.exit(f"serve: {error}")
     service.run()

@@ -6,15 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import (
-    BadRequest,
-    ClientDisconnected,
-    HTTPException,
-    InternalServerError,
-    MethodNotAllowed,
-    NotFound,
-    RequestEntityTooLarge,
-)
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
 from serve.access_log import REQUEST_ID
 
@@ -49,7 +41,9 @@ def install(app: Flask) -> None:
 def _answer(error: HTTPException) -> Response:
     """Return the response for `error`, with its headers."""
     status = error.code or 500
-    detail = _detail(error)
+    detail = error.description or error.name
+    if error is request.routing_exception:
+        detail = f"expected a path and a method that /openapi.json lists, found {request.method} {request.path}"
     if len(detail) > LONGEST:  # it may quote the request, which is not to be sent back whole
         detail = detail[:LONGEST] + " …"
     body: Problem | InferenceError
@@ -62,21 +56,6 @@ def _answer(error: HTTPException) -> Response:
         if name != "Content-Type":
             response.headers.add(name, value)
     return response
-
-
-def _detail(error: HTTPException) -> str:
-    """Return the error's description, or a more precise one than werkzeug's default."""
-    if isinstance(error, NotFound) and error.description == NotFound.description:
-        return f"expected a path that /openapi.json lists, found {request.path}"
-    if isinstance(error, ClientDisconnected):
-        return "expected the whole body, found the end of the connection"
-    if isinstance(error, MethodNotAllowed):
-        return f"expected {' or '.join(sorted(error.valid_methods or []))} for {request.path}, found {request.method}"
-    if isinstance(error, RequestEntityTooLarge) and error.description == RequestEntityTooLarge.description:
-        parts = f" and {request.max_form_parts} parts with at most {request.max_form_memory_size} bytes of headers each"
-        limit = f"{request.max_content_length} bytes{parts if request.mimetype == 'multipart/form-data' else ''}"
-        return f"expected a body of at most {limit}, found a larger one"
-    return error.description or error.name
 
 
 def _malformed(error: ParseException) -> Response:

@@ -123,7 +123,7 @@ def logged(service, request_id, path="/nowhere", **headers):
         ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first is what the client says of itself
         ("2001:db8::7,10.1.2.3", "2001:db8::7"),
         ("10.1.2.3", "10.1.2.3"),
-        (" , ", "127.0.0.1"),
+        (",", "127.0.0.1"),
         ("unknown, 10.1.2.3", "unknown"),
     ],
 )
