@@ -20,7 +20,7 @@ PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train serve pictures doubt ablation hostile bench images run-train run-serve test-images consistency frontier release openapi test test-fast lint format lock clean
+.PHONY: help setup train serve pictures doubt ablation bench images run-train run-serve test-images consistency frontier release openapi test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,8 +61,6 @@ ablation: $(VENV) ## measure the same without each stage of the preprocessing an
 doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,json,png}
 	$(RUN) -m benchmarks.doubt $(ARGS)
 
-hostile: $(VENV) ## measure the effect of hostile requests on other clients and write docs/hostile.{md,json}
-	$(RUN) -m benchmarks.hostile
 
 bench: $(VENV) $(SERVE) $(BENCH) ## compare training and serving with alternatives and write docs/benchmarks.md (needs wrk)
 	$(RUN) -m benchmarks.serve

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
-from benchmarks import ablation, doubt, hostile, pictures, report
+from benchmarks import ablation, doubt, pictures, report
 from serve import metrics
 from serve.app import create_app
 from serve.config import Config
@@ -64,7 +64,6 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
         ("frontier", frontier.markdown, ["frontier"]),
         ("ablation", ablation.markdown, ["ablation"]),
         ("doubt", doubt.markdown, ["doubt"]),
-        ("hostile", hostile.markdown, ["hostile"]),
         ("pictures", pictures.markdown, ["pictures"]),
         ("benchmarks", report.markdown, ["benchmarks-train", "benchmarks-serve"]),
     ],
@@ -175,7 +174,7 @@ def test_results_in_the_readme_are_those_of_the_generated_page():
 
 def test_every_metric_is_documented():
     page = (ROOT / "docs/operation.md").read_text()
-    kinds = {metric.name: metric.type for metric in (*REGISTRY.collect(), *metrics.WorkerRestarts().collect())}
+    kinds = {metric.name: metric.type for metric in REGISTRY.collect()}
     names = {
         f"{name}_total" if kind == "counter" else name for name, kind in kinds.items() if name.startswith("digits_")
     }

@@ -1,7 +1,6 @@
 """Operation under failure: a full disk, a log that nobody reads, invalid settings, many signals."""
 
 import io
-import os
 import re
 import shutil
 import signal
@@ -108,4 +107,44 @@ def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
         service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: term"])
         assert old in service.workers()
     assert service.process.wait(PATIENCE) == 0
-from contextlib import nullcontext, suppress
+
+
+@pytest.mark.parametrize(("seconds", "is_closed"), [(1, True), (600, False)])
+def test_an_idle_connection_is_closed_after_keep_alive(start, seconds, is_closed):
+    service = start(WEB_CONCURRENCY=1, KEEP_ALIVE=seconds)
+    with socket.create_connection(("127.0.0.1", service.port)) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        connection.settimeout(PATIENCE if is_closed else 7)  # by default, it is closed after 5
+        with nullcontext() if is_closed else pytest.raises(TimeoutError):
+            assert connection.recv(1) == b""
+
+
+# What macOS lacks: put into every process of the service by Python itself.
+WITHOUT_LINUX = """
+import io, os, resource
+del os.posix_fallocate, os.sched_getaffinity
+def refuse(*_): raise ValueError("current limit exceeds maximum limit")
+def hide(call):
+    def hidden(path, *arguments, **keywords):
+        if str(path).startswith(("/proc", "/dev/shm", "/sys/fs/cgroup")):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return call(path, *arguments, **keywords)
+    return hidden
+resource.setrlimit, io.open, os.stat = refuse, hide(io.open), hide(os.stat)
+access = os.access
+os.access = lambda path, mode: not str(path).startswith("/dev/shm") and access(path, mode)
+"""
+
+
+def test_the_service_works_without_what_only_linux_has(start, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_LINUX)
+    service = start(WEB_CONCURRENCY=1, PYTHONPATH=tmp_path, TMPDIR=tmp_path)
+    picture = io.BytesIO()
+    Image.open(ROOT / "docs" / "seven.png").convert("L").save(picture, "JPEG")
+    answer = requests.post(f"{service.url}/predict", files={"image": picture.getvalue()}, timeout=PATIENCE)
+    assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7]
+    (line,) = [line for line in service.lines() if line["level"] == "warning"]
+    assert line["message"] == "without /proc, the memory of the picture decoders is not limited"
+    assert list(tmp_path.glob("serve-*"))  # in memory on Linux only
+    assert service.stop() == 0
