@@ -12,7 +12,6 @@ from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
 from benchmarks import ablation, doubt, pictures, report
-from serve import metrics
 from serve.app import create_app
 from serve.config import Config
 from train import consistency, frontier
