@@ -1,7 +1,7 @@
 """Ablation of the preprocessing: accuracy with all stages, without each stage, and of a short baseline.
 
-The pictures are those of benchmarks.pictures. The stages of serve.preprocess are replaced one at a time. Writes
-docs/ablation.md and .json: the accuracy of each variant on each form, in percent.
+The pictures are those of benchmarks.pictures. The stages of serve.pictures.preprocess are replaced one at a time.
+Writes docs/ablation.md and .json: the accuracy of each variant on each form, in percent.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from scipy import ndimage
 from benchmarks.forms import FORMS
 from benchmarks.pages import wrap
 from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
-from serve import preprocess
-from serve.pictures import MAX_PIXELS, _read, _to_grey
-from serve.preprocess import ImageError
+from serve.pictures import preprocess
+from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
+from serve.pictures.preprocess import ImageError
 from train.files import to_json, write_together
 from train.markdown import table
 from train.paths import ROOT
 from train.provenance import source_revision
 
-# The attributes of serve.preprocess that switch each stage off.
+# The attributes of serve.pictures.preprocess that switch each stage off.
 WITHOUT: dict[str, dict[str, Any]] = {
     "uniform background": {"_uniform_background": lambda thumbnail: None},
     "polarity": {"_ink_is_light": lambda thumbnail, background: False},
@@ -125,7 +125,7 @@ def markdown(figures: dict[str, Any]) -> str:
     lines = [
         "# Ablation of the preprocessing",
         "",
-        "Accuracy in percent if one stage of `serve.preprocess` is left out. The pictures are those of "
+        "Accuracy in percent if one stage of `serve.pictures.preprocess` is left out. The pictures are those of "
         f"[pictures.md](pictures.md), {figures['images']:,} of each form. The baseline is the usual short way: "
         "polarity by the border, Otsu's threshold, bounding box, centre of mass. The last column is the largest loss "
         "of accuracy on any form if the stage is left out. The noise limit refuses pictures without a digit; no form "

@@ -30,8 +30,8 @@ from benchmarks.pictures import load_sources, render_all
 from model.classifier import DigitClassifier
 from model.contract import MANIFEST, WEIGHTS, parse_manifest
 from model.networks import parameter_count
-from serve.pictures import decode
-from serve.preprocess import ImageError, to_mnist
+from serve.pictures.decode import decode
+from serve.pictures.preprocess import ImageError, to_mnist
 from train import doubt, paths
 from train.data import Data, Split, load
 from train.files import to_json, write_together

@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from benchmarks.forms import FORMS, as_png
 from benchmarks.pages import wrap
-from serve.pictures import decode
-from serve.preprocess import ImageError, prepare
+from serve.pictures.decode import decode
+from serve.pictures.preprocess import ImageError, prepare
 from train.files import to_json, write_together
 from train.markdown import table
 from train.paths import DATA, RELEASE, ROOT
@@ -40,7 +40,8 @@ IN_FORM = 1_000  # images already in MNIST's form, for timing
 
 METHOD = """## How a picture is read
 
-`serve.pictures` decodes the bytes into an upright grey picture. `serve.preprocess` brings it into MNIST's form:
+`serve.pictures.decode` decodes the bytes into an upright grey picture. `serve.pictures.preprocess` brings it into
+MNIST's form:
 
 1. Estimate the background, and decide by the skewness of the contrast whether the ink is light or dark.
 2. Divide by a morphological closing if the light is uneven.
@@ -240,8 +241,8 @@ def markdown(figures: dict[str, Any]) -> str:
         f"time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in MNIST's form, `prepare` "
         f"takes {figures['in_form_ms']:.2f} ms.",
         "",
-        "The renderings are ours. The constants of `serve.preprocess` were chosen on renderings of MNIST's training "
-        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
+        "The renderings are ours. The constants of `serve.pictures.preprocess` were chosen on renderings of MNIST's "
+        "training images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
         "rendered from test images first showed that UNIFORM was too small; its new value was confirmed on training "
         "images.",
         "",

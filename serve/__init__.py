@@ -1,6 +1,7 @@
 """HTTP service for one exported model: Flask, gunicorn and ONNX Runtime. Imports neither torch nor train.
 
-`python -m serve` or `make serve` starts it. serve.app has the Flask application, serve.master runs it with gunicorn.
+`python -m serve` or `make serve` starts it. serve.app has the Flask application; serve.server.master runs it with
+gunicorn.
 """
 
 import os

@@ -33,7 +33,7 @@ if __name__ == "__main__":
     except ConfigError as error:
         sys.exit(f"serve: {error}")
     os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it, too, and fails with a traceback if it is empty
-    from serve import logs, master
+    from serve.server import logs, master
 
     logs.prepare_standard_error()
     if "LISTEN_FDS" not in os.environ:  # systemd has opened the socket

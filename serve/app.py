@@ -8,11 +8,12 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import MapAdapter
 
-from serve import access_log, api_key, health, logs, metrics, open_inference, page, predict, problem
-from serve.bodies import OTHER_FIELDS
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release, read
+from serve.routes import health, open_inference, page, predict
+from serve.routes.images import OTHER_FIELDS
+from serve.server import access_log, api_key, logs, metrics, problem
 
 
 class App(Flask):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
-from serve.bodies import PredictRequest
-from serve.open_inference import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
-from serve.predict import PredictResponse
-from serve.problem import InferenceError, Problem
 from serve.release import Version
+from serve.routes.images import PredictRequest
+from serve.routes.open_inference import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
+from serve.routes.predict import PredictResponse
+from serve.server.problem import InferenceError, Problem
 
 FILE = Path(__file__).with_name("openapi.json")
 SCHEMAS = '    "schemas": '

@@ -12,8 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from model.contract import IMAGE, OUTPUTS, ContractError, check_graph
-from serve.event_loop import chunks
 from serve.release import ModelError
+from serve.server.event_loop import chunks
 
 NAMES = [output.name for output in OUTPUTS]  # without them, ONNX Runtime looks them up at each run
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)

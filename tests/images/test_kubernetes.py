@@ -10,7 +10,7 @@ import yaml
 
 from serve.app import create_app
 from serve.config import Config
-from serve.open_inference import MODEL
+from serve.routes.open_inference import MODEL
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -29,7 +29,7 @@ from train.paths import ROOT
 
 MIB = 2**20
 BODY = 16 * MIB  # MAX_BODY_BYTES by default
-PICTURE = 8 * MIB  # serve.decoder_pool.MAX_BYTES
+PICTURE = 8 * MIB  # serve.pictures.decoder_pool.MAX_BYTES
 ENDLESS = 10**12
 
 Parts = Iterator[bytes]
@@ -377,7 +377,7 @@ class Bystander:
 
 def is_decoder(process: int) -> bool:
     """Return whether a child of the worker runs the decoder. Between fork and exec, it shares the worker's memory."""
-    return b"serve.decoder_pool" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return b"serve.pictures.decoder_pool" in Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def resident(process: int) -> float:

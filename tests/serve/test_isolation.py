@@ -11,7 +11,7 @@ from train.paths import ROOT
 IMPORT_ALL = """
 import pkgutil, sys
 import serve
-for module in pkgutil.iter_modules(serve.__path__, "serve."):
+for module in pkgutil.walk_packages(serve.__path__, "serve."):
     __import__(module.name)
 print(*sys.modules)
 """
@@ -35,7 +35,7 @@ def test_modules_shared_by_train_and_serve_need_only_the_standard_library():
 
 def test_gunicorn_s_master_does_not_import_the_workers_libraries():
     """Before gevent has patched the standard library, they would get unpatched locks; threads are lost in a fork."""
-    code = "import sys; import serve.master; print(*sys.modules)"
+    code = "import sys; import serve.server.master; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}
 

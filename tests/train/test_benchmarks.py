@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import pictures, train
 from model.networks import Model_3
-from serve.preprocess import ImageError
+from serve.pictures.preprocess import ImageError
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve.preprocess import in_form
+from serve.pictures.preprocess import in_form
 from train.data import load
 from train.nondigits import KINDS, draw
 

@@ -11,7 +11,7 @@ from select import PIPE_BUF
 import pytest
 import requests
 
-from serve.logs import JSONFormatter
+from serve.server.logs import JSONFormatter
 
 RAW = {"Content-Type": "application/octet-stream"}
 

@@ -19,8 +19,8 @@ from gevent.lock import BoundedSemaphore
 from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
 
-from serve import logs
-from serve.event_loop import yield_to_event_loop
+from serve.server import logs
+from serve.server.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
 JOINED = 65_536  # bytes: a larger part of a body is not copied to join it to the head
@@ -70,7 +70,7 @@ class Connection:
 
     def send(self, data: bytes) -> int:
         """Send all of `data`; gunicorn uses it for "100 Continue", too. Raises ConnectionResetError as sendall does."""
-        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.master
+        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.server.master
 
         unsent = memoryview(data)
         try:
@@ -112,7 +112,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
         """Serve a request within REQUEST_TIMEOUT seconds, including the time to receive its body."""
-        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.master
+        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.server.master
 
         should_close = req.should_close
         req.should_close = lambda: should_close() or _is_unread(req.body)
@@ -145,7 +145,7 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
-    from serve.problem import LONGEST, Problem  # imported in the worker: see serve.master
+    from serve.server.problem import LONGEST, Problem  # imported in the worker: see serve.server.master
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase

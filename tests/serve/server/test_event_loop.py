@@ -3,7 +3,7 @@
 import gevent
 import numpy as np
 
-from serve.event_loop import chunks, yield_to_event_loop
+from serve.server.event_loop import chunks, yield_to_event_loop
 from tests.polling import PATIENCE
 
 

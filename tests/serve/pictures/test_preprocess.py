@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.forms import pair
 from benchmarks.pictures import predict_digits
-from serve.pictures import decode
-from serve.preprocess import ImageError, to_mnist
+from serve.pictures.decode import decode
+from serve.pictures.preprocess import ImageError, to_mnist
 
 
 def is_refused(content: bytes) -> bool:

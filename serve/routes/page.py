@@ -7,7 +7,7 @@ from pathlib import Path
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import NotFound
 
-from serve.api_key import public
+from serve.server.api_key import public
 
 FOLDER = Path(__file__).parent
 HEADERS = {
@@ -25,7 +25,7 @@ def blueprint() -> Blueprint:
     """Return the routes; the files are read once, now."""
     routes = Blueprint("page", __name__)
     files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
-    description = (FOLDER / "openapi.json").read_bytes()
+    description = (FOLDER.parent / "openapi.json").read_bytes()
 
     @routes.get("/")
     @public

@@ -8,7 +8,7 @@ from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
-from serve.access_log import REQUEST_ID
+from serve.server.access_log import REQUEST_ID
 
 LONGEST = 1_000  # characters of an error's detail
 logger = logging.getLogger("serve")

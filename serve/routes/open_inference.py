@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
 from model.contract import IMAGE, OUTPUTS, SIDE, TensorSpec
-from serve import metrics
-from serve.access_log import IMAGES_PREDICTED
-from serve.api_key import public
-from serve.bodies import UNREADABLE, check_count, check_numbers, json_text, length, read_body, schema
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release, Version
+from serve.routes.body import read_body
+from serve.routes.images import UNREADABLE, check_count, check_numbers, json_text, length, schema
+from serve.server import metrics
+from serve.server.access_log import IMAGES_PREDICTED
+from serve.server.api_key import public
 
 SERVER, MODEL, PLATFORM, EXTENSION = "mnist-progression", "digits", "onnxruntime_onnx", "binary_tensor_data"
 HEADER_LENGTH = "Inference-Header-Content-Length"

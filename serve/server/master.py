@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from serve import logs
 from serve.config import Config
 from serve.release import ModelError, verify
-from serve.worker import Worker
+from serve.server import logs
+from serve.server.worker import Worker
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -107,7 +107,7 @@ def post_worker_init(_worker: Worker) -> None:
 
 def child_exit(server: Master, worker: Worker) -> None:
     """Keep the metrics right after a worker has exited."""
-    from serve import metrics
+    from serve.server import metrics
 
     # If there are as many workers as there should be, it was replaced by a reload; without listeners, all are stopped.
     metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from serve.pictures import decode
-from serve.preprocess import ImageError, prepare
+from serve.pictures.decode import decode
+from serve.pictures.preprocess import ImageError, prepare
 from tests.serve.hostile import encode, png, png_chunk
 from train.data import load
 from train.paths import RELEASE, ROOT

@@ -9,14 +9,14 @@ from flask import request as proxy
 from msgspec import Meta
 
 from model.contract import CLASSES, SIDE
-from serve import metrics
-from serve.access_log import IMAGES_PREDICTED
-from serve.bodies import query_parameter, read_images, unprocessable
 from serve.config import Config
-from serve.decoder_pool import DecoderPool
+from serve.pictures.decoder_pool import DecoderPool
+from serve.pictures.preprocess import ImageError
 from serve.predictor import Predictor
-from serve.preprocess import ImageError
 from serve.release import Release, Version
+from serve.routes.images import query_parameter, read_images, unprocessable
+from serve.server import metrics
+from serve.server.access_log import IMAGES_PREDICTED
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Row = Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(min_length=SIDE, max_length=SIDE)]

@@ -14,10 +14,10 @@ import pytest
 import requests
 from PIL import Image
 
-from serve import decoder_pool
-from serve.decoder_pool import EXCEEDED, PROCESSES, DecoderError, DecoderPool
-from serve.pictures import decode
-from serve.preprocess import ImageError
+from serve.pictures import decoder_pool
+from serve.pictures.decode import decode
+from serve.pictures.decoder_pool import EXCEEDED, PROCESSES, DecoderError, DecoderPool
+from serve.pictures.preprocess import ImageError
 from tests.polling import PATIENCE, wait
 from tests.processes import children
 from tests.serve.hostile import encode, is_decoder, jpeg_of_many_scans, png, png_chunk, png_large, png_small
@@ -35,7 +35,7 @@ def decoding():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has exited meanwhile
             command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty from the start of its exit
             exiting = not command and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-            if exiting or b"serve.decoder_pool" in command:
+            if exiting or b"serve.pictures.decoder_pool" in command:
                 found.add(pid)
     return found
 

@@ -1,8 +1,8 @@
 """Sandboxed image decoding: a pool of processes with limits of CPU time and memory, killed if a picture exceeds them.
 
 No picture can block or kill a worker, whether it is a decompression bomb or triggers a bug in a decoder. The processes
-call serve.pictures.decode. `python -m serve.decoder_pool` is one of them: it reads requests from standard input and
-writes responses to standard output, each a header and a payload of the length in the header.
+call serve.pictures.decode. `python -m serve.pictures.decoder_pool` is one of them: it reads requests from standard
+input and writes responses to standard output, each a header and a payload of the length in the header.
 
 A small PNG, such as the drawing page sends, is decoded in the worker: it cannot take 0.1 s or 20 MiB, and a process
 would add 0.35 ms of CPU time, a quarter of a request with a PNG of 28×28.
@@ -30,8 +30,8 @@ from typing import BinaryIO, get_args
 import numpy as np
 from PIL import Image
 
-from serve.pictures import decode
-from serve.preprocess import SIDE, Grey, ImageError, Preprocess
+from serve.pictures.decode import decode
+from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess
 
 PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
 MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
@@ -121,11 +121,11 @@ class _Process:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the process inherits it
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve.decoder_pool"],
+                [sys.executable, "-m", "serve.pictures.decoder_pool"],
                 stdin=remote.fileno(),
                 stdout=remote.fileno(),
                 stderr=subprocess.DEVNULL,  # the decoding libraries print warnings
-                cwd=Path(__file__).parent.parent,
+                cwd=Path(__file__).parent.parent.parent,
                 env={**os.environ, **ENVIRONMENT},
             )
         finally:

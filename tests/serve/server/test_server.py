@@ -26,7 +26,7 @@ import requests
 from tests.polling import PATIENCE, answers
 from tests.serve.conftest import Service
 from tests.serve.releases import make_graph, put_graph
-from tests.serve.test_metrics import metrics
+from tests.serve.server.test_metrics import metrics
 from train.paths import RELEASE, ROOT
 
 RAW = {"Content-Type": "application/octet-stream"}

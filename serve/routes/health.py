@@ -3,9 +3,9 @@
 from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serve import metrics
-from serve.api_key import public
 from serve.predictor import Predictor
+from serve.server import metrics
+from serve.server.api_key import public
 
 
 def blueprint(predictor: Predictor) -> Blueprint:

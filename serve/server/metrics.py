@@ -11,7 +11,7 @@ from collections import Counter as Tally
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from serve import logs
+from serve.server import logs
 
 REQUESTS = Counter("digits_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram(

@@ -1,6 +1,6 @@
 """Image decoding: from a client's bytes to an upright, opaque, grey picture of at most 768×768 pixels.
 
-serve.preprocess then brings the picture into the model's form.
+serve.pictures.preprocess then brings the picture into the model's form.
 """
 
 import io
@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from serve.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
+from serve.pictures.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
 MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoder has 224 MiB
@@ -47,11 +47,11 @@ def format_of(content: bytes) -> str | None:
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
     """Decode a PNG, JPEG, WebP or GIF into the model's input, uint8 [28, 28]; of an animation, the first frame.
 
-    `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.preprocess.to_mnist; `auto`
-    does the same unless the picture already has MNIST's form.
+    `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.pictures.preprocess.to_mnist;
+    `auto` does the same unless the picture already has MNIST's form.
     Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no single digit
     (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
-    The calling process limits the time and memory for hostile pictures: see serve.decoder_pool.
+    The calling process limits the time and memory for hostile pictures: see serve.pictures.decoder_pool.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     if preprocess != "mnist" and picture.size == (SIDE, SIDE):

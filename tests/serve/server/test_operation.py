@@ -14,7 +14,7 @@ import requests
 from PIL import Image
 
 from tests.polling import PATIENCE, answers
-from tests.serve.test_metrics import metrics
+from tests.serve.server.test_metrics import metrics
 from train.paths import RELEASE, ROOT
 
 pytestmark = pytest.mark.slow  # each test starts its own services

@@ -1,41 +1,31 @@
-"""Request parsing: decode the body of /predict from any accepted content type into images."""
+"""The images of a request to /predict, from a body of any accepted content type."""
 
 import base64
 import codecs
 import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Annotated, Any, get_args
 
 import msgspec
 import numpy as np
 from flask import Request
 from numpy.typing import NDArray
-from werkzeug.exceptions import (
-    BadRequest,
-    ClientDisconnected,
-    RequestEntityTooLarge,
-    UnprocessableEntity,
-    UnsupportedMediaType,
-)
-from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
 
 from serve.config import Config
-from serve.decoder_pool import MAX_BYTES, DecoderPool
-from serve.event_loop import chunks, yield_to_event_loop
-from serve.pictures import FORMATS, SIGNATURES, format_of
-from serve.preprocess import SIDE, ImageError, Preprocess, prepare
+from serve.pictures.decode import FORMATS, SIGNATURES, format_of
+from serve.pictures.decoder_pool import MAX_BYTES, DecoderPool
+from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
+from serve.routes.body import CURL, read_body, read_form
+from serve.server.event_loop import chunks, yield_to_event_loop
 
 CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
-PIECE = 2**16  # bytes of a body that are read, or unpacked, between two yields to the event loop
 OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 PICTURE = re.compile(b"|".join(SIGNATURES[format] for format in FORMATS), re.DOTALL)
-CURL = "curl -F image=@7.png"
 BASE64URL = bytes.maketrans(b"-_", b"+/")
 
 # What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
@@ -103,65 +93,9 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     return _decode(sources, preprocess, decoders)
 
 
-def read_body(request: Request) -> bytes:
-    """Return the whole body, unpacked. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 400 if it ends early."""
-    body: bytes
-    size, limit = request.content_length, request.max_content_length
-    if size is None or "HTTP_CONTENT_ENCODING" in request.environ:
-        return b"".join(_unpacked(request))
-    if limit is not None and size > limit:
-        raise RequestEntityTooLarge
-    # Not through werkzeug's stream: its layers take 3 % of a JSON request's CPU time.
-    body = request.environ["wsgi.input"].read(size)
-    if len(body) < size:
-        raise ClientDisconnected
-    return body
-
-
 def json_text(body: bytes) -> bytes:
     """Return a JSON body without its byte order mark."""
     return body.removeprefix(codecs.BOM_UTF8)
-
-
-def _pieces(request: Request) -> Iterator[bytes]:
-    """Yield the body as sent. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 400 if it ends early."""
-    left = request.content_length  # None: chunked, or no body
-    while left != 0 and (piece := request.stream.read(min(PIECE, left or PIECE))):
-        yield piece
-        left = left and left - len(piece)
-    if left:
-        raise ClientDisconnected
-
-
-def _unpacked(request: Request) -> Iterator[bytes]:
-    """Yield the body without its Content-Encoding. Raises as `_pieces`, 413 also for the unpacked size, and 415."""
-    encoding, pieces = request.headers.get("Content-Encoding", "").strip().lower(), _pieces(request)
-    if encoding in ("", "identity"):
-        yield from pieces
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UnsupportedMediaType(f"expected a Content-Encoding of gzip, deflate or identity, found {encoding}")
-    first = next(pieces, b"")
-    # `deflate` has zlib's header (RFC 9110), whose first four bits are 8; some clients leave the header out.
-    bits = 31 if "gzip" in encoding else 15 if first and first[0] & 15 == 8 else -15
-    unpacker, size = zlib.decompressobj(bits), 0
-    try:
-        for piece in chain([first], pieces):
-            while piece:
-                if unpacker.eof:  # gzip may consist of several members
-                    unpacker = zlib.decompressobj(bits)
-                data = unpacker.decompress(piece, PIECE)
-                piece = unpacker.unconsumed_tail or unpacker.unused_data
-                size += len(data)
-                if request.max_content_length is not None and size > request.max_content_length:
-                    raise RequestEntityTooLarge
-                yield data
-                yield_to_event_loop()
-        yield unpacker.flush()
-    except zlib.error as error:
-        raise BadRequest(f"expected a body in {encoding}, found: {error}") from error
-    if not unpacker.eof:
-        raise BadRequest(f"expected a whole body in {encoding}, found only its beginning")
 
 
 def check_count(count: int, config: Config) -> None:
@@ -245,30 +179,11 @@ def _raw_pixels(content: bytes) -> NDArray[np.uint8]:
 
 def _form(request: Request) -> list[bytes]:
     """Return the pictures of a form, in the order sent: its files, whatever their fields, and texts of base64."""
-    if "boundary" not in request.mimetype_params:
-        raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
-    # Not werkzeug's own parser: it loses the order of files and texts, and the bytes of a file without a name.
-    boundary = request.mimetype_params["boundary"].encode()
-    decoder = MultipartDecoder(boundary, request.max_form_memory_size, max_parts=request.max_form_parts)
-    pictures: list[bytes] = []
-    parts: list[bytes] = []
-    is_file = False
-    try:
-        for piece in chain(_unpacked(request), [None]):
-            decoder.receive_data(piece)
-            while not isinstance(event := decoder.next_event(), NeedData | Epilogue):
-                if isinstance(event, Field | File):
-                    kind = event.headers.get("Content-Type", "")
-                    parts, is_file = [], bool(getattr(event, "filename", "")) or kind.startswith("image/")
-                elif isinstance(event, Data):
-                    parts.append(event.data)
-                    if not event.more_data:
-                        content = b"".join(parts)
-                        picture = content if is_file or PICTURE.match(content) else _from_text(content)
-                        if picture is not None:
-                            pictures.append(picture)
-    except ValueError as error:
-        raise BadRequest(f"expected a form as {CURL} sends it, found a malformed one") from error
+    pictures = []
+    for content, is_file in read_form(request):
+        picture = content if is_file or PICTURE.match(content) else _from_text(content)
+        if picture is not None:
+            pictures.append(picture)
     if not pictures:
         raise BadRequest(f"expected a picture in the form, as {CURL} sends it, found none")
     return pictures

@@ -15,7 +15,7 @@ import yaml
 
 from tests.polling import PATIENCE, wait
 from tests.serve.conftest import free_port
-from tests.serve.test_metrics import metrics
+from tests.serve.server.test_metrics import metrics
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "monitoring"

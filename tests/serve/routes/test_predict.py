@@ -419,7 +419,7 @@ def test_paths_and_methods(client):
 
 def test_an_internal_error_reveals_nothing_to_the_client(images, monkeypatch, caplog):
     app = create_app()
-    monkeypatch.setattr("serve.predict.read_images", lambda *_: 1 / 0)
+    monkeypatch.setattr("serve.routes.predict.read_images", lambda *_: 1 / 0)
     answer = predict(app.test_client(), images[:1].tobytes(), "application/octet-stream")
     detail = problem(answer, 500)
     assert "ZeroDivisionError" not in answer.text

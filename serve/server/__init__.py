@@ -1,0 +1,1 @@
+"""How the service runs: gunicorn's processes, logs, metrics, errors, authentication. Knows no digits."""
