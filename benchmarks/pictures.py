@@ -242,7 +242,8 @@ def markdown(figures: dict[str, Any]) -> str:
         f"takes {figures['in_form_ms']:.2f} ms.",
         "",
         "The renderings are ours. The constants of `serve.pictures.preprocess` were chosen on renderings of MNIST's "
-        "training images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
+        "training images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark "
+        "screens "
         "rendered from test images first showed that UNIFORM was too small; its new value was confirmed on training "
         "images.",
         "",
