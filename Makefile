@@ -20,7 +20,7 @@ PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help setup train serve pictures doubt ablation bench images run-train run-serve test-images consistency frontier release openapi test test-fast lint format lock clean
+.PHONY: help setup train serve pictures doubt ablation bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -77,9 +77,6 @@ frontier: $(VENV) ## train Model_3's family in six widths and write docs/frontie
 
 release: $(VENV) ## promote the verified export in artifacts/release to model/release
 	$(RUN) -m train release $(ARGS)
-
-openapi: $(VENV) ## write the schemas of serve/openapi.json from the types in serve/
-	$(RUN) -m serve.openapi
 
 test: $(VENV) ## run all tests except those of the images (ARGS="-k parity" and so on)
 	$(PYTEST) $(PARALLEL) -m "not images" $(ARGS)

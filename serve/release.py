@@ -5,14 +5,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import msgspec
 
 from model.contract import MANIFEST, ContractError, Manifest, parse_manifest
 
 VERIFY_TIMEOUT_S = 60
-Version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$", examples=["dc997d33b944"])]
 
 
 class ModelError(ValueError):

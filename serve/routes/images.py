@@ -5,7 +5,7 @@ import codecs
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -35,45 +35,15 @@ Pixels = NDArray[np.uint8]  # [28, 28]
 Source = bytes | Pixels  # an encoded picture, or pixels
 
 
-def schema(**keywords: Any) -> msgspec.Meta:
-    """Return JSON Schema keywords for openapi.json only: msgspec does not check them, as its errors would say less."""
-    return msgspec.Meta(extra_json_schema=keywords)
-
-
-def length(count: int) -> dict[str, int]:
-    """Return the JSON Schema keywords of an array of `count` items."""
-    return {"minItems": count, "maxItems": count}
-
-
-PIXEL = {"type": "number", "minimum": 0, "maximum": 255}
-ROWS = {"description": "28 rows of 28.", "items": {"type": "array", "items": PIXEL, **length(SIDE)}, **length(SIDE)}
-FLAT = {"description": "784, row by row.", "items": PIXEL, **length(SIDE**2)}
-ONES = {"description": "The same with axes of length 1.", "items": {"type": "array"}}
 Number = int | float
-Numbers = Annotated[
-    list[Number | list[Number | list[Number | list[Number]]]],
-    schema(
-        description="Pixels as numbers: 0 is black, 255 white; rounded. If none is above 1, 1 is white.",
-        anyOf=[ROWS, FLAT, ONES],
-    ),
-]
-Picture = Annotated[
-    str,
-    schema(
-        description="A PNG, JPEG, WebP or GIF picture of at most 25 million pixels (WebP: 13 million) and 8 MiB, which "
-        "decodes within a second of CPU time, as base64 or base64url, with or without padding, or a data URL of it.",
-        minLength=1,
-        pattern="^(data:[^,]*;base64,)?[A-Za-z0-9+/_-]*={0,2}$",
-    ),
-]
-JSONImage = Numbers | Picture
+JSONImage = list[Number | list[Number | list[Number | list[Number]]]] | str  # numbers, or a picture as base64
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     """`image` or `images`."""
 
     image: JSONImage | msgspec.UnsetType = msgspec.UNSET
-    images: Annotated[list[JSONImage], schema(minItems=1)] | msgspec.UnsetType = msgspec.UNSET
+    images: list[JSONImage] | msgspec.UnsetType = msgspec.UNSET
 
 
 _body = msgspec.json.Decoder(PredictRequest)

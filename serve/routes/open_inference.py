@@ -17,9 +17,9 @@ from werkzeug.exceptions import BadRequest, NotFound
 from model.contract import IMAGE, OUTPUTS, SIDE, TensorSpec
 from serve.config import Config
 from serve.predictor import Predictor
-from serve.release import Release, Version
+from serve.release import Release
 from serve.routes.body import read_body
-from serve.routes.images import UNREADABLE, check_count, check_numbers, json_text, length, schema
+from serve.routes.images import UNREADABLE, check_count, check_numbers, json_text
 from serve.server import metrics
 from serve.server.access_log import IMAGES_PREDICTED
 from serve.server.api_key import public
@@ -30,117 +30,58 @@ DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # NumPy's n
 OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
 
 Parameters = dict[str, Any] | None
-COUNT = {"type": "integer", "minimum": 1}
-SIZE = {"description": "The number of bytes after the JSON, one per pixel.", "type": "integer", "minimum": SIDE**2}
-BINARY = {"description": "Whether the output is sent as binary data.", "type": "boolean"}
-ALL_BINARY = {
-    "description": "Whether an output is sent as binary data if its own parameters do not say.",
-    "type": "boolean",
-    "default": False,
-}
 UInt8 = Annotated[int, Meta(ge=0, le=255)]
-BYTES = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
-NESTED = {"type": "array", "items": {"type": "array", "items": BYTES}, "minItems": 1}
-ModelName = Annotated[str, schema(enum=[MODEL])]
-OutputName = Annotated[str, schema(enum=OUTPUT_NAMES)]
-
-
-class ServerMetadata(Struct, forbid_unknown_fields=True):
-    """Name, version and extensions of the service."""
-
-    name: Annotated[str, schema(enum=[SERVER])]
-    version: Version
-    extensions: Annotated[list[str], schema(const=[EXTENSION])]
-
-
-class TensorMetadata(Struct, forbid_unknown_fields=True):
-    """An input or output of the model."""
-
-    name: str
-    datatype: Annotated[str, schema(enum=list(DATATYPES.values()))]
-    shape: Annotated[list[Annotated[int, Meta(ge=-1)]], Meta(description="-1 is any number, the same for all tensors.")]
-
-
-class ModelMetadata(Struct, forbid_unknown_fields=True):
-    """Versions, inputs and outputs of the model."""
-
-    name: ModelName
-    versions: Annotated[list[Version], Meta(min_length=1, max_length=1)]
-    platform: Annotated[str, schema(enum=[PLATFORM])]
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
 
 
 class RequestInput(Struct):
     """Images, white ink on black. Either `data` or `parameters.binary_data_size`."""
 
-    name: Annotated[str, schema(enum=[IMAGE.name])]
-    datatype: Annotated[str, schema(enum=[DATATYPES[IMAGE.dtype]])]
-    shape: Annotated[
-        list[int],
-        schema(prefixItems=[COUNT, *({"const": side} for side in IMAGE.shape)], **length(1 + len(IMAGE.shape))),
-    ]
-    data: (
-        Annotated[
-            msgspec.Raw,
-            schema(
-                description="As many pixels as the shape states, nested accordingly or flat.",
-                anyOf=[NESTED, BYTES | {"minItems": SIDE**2}, {"type": "null"}],
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
-    parameters: Annotated[Parameters, schema(properties={"binary_data_size": SIZE})] = None
+    name: str
+    datatype: str
+    shape: list[int]
+    data: msgspec.Raw | UnsetType = UNSET  # as many pixels as the shape states, nested accordingly or flat
+    parameters: Parameters = None
 
 
 class RequestOutput(Struct):
     """A requested output."""
 
-    name: OutputName
-    parameters: Annotated[Parameters, schema(properties={"binary_data": BINARY, "classification": False})] = None
+    name: str
+    parameters: Parameters = None
 
 
 class InferenceRequest(Struct):
     """An inference request."""
 
-    inputs: Annotated[list[RequestInput], schema(**length(1))]
-    id: Annotated[str | None, Meta(description="The response has the same id.")] = None
-    outputs: Annotated[
-        list[RequestOutput] | None, Meta(description="The requested outputs; all if absent, null or empty.")
-    ] = None
-    parameters: Annotated[Parameters, schema(properties={"binary_data_output": ALL_BINARY})] = None
+    inputs: list[RequestInput]
+    id: str | None = None
+    outputs: list[RequestOutput] | None = None  # all if absent, null or empty
+    parameters: Parameters = None
 
 
-class ResponseOutput(Struct, forbid_unknown_fields=True):
-    """`probabilities`, FP32 [N, 10]; `digit`, INT64 [N]; or `doubt`, FP32 [N]."""
+class ResponseOutput(Struct):
+    """An output: its values in `data`, or their number of bytes in `parameters` if they follow the JSON."""
 
-    name: Annotated[OutputName, Meta(description="`doubt` is how unlike a digit the image is: larger is less alike.")]
-    datatype: Annotated[str, schema(enum=["FP32", "INT64"])]
-    shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=2)]
-    data: Annotated[list[float], Meta(min_length=1, description="The values, flat.")] | UnsetType
-
-
-class BinaryOutput(ResponseOutput):
-    """An output whose values are sent as binary data after the JSON, its `data` unset."""
-
-    parameters: dict[str, int]
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[float] | UnsetType = UNSET
+    parameters: dict[str, int] | UnsetType = UNSET
 
 
-class InferenceResponse(Struct, forbid_unknown_fields=True):
+class InferenceResponse(Struct):
     """The outputs, as requested."""
 
-    model_name: ModelName
-    model_version: Version
-    outputs: Annotated[list[ResponseOutput], Meta(min_length=1, max_length=len(OUTPUTS))]
+    model_name: str
+    model_version: str
+    outputs: list[ResponseOutput]
     id: str | UnsetType = UNSET
 
 
-def _metadata(tensor: TensorSpec) -> TensorMetadata:
+def _metadata(tensor: TensorSpec) -> dict[str, Any]:
     """Return a tensor's description in the protocol's terms."""
-    return TensorMetadata(tensor.name, DATATYPES[tensor.dtype], [-1, *tensor.shape])
+    return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape]}
 
-
-INPUT = _metadata(IMAGE)
 
 _inference = msgspec.json.Decoder(InferenceRequest)
 _flat = msgspec.json.Decoder(list[UInt8])
@@ -154,8 +95,8 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
     encoder = msgspec.json.Encoder()
 
     @routes.get("")
-    def server_metadata() -> Any:
-        return msgspec.to_builtins(ServerMetadata(SERVER, release.version, [EXTENSION]))
+    def server_metadata() -> dict[str, Any]:
+        return {"name": SERVER, "version": release.version, "extensions": [EXTENSION]}
 
     @routes.get("/health/live")
     @public
@@ -170,10 +111,16 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.get("/models/<model>")
     @routes.get("/models/<model>/versions/<version>")
-    def model_metadata(model: str, version: str = release.version) -> Any:
+    def model_metadata(model: str, version: str = release.version) -> dict[str, Any]:
         check(model, version)
         outputs = [_metadata(tensor) for tensor in OUTPUTS]
-        return msgspec.to_builtins(ModelMetadata(MODEL, [release.version], PLATFORM, [INPUT], outputs))
+        return {
+            "name": MODEL,
+            "versions": [release.version],
+            "platform": PLATFORM,
+            "inputs": [_metadata(IMAGE)],
+            "outputs": outputs,
+        }
 
     @routes.get("/models/<model>/ready")
     @routes.get("/models/<model>/versions/<version>/ready")
@@ -252,11 +199,11 @@ def _flag(parameters: Parameters, name: str, default: bool) -> bool:
 
 def _images(inference: InferenceRequest, binary: bytes, config: Config) -> NDArray[np.uint8]:
     """Return the input tensor, uint8 [N, 28, 28], exactly as sent."""
-    if [tensor.name for tensor in inference.inputs] != [INPUT.name]:
+    if [tensor.name for tensor in inference.inputs] != [IMAGE.name]:
         found = ", ".join(repr(tensor.name) for tensor in inference.inputs) or "none"
         raise BadRequest(f"expected one input, 'image', found {found}")
     (tensor,) = inference.inputs
-    if tensor.datatype != INPUT.datatype:
+    if tensor.datatype != DATATYPES[IMAGE.dtype]:
         raise _invalid(f"expected datatype UINT8, found {tensor.datatype!r}")
     if len(tensor.shape) != 3 or tensor.shape[0] < 0 or tensor.shape[1:] != [SIDE, SIDE]:
         raise _invalid(f"expected shape [N, {SIDE}, {SIDE}], found {tensor.shape}")
@@ -314,7 +261,7 @@ def _outputs(tensors: dict[str, Any], requested: dict[str, bool]) -> tuple[list[
         datatype, shape = DATATYPES[tensor.dtype.name], list(tensor.shape)
         if is_binary:
             parts.append(tensor.tobytes())
-            outputs.append(BinaryOutput(name, datatype, shape, UNSET, {"binary_data_size": len(parts[-1])}))
+            outputs.append(ResponseOutput(name, datatype, shape, UNSET, {"binary_data_size": len(parts[-1])}))
         else:
             outputs.append(ResponseOutput(name, datatype, shape, tensor.reshape(-1).tolist()))
     return outputs, parts

@@ -1,15 +1,13 @@
 """GET / and /static: the drawing page and its files; GET /openapi.json: the OpenAPI document."""
 
-import hashlib
-import mimetypes
 from pathlib import Path
 
-from flask import Blueprint, Response, request
-from werkzeug.exceptions import NotFound
+from flask import Blueprint, Response, send_file, send_from_directory
 
 from serve.server.api_key import public
 
-FOLDER = Path(__file__).parent
+STATIC = Path(__file__).parent / "static"
+DOCUMENT = Path(__file__).parent.parent / "openapi.json"
 HEADERS = {
     # Nothing from another host, no inline script or style, no embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -22,35 +20,27 @@ HEADERS = {
 
 
 def blueprint() -> Blueprint:
-    """Return the routes; the files are read once, now."""
+    """Return the routes."""
     routes = Blueprint("page", __name__)
-    files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
-    description = (FOLDER.parent / "openapi.json").read_bytes()
 
     @routes.get("/")
     @public
     def page() -> Response:
-        return _answer("index.html", files["index.html"])
+        return send_from_directory(STATIC, "index.html")
 
     @routes.get("/static/<name>")
     @public
     def static(name: str) -> Response:
-        if name not in files:
-            raise NotFound
-        return _answer(name, files[name])
+        return send_from_directory(STATIC, name)
 
     @routes.get("/openapi.json")
     @public
     def openapi() -> Response:
-        return _answer("openapi.json", description)
+        return send_file(DOCUMENT)
+
+    @routes.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
 
     return routes
-
-
-def _answer(name: str, content: bytes) -> Response:
-    """Return the file, or 304 or 412 if the request is conditional (ETag)."""
-    response = Response(content, mimetype=mimetypes.guess_type(name)[0])
-    response.headers.extend(HEADERS)
-    response.set_etag(hashlib.sha256(content).hexdigest()[:16])
-    response.make_conditional(request)
-    return response

@@ -1,59 +1,41 @@
 """POST /predict: decode the images, predict them, encode the answer."""
 
-from typing import Annotated
-
 import msgspec
 import numpy as np
 from flask import Blueprint, Request, Response
 from flask import request as proxy
-from msgspec import Meta
 
-from model.contract import CLASSES, SIDE
 from serve.config import Config
 from serve.pictures.decoder_pool import DecoderPool
 from serve.pictures.preprocess import ImageError
 from serve.predictor import Predictor
-from serve.release import Release, Version
+from serve.release import Release
 from serve.routes.images import query_parameter, read_images, unprocessable
 from serve.server import metrics
 from serve.server.access_log import IMAGES_PREDICTED
 
-Probability = Annotated[float, Meta(ge=0, le=1)]
-Row = Annotated[list[Annotated[int, Meta(ge=0, le=255)]], Meta(min_length=SIDE, max_length=SIDE)]
-Rows = Annotated[list[Row], Meta(min_length=SIDE, max_length=SIDE)]
-DOUBTFUL = (
-    "Whether the image is probably not a digit: its doubt is above the model's threshold. This is also true for 1 % of "
-    "MNIST's digits."
-)
 
-
-class Model(msgspec.Struct, forbid_unknown_fields=True):
+class Model(msgspec.Struct):
     """The model that predicted."""
 
     name: str
-    version: Version
+    version: str
 
 
-class Prediction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Prediction(msgspec.Struct, kw_only=True):
     """The prediction for one image."""
 
-    digit: Annotated[int, Meta(ge=0, le=CLASSES - 1, description="The likeliest digit.")]
-    confidence: Annotated[Probability, Meta(description="Its probability.")]
-    doubtful: Annotated[bool, Meta(description=DOUBTFUL)]
-    probabilities: Annotated[
-        list[Probability],
-        Meta(min_length=CLASSES, max_length=CLASSES, description="The probability of each digit, 0 to 9."),
-    ]
-    pixels: (
-        Annotated[Rows, Meta(description="With pixels=true: what the model was given, 28 rows of 28.")]
-        | msgspec.UnsetType
-    ) = msgspec.UNSET
+    digit: int  # the likeliest
+    confidence: float  # its probability
+    doubtful: bool  # whether the image is probably not a digit
+    probabilities: list[float]  # [10]
+    pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], what the model was given
 
 
-class PredictResponse(msgspec.Struct, forbid_unknown_fields=True):
-    """The response body of /predict, its predictions in the order of the images."""
+class PredictResponse(msgspec.Struct):
+    """The response, its predictions in the order of the images."""
 
-    predictions: Annotated[list[Prediction], Meta(min_length=1)]
+    predictions: list[Prediction]
     model: Model
 
 

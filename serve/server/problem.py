@@ -1,7 +1,6 @@
 """Error responses: RFC 9457 problem details, and under /v2 the Open Inference Protocol's error object."""
 
 import logging
-from typing import Annotated, Literal
 
 import msgspec
 from flask import Flask, Response, request
@@ -13,22 +12,10 @@ from serve.server.access_log import REQUEST_ID
 LONGEST = 1_000  # characters of an error's detail
 logger = logging.getLogger("serve")
 
-Detail = Annotated[str, msgspec.Meta(description="What was expected and what was found.")]
 
-
-class Problem(msgspec.Struct, forbid_unknown_fields=True):
-    """RFC 9457 problem details."""
-
-    type: Literal["about:blank"]
-    title: str
-    status: Annotated[int, msgspec.Meta(ge=400, le=599)]
-    detail: Detail
-
-
-class InferenceError(msgspec.Struct, forbid_unknown_fields=True):
-    """The Open Inference Protocol's error."""
-
-    error: Detail
+def encode(status: int, title: str, detail: str) -> bytes:
+    """Return RFC 9457 problem details as JSON."""
+    return msgspec.json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail})
 
 
 def install(app: Flask) -> None:
@@ -46,12 +33,11 @@ def _answer(error: HTTPException) -> Response:
         detail = f"expected a path and a method that /openapi.json lists, found {request.method} {request.path}"
     if len(detail) > LONGEST:  # it may quote the request, which is not to be sent back whole
         detail = detail[:LONGEST] + " …"
-    body: Problem | InferenceError
     if request.path == "/v2" or request.path.startswith("/v2/"):
-        body, content_type = InferenceError(detail), "application/json"
+        body, content_type = msgspec.json.encode({"error": detail}), "application/json"
     else:
-        body, content_type = Problem("about:blank", error.name, status, detail), "application/problem+json"
-    response = Response(msgspec.json.encode(body), status, content_type=content_type)
+        body, content_type = encode(status, error.name, detail), "application/problem+json"
+    response = Response(body, status, content_type=content_type)
     for name, value in error.get_headers():
         if name != "Content-Type":
             response.headers.add(name, value)

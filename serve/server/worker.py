@@ -1,8 +1,8 @@
 """gunicorn's gevent worker, hardened against hostile clients: bodies, timeouts, pipelining and malformed requests.
 
-It changes four behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
-long as the client sends; it parses data that has already arrived without yielding to the event loop; it answers a
-malformed request in HTML; and it sends the head and the body of a response by two system calls.
+It changes three behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
+long as the client sends; it parses data that has already arrived without yielding to the event loop; and it answers a
+malformed request in HTML.
 """
 
 import errno
@@ -14,7 +14,6 @@ from http import HTTPStatus
 from typing import Any
 
 import gevent
-import msgspec
 from gevent.lock import BoundedSemaphore
 from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
@@ -23,7 +22,6 @@ from serve.server import logs
 from serve.server.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
-JOINED = 65_536  # bytes: a larger part of a body is not copied to join it to the head
 MAX_LOGGED = 500  # characters of an error's detail in the log
 
 
@@ -32,7 +30,6 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._head: bytes | None = None  # of the current response; None before it, empty once it was sent
         self.timeout: gevent.Timeout | None = None  # of the current request
         self.lingers = False  # whether the client may still be sending when the connection is closed
 
@@ -49,38 +46,20 @@ class Connection:
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Send `data`. The first call of a response is its head, which is sent by the second, or by end_response().
-
-        Raises ConnectionResetError if the client does not read it before the request's timeout.
-        """
-        if self._head is None:
-            self._head = data
-            return
-        head, self._head = self._head, b""
-        if len(data) > JOINED:
-            self.send(head)
-            self.send(data)
-        else:
-            self.send(head + data)
-
-    def end_response(self) -> None:
-        """Send the head of a response without a body."""
-        head, self._head = self._head, None
-        self.send(head or b"")
-
-    def send(self, data: bytes) -> int:
-        """Send all of `data`; gunicorn uses it for "100 Continue", too. Raises ConnectionResetError as sendall does."""
+        """Send `data`. Raises ConnectionResetError if the client does not read it before the request's timeout."""
         from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.server.master
 
-        unsent = memoryview(data)
         try:
             if self.timeout and not self.timeout.pending:  # it has ended the request, and `data` is the answer 408
                 self.timeout = gevent.Timeout.start_new(self.timeout.seconds, self.timeout.exception)
-            while unsent:
-                unsent = unsent[self._socket.send(unsent) :]
+            self._socket.sendall(data)
         except RequestTimeout:
             logs.write(logging.INFO, "the client did not read its response in time: connection closed")
             raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
+
+    def send(self, data: bytes) -> int:
+        """Send all of `data`, as `sendall`; gunicorn sends "100 Continue" by this method."""
+        self.sendall(data)
         return len(data)
 
     def close(self) -> None:
@@ -88,7 +67,6 @@ class Connection:
 
         Otherwise TCP would reset the connection and the client could lose the response (RFC 9112, section 9.6).
         """
-        self._head = None
         if self.lingers:
             with suppress(OSError), gevent.Timeout(LINGER, False):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -126,12 +104,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
-            try:
-                sock.end_response()
-            finally:
-                sock.timeout.close()
-                sock.timeout = None
-                sock.lingers = _is_unread(req.body)
+            sock.timeout.close()
+            sock.timeout = None
+            sock.lingers = _is_unread(req.body)
         if req.unreader.buf.tell():
             with self._pipelined:
                 yield_to_event_loop()
@@ -145,11 +120,11 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
-    from serve.server.problem import LONGEST, Problem  # imported in the worker: see serve.server.master
+    from serve.server import problem  # imported in the worker: see serve.server.master
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase
-    body = msgspec.json.encode(Problem("about:blank", title, status, (detail or title)[:LONGEST]))
+    body = problem.encode(status, title, (detail or title)[: problem.LONGEST])
     logs.write(logging.INFO, "refused by gunicorn", request_id=request_id, status=status, detail=detail[:MAX_LOGGED])
     head = (
         f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import socket
 import sys
@@ -11,7 +12,7 @@ from select import PIPE_BUF
 import pytest
 import requests
 
-from serve.server.logs import JSONFormatter
+from serve.server.logs import StandardError
 
 RAW = {"Content-Type": "application/octet-stream"}
 
@@ -51,7 +52,10 @@ def test_a_pipe_takes_the_longest_line_in_one_write(service):
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
-def test_a_pipe_takes_a_long_message_and_traceback_in_one_write():
+def test_a_pipe_takes_a_long_message_and_traceback_in_one_write(monkeypatch):
+    lines = []
+    monkeypatch.setattr(os, "write", lambda _, line: lines.append(line))
+
     def nested(depth):
         if depth:
             nested(depth - 1)
@@ -61,7 +65,8 @@ def test_a_pipe_takes_a_long_message_and_traceback_in_one_write():
         nested(100)
     except ValueError:
         record = logging.LogRecord("serve", logging.ERROR, __file__, 1, "é" * 4_000, None, sys.exc_info())
-    line = JSONFormatter().format(record)
+    StandardError().emit(record)
+    (line,) = lines
     assert len(line) < PIPE_BUF
     assert json.loads(line)["message"].startswith("é" * 100)
     assert json.loads(line)["traceback"].endswith("expected this, found that")
