@@ -1,8 +1,7 @@
 """The images of a request to /predict, from a body of any accepted content type."""
 
 import base64
-import codecs
-import re
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, get_args
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnprocessableEntity, UnsupportedMediaType
 
 from serve.config import Config
-from serve.pictures.decode import FORMATS, SIGNATURES, format_of
+from serve.pictures.decode import FORMATS, format_of
 from serve.pictures.decoder_pool import MAX_BYTES, DecoderPool
 from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
 from serve.routes.body import CURL, read_body, read_form
@@ -25,7 +24,6 @@ EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between t
 OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
-PICTURE = re.compile(b"|".join(SIGNATURES[format] for format in FORMATS), re.DOTALL)
 BASE64URL = bytes.maketrans(b"-_", b"+/")
 
 # What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
@@ -63,11 +61,6 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     return _decode(sources, preprocess, decoders)
 
 
-def json_text(body: bytes) -> bytes:
-    """Return a JSON body without its byte order mark."""
-    return body.removeprefix(codecs.BOM_UTF8)
-
-
 def check_count(count: int, config: Config) -> None:
     """Raise werkzeug's 413 if `count` images are too many for a request, 422 if there are none."""
     if count > config.max_batch:
@@ -102,11 +95,11 @@ def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.
     body = read_body(request)
     if request.mimetype == "application/json":
         return _json_sources(body, config)
-    if request.mimetype in PICTURES or PICTURE.match(body):
+    if request.mimetype in PICTURES or format_of(body) in FORMATS:
         return [body]
     if request.mimetype == "application/octet-stream":
         return _raw_pixels(body)
-    if json_text(body[:1_000]).lstrip()[:1] == b"{":
+    if body[:1_000].removeprefix(BOM_UTF8).lstrip()[:1] == b"{":
         return _json_sources(body, config)
     if picture := _from_text(body):
         return [picture]
@@ -151,7 +144,7 @@ def _form(request: Request) -> list[bytes]:
     """Return the pictures of a form, in the order sent: its files, whatever their fields, and texts of base64."""
     pictures = []
     for content, is_file in read_form(request):
-        picture = content if is_file or PICTURE.match(content) else _from_text(content)
+        picture = content if is_file or format_of(content) in FORMATS else _from_text(content)
         if picture is not None:
             pictures.append(picture)
     if not pictures:
@@ -162,7 +155,7 @@ def _form(request: Request) -> list[bytes]:
 def _json_sources(content: bytes, config: Config) -> list[Source]:
     check_numbers(content, config.max_batch)
     try:
-        body = _body.decode(json_text(content))
+        body = _body.decode(content.removeprefix(BOM_UTF8))
     except UNREADABLE as error:
         raise BadRequest(f'expected JSON, {{"image": …}} or {{"images": [ … ]}}, found: {error}') from error
     if (body.image is msgspec.UNSET) == (body.images is msgspec.UNSET):

@@ -5,6 +5,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 """
 
 import re
+from codecs import BOM_UTF8
 from typing import Annotated, Any
 
 import msgspec
@@ -19,7 +20,7 @@ from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release
 from serve.routes.body import read_body
-from serve.routes.images import UNREADABLE, check_count, check_numbers, json_text
+from serve.routes.images import UNREADABLE, check_count, check_numbers
 from serve.server import metrics
 from serve.server.access_log import IMAGES_PREDICTED
 from serve.server.api_key import public
@@ -170,7 +171,7 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
         size = int(header_length)
     check_numbers(body[:size], config.max_batch)
     try:
-        return _inference.decode(json_text(body[:size])), body[size:]
+        return _inference.decode(body[:size].removeprefix(BOM_UTF8)), body[size:]
     except UNREADABLE as error:
         raise BadRequest(f"expected an inference request as JSON, found: {error}") from error
 
