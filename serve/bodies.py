@@ -1,11 +1,11 @@
 """Request parsing: decode the body of /predict from any accepted content type into images."""
 
 import base64
-import codecs
-import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from typing import Annotated, Any, get_args
 
@@ -25,7 +25,7 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 from serve.config import Config
 from serve.decoder_pool import MAX_BYTES, DecoderPool
 from serve.event_loop import chunks, yield_to_event_loop
-from serve.pictures import FORMATS, SIGNATURES, format_of
+from serve.pictures import FORMATS, format_of
 from serve.preprocess import SIDE, ImageError, Preprocess, prepare
 
 CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms
@@ -34,7 +34,6 @@ PIECE = 2**16  # bytes of a body that are read, or unpacked, between two yields 
 OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
-PICTURE = re.compile(b"|".join(SIGNATURES[format] for format in FORMATS), re.DOTALL)
 CURL = "curl -F image=@7.png"
 BASE64URL = bytes.maketrans(b"-_", b"+/")
 
@@ -59,14 +58,9 @@ PIXEL = {"type": "number", "minimum": 0, "maximum": 255}
 ROWS = {"description": "28 rows of 28.", "items": {"type": "array", "items": PIXEL, **length(SIDE)}, **length(SIDE)}
 FLAT = {"description": "784, row by row.", "items": PIXEL, **length(SIDE**2)}
 ONES = {"description": "The same with axes of length 1.", "items": {"type": "array"}}
+NUMBERS = "Pixels as numbers: 0 is black, 255 white; rounded. If none is above 1, 1 is white."
 Number = int | float
-Numbers = Annotated[
-    list[Number | list[Number | list[Number | list[Number]]]],
-    schema(
-        description="Pixels as numbers: 0 is black, 255 white; rounded. If none is above 1, 1 is white.",
-        anyOf=[ROWS, FLAT, ONES],
-    ),
-]
+Nested = list[Number | list[Number | list[Number | list[Number]]]]
 Picture = Annotated[
     str,
     schema(
@@ -76,7 +70,7 @@ Picture = Annotated[
         pattern="^(data:[^,]*;base64,)?[A-Za-z0-9+/_-]*={0,2}$",
     ),
 ]
-JSONImage = Numbers | Picture
+JSONImage = Annotated[Nested, schema(description=NUMBERS, anyOf=[ROWS, FLAT, ONES])] | Picture
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,7 +102,7 @@ def read_body(request: Request) -> bytes:
     body: bytes
     size, limit = request.content_length, request.max_content_length
     if size is None or "HTTP_CONTENT_ENCODING" in request.environ:
-        return b"".join(_unpacked(request))
+        return b"".join(_pieces(request))
     if limit is not None and size > limit:
         raise RequestEntityTooLarge
     # Not through werkzeug's stream: its layers take 3 % of a JSON request's CPU time.
@@ -118,24 +112,10 @@ def read_body(request: Request) -> bytes:
     return body
 
 
-def json_text(body: bytes) -> bytes:
-    """Return a JSON body without its byte order mark."""
-    return body.removeprefix(codecs.BOM_UTF8)
-
-
 def _pieces(request: Request) -> Iterator[bytes]:
-    """Yield the body as sent. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 400 if it ends early."""
-    left = request.content_length  # None: chunked, or no body
-    while left != 0 and (piece := request.stream.read(min(PIECE, left or PIECE))):
-        yield piece
-        left = left and left - len(piece)
-    if left:
-        raise ClientDisconnected
-
-
-def _unpacked(request: Request) -> Iterator[bytes]:
-    """Yield the body without its Content-Encoding. Raises as `_pieces`, 413 also for the unpacked size, and 415."""
-    encoding, pieces = request.headers.get("Content-Encoding", "").strip().lower(), _pieces(request)
+    """Yield the body without its Content-Encoding. Raises werkzeug's 400, 413 as `read_body`, 415 for another one."""
+    pieces = iter(partial(request.stream.read, PIECE), b"")
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity"):
         yield from pieces
         return
@@ -143,7 +123,7 @@ def _unpacked(request: Request) -> Iterator[bytes]:
         raise UnsupportedMediaType(f"expected a Content-Encoding of gzip, deflate or identity, found {encoding}")
     first = next(pieces, b"")
     # `deflate` has zlib's header (RFC 9110), whose first four bits are 8; some clients leave the header out.
-    bits = 31 if "gzip" in encoding else 15 if first and first[0] & 15 == 8 else -15
+    bits = 31 if "gzip" in encoding else 15 if first and first[0] % 16 == 8 else -15
     unpacker, size = zlib.decompressobj(bits), 0
     try:
         for piece in chain([first], pieces):
@@ -153,7 +133,7 @@ def _unpacked(request: Request) -> Iterator[bytes]:
                 data = unpacker.decompress(piece, PIECE)
                 piece = unpacker.unconsumed_tail or unpacker.unused_data
                 size += len(data)
-                if request.max_content_length is not None and size > request.max_content_length:
+                if size > (request.max_content_length or size):
                     raise RequestEntityTooLarge
                 yield data
                 yield_to_event_loop()
@@ -198,17 +178,18 @@ def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.
     body = read_body(request)
     if request.mimetype == "application/json":
         return _json_sources(body, config)
-    if request.mimetype in PICTURES or PICTURE.match(body):
+    if request.mimetype in PICTURES or format_of(body) in FORMATS:
         return [body]
     if request.mimetype == "application/octet-stream":
         return _raw_pixels(body)
-    if json_text(body[:1_000]).lstrip()[:1] == b"{":
+    if body[:1_000].removeprefix(BOM_UTF8).lstrip()[:1] == b"{":
         return _json_sources(body, config)
     if picture := _from_text(body):
         return [picture]
-    expected = f"a Content-Type of {', '.join(ACCEPTED)}, or the bytes of a picture"
     found = " with ".join(filter(None, (request.mimetype or "none", format_of(body))))
-    raise UnsupportedMediaType(f"expected {expected}, found {found}")
+    raise UnsupportedMediaType(
+        f"expected a Content-Type of {', '.join(ACCEPTED)}, or any with a picture, found {found}"
+    )
 
 
 def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -245,16 +226,14 @@ def _raw_pixels(content: bytes) -> NDArray[np.uint8]:
 
 def _form(request: Request) -> list[bytes]:
     """Return the pictures of a form, in the order sent: its files, whatever their fields, and texts of base64."""
-    if "boundary" not in request.mimetype_params:
+    if not (boundary := request.mimetype_params.get("boundary")):
         raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
     # Not werkzeug's own parser: it loses the order of files and texts, and the bytes of a file without a name.
-    boundary = request.mimetype_params["boundary"].encode()
-    decoder = MultipartDecoder(boundary, request.max_form_memory_size, max_parts=request.max_form_parts)
+    decoder = MultipartDecoder(boundary.encode(), request.max_form_memory_size, max_parts=request.max_form_parts)
     pictures: list[bytes] = []
     parts: list[bytes] = []
-    is_file = False
     try:
-        for piece in chain(_unpacked(request), [None]):
+        for piece in chain(_pieces(request), [None]):
             decoder.receive_data(piece)
             while not isinstance(event := decoder.next_event(), NeedData | Epilogue):
                 if isinstance(event, Field | File):
@@ -264,7 +243,7 @@ def _form(request: Request) -> list[bytes]:
                     parts.append(event.data)
                     if not event.more_data:
                         content = b"".join(parts)
-                        picture = content if is_file or PICTURE.match(content) else _from_text(content)
+                        picture = content if is_file or format_of(content) in FORMATS else _from_text(content)
                         if picture is not None:
                             pictures.append(picture)
     except ValueError as error:
@@ -277,7 +256,7 @@ def _form(request: Request) -> list[bytes]:
 def _json_sources(content: bytes, config: Config) -> list[Source]:
     check_numbers(content, config.max_batch)
     try:
-        body = _body.decode(json_text(content))
+        body = _body.decode(content.removeprefix(BOM_UTF8))
     except UNREADABLE as error:
         raise BadRequest(f'expected JSON, {{"image": …}} or {{"images": [ … ]}}, found: {error}') from error
     if (body.image is msgspec.UNSET) == (body.images is msgspec.UNSET):

@@ -40,11 +40,8 @@ MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has b
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
 TIMEOUT = 10  # seconds per picture, for a process that hangs or an overloaded machine
 STOP = (signal.SIGINT, signal.SIGTERM)  # often sent to the whole process group, but the worker finishes its requests
-ENVIRONMENT = {
-    # glibc returns every block of 4 MiB or more to the system: no picture leaves memory for the next one to use.
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
-}
+# glibc returns every block of 4 MiB or more to the system: no picture leaves memory for the next one to use.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
 
 USAGE = Path("/proc/self/statm")  # of memory; its first number is in pages
 PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
@@ -126,7 +123,7 @@ class _Process:
                 stdout=remote.fileno(),
                 stderr=subprocess.DEVNULL,  # the decoding libraries print warnings
                 cwd=Path(__file__).parent.parent,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **MALLOC},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)

@@ -5,6 +5,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 """
 
 import re
+from codecs import BOM_UTF8
 from typing import Annotated, Any
 
 import msgspec
@@ -18,7 +19,7 @@ from model.contract import IMAGE, OUTPUTS, SIDE, TensorSpec
 from serve import metrics
 from serve.access_log import IMAGES_PREDICTED
 from serve.api_key import public
-from serve.bodies import UNREADABLE, check_count, check_numbers, json_text, length, read_body, schema
+from serve.bodies import UNREADABLE, check_count, check_numbers, length, read_body, schema
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release, Version
@@ -222,7 +223,7 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
         size = int(header_length)
     check_numbers(body[:size], config.max_batch)
     try:
-        return _inference.decode(json_text(body[:size])), body[size:]
+        return _inference.decode(body[:size].removeprefix(BOM_UTF8)), body[size:]
     except UNREADABLE as error:
         raise BadRequest(f"expected an inference request as JSON, found: {error}") from error
 
