@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, RequestEntityTooLarge
 
 from serve.access_log import REQUEST_ID
 
@@ -44,6 +44,9 @@ def _answer(error: HTTPException) -> Response:
     detail = error.description or error.name
     if error is request.routing_exception:
         detail = f"expected a path and a method that /openapi.json lists, found {request.method} {request.path}"
+    if detail == RequestEntityTooLarge.description:  # werkzeug's, and that of serve.bodies for bytes
+        limits = f"at most {request.max_content_length} bytes, of a form at most {request.max_form_parts} parts"
+        detail = f"expected a body of {limits}, found a larger one"
     if len(detail) > LONGEST:  # it may quote the request, which is not to be sent back whole
         detail = detail[:LONGEST] + " …"
     body: Problem | InferenceError
