@@ -418,15 +418,17 @@ def test_paths_and_methods(client):
     assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
-def test_an_internal_error_reveals_nothing_to_the_client(images, monkeypatch, caplog):
+def test_an_internal_error_is_logged_and_reveals_nothing_to_the_client(images, monkeypatch, capfd):
     app = create_app()
     monkeypatch.setattr("serve.predict.read_images", lambda *_: 1 / 0)
     answer = predict(app.test_client(), images[:1].tobytes(), "application/octet-stream")
     detail = problem(answer, 500)
     assert "ZeroDivisionError" not in answer.text
     assert "request id" in detail
-    (record,) = [record for record in caplog.records if "ZeroDivisionError" in str(record.exc_info)]
-    assert record.fields["request_id"] == answer.headers["X-Request-ID"]
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    reason, line = [line for line in lines if line.get("request_id") == answer.headers["X-Request-ID"]]
+    assert "ZeroDivisionError" in reason["traceback"]
+    assert (line["status"], line["level"], reason["level"]) == (500, "error", "error")
 
 
 def test_other_origins_are_allowed_only_if_configured(client, images):
