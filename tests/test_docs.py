@@ -122,7 +122,11 @@ SECONDS = str(Config().request_timeout)
     [
         ("docs/containers.md", r"`MAX_BODY_BYTES` above (\d+) MiB", (MEBIBYTES,)),
         ("docs/operation.md", r"bodies of (\d+) MiB", (MEBIBYTES,)),
-        ("deploy/kubernetes/README.md", r"accept bodies of (\d+) MiB, wait for (\d+) seconds", (MEBIBYTES, SECONDS)),
+        (
+            "deploy/kubernetes/README.md",
+            r"accept bodies of (\d+) MiB, wait for (\d+) seconds, .* after (\d+) seconds",
+            (MEBIBYTES, SECONDS, str(Config().keep_alive)),
+        ),
         ("serve/openapi.json", r"t most ([\d,]+) images and (\d+) MiB", (f"{Config().max_batch:,}", MEBIBYTES)),
         ("serve/openapi.json", r"at most (\d+) million pixels", (str(Config().max_pixels // 10**6),)),
     ],

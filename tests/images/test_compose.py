@@ -37,10 +37,20 @@ def replicas(compose):
     return compose("ps", "--quiet", "serve").split()
 
 
-def test_the_model_that_ships_is_served(compose, images):
+def test_the_model_that_ships_is_served_and_the_client_s_address_is_logged(docker, compose, images):
     compose("up", "--detach", "--no-build", "--wait")
-    answer = requests.post(f"{URL}/predict", images[:3].tobytes(), headers=RAW)
+    answer = requests.post(f"{URL}/predict", images[:3].tobytes(), headers=RAW | {"X-Forwarded-For": "203.0.113.9"})
     assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7, 2, 1]
+    proxy, gateway = docker(
+        "inspect",
+        "--format",
+        "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}",
+        compose("ps", "--quiet", "proxy"),
+    ).split()
+    (line,) = [line for line in compose("logs", "--no-log-prefix", "serve").splitlines() if '"POST"' in line]
+    assert gateway in line  # Docker forwards a request from this machine through it
+    assert proxy not in line
+    assert "203.0.113.9" not in line  # what a client claims
 
 
 def test_a_model_of_your_own_is_served(compose, mounted, monkeypatch):

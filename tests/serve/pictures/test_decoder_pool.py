@@ -47,9 +47,7 @@ def others():
 
 
 @pytest.fixture
-def decoders(others, monkeypatch):
-    """Return a pool that waits long: a limit of CPU time is to refuse a picture, not a busy machine."""
-    monkeypatch.setattr(decoder_pool, "TIMEOUT", 5 * PATIENCE)
+def decoders(others):
     return DecoderPool(MAX_PIXELS)
 
 

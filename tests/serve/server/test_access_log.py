@@ -29,6 +29,12 @@ def test_every_request_has_one_line_of_json(service, images):
     assert 0 < line["milliseconds"] < 1000 * took
 
 
+def test_the_error_of_a_client_is_no_error_of_the_service(service):
+    assert requests.get(f"{service.url}/nowhere", headers={"X-Request-ID": "lost"}).status_code == 404
+    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "lost"])
+    assert (line["status"], line["level"]) == (404, "info")
+
+
 def test_the_line_of_an_inference_has_the_number_of_images(service, images):
     tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 28, 28], "data": images[:2].tolist()}
     sent = {"X-Request-ID": "inference"}
