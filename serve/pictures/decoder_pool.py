@@ -38,7 +38,7 @@ MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has before it
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
-TIMEOUT = 10  # seconds per picture, for a process that hangs or an overloaded machine
+TIMEOUT = 30  # seconds per picture, for a process that hangs: on an overloaded machine, its start may take ten
 STOP = (signal.SIGINT, signal.SIGTERM)  # often sent to the whole process group, but the worker finishes its requests
 # glibc returns every block of 4 MiB or more to the system: no picture leaves memory for the next one to use.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
