@@ -14,26 +14,27 @@ from serve.release import Release, read
 from train.paths import RELEASE
 
 
-def make_graph(*, doubt: bool = True) -> bytes:
+def make_graph(*, doubt: bool = True, pixels: int = 784) -> bytes:
     """Return a graph to which every image is a 0 with a confidence of 0.1, and its doubt the mean of its pixels.
 
-    Without `doubt` it lacks that output, as an export that breaks the contract.
+    Without `doubt` it lacks that output, as an export that breaks the contract. With another number of pixels it loads,
+    but does not run.
     """
     info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
     image = info("image", TensorProto.UINT8, ["batch", 28, 28])
     outputs = [info("probabilities", TensorProto.FLOAT, ["batch", 10]), info("digit", TensorProto.INT64, ["batch"])]
     nodes = [
         node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        node("Flatten", ["float"], ["flat"]),
+        node("Reshape", ["float", "shape"], ["flat"]),
         node("MatMul", ["flat", "zeros"], ["logits"]),
         node("Softmax", ["logits"], ["probabilities"]),
         node("ArgMax", ["logits"], ["digit"], axis=1, keepdims=0),
     ]
-    constants = {"zeros": np.zeros((784, 10), np.float32)}
+    constants = {"zeros": np.zeros((pixels, 10), np.float32), "shape": np.array([-1, pixels])}
     if doubt:
         outputs.append(info("doubt", TensorProto.FLOAT, ["batch"]))
-        nodes.append(node("ReduceMean", ["flat", "pixels"], ["doubt"], keepdims=0))
-        constants["pixels"] = np.array([1])
+        nodes.append(node("ReduceMean", ["flat", "axis"], ["doubt"], keepdims=0))
+        constants["axis"] = np.array([1])
     initializers = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = onnx.helper.make_graph(nodes, "made", [image], outputs, initializers)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)

@@ -67,25 +67,7 @@ def test_a_foreign_graph_is_refused(folder):
 
 
 def test_a_graph_that_loads_but_does_not_run_is_refused(folder):
-    """The contract's inputs and outputs, with a reshape inside that no image fits."""
-    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
-    image = info("image", onnx.TensorProto.UINT8, ["batch", 28, 28])
-    outputs = [
-        info("probabilities", onnx.TensorProto.FLOAT, ["batch", 10]),
-        info("digit", onnx.TensorProto.INT64, ["batch"]),
-        info("doubt", onnx.TensorProto.FLOAT, ["batch"]),
-    ]
-    values = {"shape": [-1, 10], "one": [1]}
-    constants = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in values.items()]
-    nodes = [
-        node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
-        node("Reshape", ["float", "shape"], ["probabilities"]),
-        node("ArgMax", ["probabilities"], ["digit"], axis=1, keepdims=0),
-        node("ReduceMax", ["probabilities", "one"], ["doubt"], keepdims=0),
-    ]
-    graph = onnx.helper.make_graph(nodes, "broken", [image], outputs, constants)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    put_graph(folder, model.SerializeToString())
+    put_graph(folder, make_graph(pixels=10_000))
     with pytest.raises(ModelError, match="expected a graph that runs, found"):
         verify(folder)
 
