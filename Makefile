@@ -115,4 +115,4 @@ lock: ## write requirements/*.txt from pyproject.toml (needs uv)
 	$(COMPILE) --extra serve --constraint requirements/dev.txt -o requirements/serve.txt pyproject.toml
 
 clean: ## delete the environments and caches; artifacts stay
-	rm -rf .venv .venv-serve .venv-bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-serve .venv-bench .mypy_cache .pytest_cache .ruff_cache

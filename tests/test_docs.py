@@ -18,7 +18,7 @@ from train import consistency, frontier
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    ROOT / "README.md",
+    *ROOT.glob("*.md"),
     *(page for room in ("data", "deploy", "docs", "model") for page in (ROOT / room).rglob("*.md")),
 ]
 CODE = re.compile(r"^```.*?^```|^ {4}[^\n]*|`[^`\n]+`", re.DOTALL | re.MULTILINE)

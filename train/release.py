@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model import contract
+from model.version import VERSION
 from train import paths
 from train.calibration import calibration
 from train.consistency import sentence
@@ -54,7 +55,8 @@ def model_card(export: Export, data: Data, confidence: str) -> str:
 
 Classifies a {contract.SIDE}×{contract.SIDE} image of one handwritten digit, 0–9. This folder contains the ONNX graph
 (`{graph.file}`, opset {graph.opset}, {graph.bytes:,} bytes), the PyTorch weights (`{weights.file}`) and
-`{contract.MANIFEST}`: how the model was trained, and the SHA-256 of both files.
+`{contract.MANIFEST}`: how the model was trained, and the SHA-256 of both files. Released with version {VERSION} of this
+project.
 
 ## Use
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from werkzeug.exceptions import BadRequest, NotFound
 
 from model.contract import IMAGE, OUTPUTS, SIDE, TensorSpec
+from model.version import VERSION
 from serve.config import Config
 from serve.predictor import Predictor
 from serve.release import Release
@@ -97,7 +98,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.get("")
     def server_metadata() -> dict[str, Any]:
-        return {"name": SERVER, "version": release.version, "extensions": [EXTENSION]}
+        return {"name": SERVER, "version": VERSION, "extensions": [EXTENSION]}
 
     @routes.get("/health/live")
     @public

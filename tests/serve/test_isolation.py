@@ -23,12 +23,13 @@ def test_no_module_of_serve_imports_torch_or_train():
     imported = {name.partition(".")[0] for name in modules}
     assert {"serve", "onnxruntime", "flask"} <= imported
     assert not imported & {"torch", "torchvision", "train", "onnx", "ray", "matplotlib", "tests"}
-    shared = {"model.contract", "model.cores"}  # the modules that Dockerfile.serve copies
+    shared = {"model.contract", "model.cores", "model.version"}  # the modules that Dockerfile.serve copies
     assert {name for name in modules if name.startswith("model.")} == shared
 
 
 def test_modules_shared_by_train_and_serve_need_only_the_standard_library():
-    code = "import sys; import model.contract, model.cores; print(*{name.partition('.')[0] for name in sys.modules})"
+    imports = "import sys, model.contract, model.cores, model.version"
+    code = f"{imports}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {"model", "__main__"} | sys.stdlib_module_names
 
