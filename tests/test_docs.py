@@ -164,9 +164,9 @@ def test_every_route_that_requires_the_key_says_so_in_the_openapi_document():
             if item[method].get("security"):
                 documented.add((method, path))
                 assert "401" in item[method]["responses"]
-            answer = client.open(path.format(model="digits", version="0", name="page.js"), method=method)
-            if answer.status_code == 401:
-                refused.add((method, path))
+            with client.open(path.format(model="digits", version="0", name="page.js"), method=method) as answer:
+                if answer.status_code == 401:
+                    refused.add((method, path))
     assert documented == refused
 
 

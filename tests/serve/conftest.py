@@ -94,7 +94,7 @@ class Service:
 def _patient() -> Iterator[None]:
     """Let a pool of this process wait long for a decoder: on a busy machine, only its CPU time counts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.decoder_pool.TIMEOUT", 4 * PATIENCE)
+        patch.setattr("serve.pictures.decoder_pool.TIMEOUT", 4 * PATIENCE)
         yield
 
 
