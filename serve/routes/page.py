@@ -1,13 +1,15 @@
 """GET / and /static: the drawing page and its files; GET /openapi.json: the OpenAPI document."""
 
+import hashlib
+import mimetypes
 from pathlib import Path
 
-from flask import Blueprint, Response, send_file, send_from_directory
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import NotFound
 
 from serve.server.api_key import public
 
-STATIC = Path(__file__).parent / "static"
-DOCUMENT = Path(__file__).parent.parent / "openapi.json"
+FOLDER = Path(__file__).parent
 HEADERS = {
     # Nothing from another host, no inline script or style, no embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -20,27 +22,35 @@ HEADERS = {
 
 
 def blueprint() -> Blueprint:
-    """Return the routes."""
+    """Return the routes; the files are read once, now."""
     routes = Blueprint("page", __name__)
+    files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
+    description = (FOLDER.parent / "openapi.json").read_bytes()
 
     @routes.get("/")
     @public
     def page() -> Response:
-        return send_from_directory(STATIC, "index.html")
+        return _answer("index.html", files["index.html"])
 
     @routes.get("/static/<name>")
     @public
     def static(name: str) -> Response:
-        return send_from_directory(STATIC, name)
+        if name not in files:
+            raise NotFound
+        return _answer(name, files[name])
 
     @routes.get("/openapi.json")
     @public
     def openapi() -> Response:
-        return send_file(DOCUMENT)
-
-    @routes.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers.update(HEADERS)
-        return response
+        return _answer("openapi.json", description)
 
     return routes
+
+
+def _answer(name: str, content: bytes) -> Response:
+    """Return the file, or 304 or 412 if the request is conditional (ETag)."""
+    response = Response(content, mimetype=mimetypes.guess_type(name)[0])
+    response.headers.extend(HEADERS)
+    response.set_etag(hashlib.sha256(content).hexdigest()[:16])
+    response.make_conditional(request)
+    return response

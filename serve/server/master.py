@@ -53,7 +53,6 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "loglevel": self.config.log_level,
             "logger_class": logs.GunicornLogger,
             "control_socket_disable": True,
-            "sendfile": False,  # it would bypass serve.server.worker.Connection
             "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the scheme; by default 127.0.0.1 and ::1 may
             "post_fork": post_fork,
             "post_worker_init": post_worker_init,

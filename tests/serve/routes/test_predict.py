@@ -369,7 +369,7 @@ def test_bad_forms(client, images):
     for body in (b"x", part("image", good), b"--b\r\nContent-Type: image/png\r\n\r\n" + good + b"\r\n--b--"):
         assert "found a malformed one" in problem(predict(client, body, FORM), 400)
     large = predict(create_app().test_client(), b"--b\r\na: " + bytes(600_000), FORM)
-    assert "expected a body of at most" in problem(large, 413)
+    assert "parts with at most 500000 bytes of headers each" in problem(large, 413)
 
 
 def test_one_bad_image_of_many_fails_the_request_and_is_named(client, images):
