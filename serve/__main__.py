@@ -28,6 +28,8 @@ def check_address(host: str, port: int) -> None:
 if __name__ == "__main__":
     if find_spec("fcntl") is None:
         sys.exit("serve: expected Linux or macOS, found neither: on Windows use WSL, or Docker (docs/containers.md)")
+    if sys.argv[1:]:
+        sys.exit(f"serve: expected no arguments, found {sys.argv[1]}: the settings are environment variables")
     try:
         config = Config.from_environment(os.environ)
     except ConfigError as error:

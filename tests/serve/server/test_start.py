@@ -79,3 +79,7 @@ def test_an_invalid_model_is_named_and_no_file_is_left(tmp_path, damage, message
 
 def test_a_system_without_fcntl_is_refused():
     assert "expected Linux or macOS" in refused("-c", WITHOUT_FCNTL)
+
+
+def test_an_argument_is_refused():
+    assert "expected no arguments, found --bind" in refused("-m", "serve", "--bind", "0.0.0.0:80")
