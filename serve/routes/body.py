@@ -70,12 +70,17 @@ def _pieces(request: Request) -> Iterator[bytes]:
 
 
 def _unpacked(request: Request) -> Iterator[bytes]:
-    """Yield the body without its Content-Encoding; its size is checked as it grows."""
-    encoding, pieces = request.headers.get("Content-Encoding", "").strip().lower(), _pieces(request)
+    """Yield the body without its Content-Encoding. Its size is limited both as sent and unpacked."""
+    encoding, pieces = request.headers.get("Content-Encoding", "").strip().lower(), _limited(request, _pieces(request))
     if encoding in ("gzip", "x-gzip", "deflate"):
-        pieces = _inflated(pieces, encoding)
-    elif encoding not in ("", "identity"):
+        return _limited(request, _inflated(pieces, encoding))
+    if encoding not in ("", "identity"):
         raise UnsupportedMediaType(f"expected a Content-Encoding of gzip, deflate or identity, found {encoding}")
+    return pieces
+
+
+def _limited(request: Request, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield `pieces`. Raises werkzeug's 413 as soon as they have more than MAX_BODY_BYTES."""
     size = 0
     for piece in pieces:
         size += len(piece)
