@@ -1,13 +1,14 @@
 """Ablation of the preprocessing: accuracy with all stages, without each stage, and of a short baseline.
 
-The pictures are those of benchmarks.pictures. The stages of serve.pictures.preprocess are replaced one at a time.
-Writes docs/ablation.md and .json: the accuracy of each variant on each form, in percent.
+The pictures are those of benchmarks.pictures. The stages of the preprocessing are replaced one at a time. Writes
+docs/ablation.md and .json: the accuracy of each variant on each form, in percent.
 """
 
 import argparse
 import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,27 +25,32 @@ from benchmarks.forms import FORMS
 from benchmarks.pages import wrap
 from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
 from serve.pictures import preprocess
+from serve.pictures.background import perimeter
 from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
+from serve.pictures.ink import NO_INK
 from serve.pictures.preprocess import ImageError
+from serve.pictures.sheet import otsu
 from train.files import to_json, write_together
 from train.markdown import table
 from train.paths import ROOT
 from train.provenance import source_revision
 
-# The attributes of serve.pictures.preprocess that switch each stage off.
+# What switches each stage off: names in serve.pictures, and their values.
 WITHOUT: dict[str, dict[str, Any]] = {
-    "uniform background": {"_uniform_background": lambda thumbnail: None},
-    "polarity": {"_ink_is_light": lambda thumbnail, background: False},
-    "closing": {"_correct_illumination": lambda values, background: values},
-    "threshold decomposition": {"FLAT_BORDER": 255},
-    "frames": {"_is_frame": lambda frame, other, labels: False},
-    "dirt and texture": {"MIN_INK": 0.0, "MIN_LIKENESS": 0.0},
-    "inner components": {"MIN_INNER_INK": np.inf},
-    "noise": {"MIN_SIGNAL": 0.0},
-    "second pass": {"_surroundings": lambda mask, shape: [(0, length) for length in shape]},
-    "local contrast": {"MIN_NEARBY_CONTRAST": 1.0},
-    "edge width": {"MAX_EDGE": np.inf},
-    "stroke width": {"MIN_STROKE": 0.0, "MAX_STROKE": 20.0},
+    "sheet": {"preprocess.without_surround": lambda grey, reduced: None},
+    "uniform background": {"preprocess.uniform_background": lambda thumbnail: None},
+    "polarity": {"preprocess.ink_is_light": lambda thumbnail, background: False},
+    "shadow": {"preprocess.has_shadow": lambda thumbnail, background: False},
+    "closing": {"preprocess.correct_illumination": lambda values, background: values},
+    "threshold decomposition": {"ink.FLAT_BORDER": 255},
+    "frames": {"ink._is_frame": lambda frame, other, labels: False},
+    "dirt and texture": {"ink.MIN_INK": 0.0, "ink.MIN_LIKENESS": 0.0},
+    "inner components": {"ink.MIN_INNER_INK": np.inf},
+    "noise": {"preprocess.MIN_SIGNAL": 0.0},
+    "second pass": {"preprocess._surroundings": lambda mask, shape: [(0, length) for length in shape]},
+    "local contrast": {"ink.MIN_NEARBY_CONTRAST": 1.0},
+    "edge width": {"preprocess.MAX_EDGE": np.inf},
+    "stroke width": {"preprocess.MIN_STROKE": 0.0, "preprocess.MAX_STROKE": 20.0},
 }
 
 
@@ -55,16 +61,11 @@ def baseline(picture: Pixels) -> Pixels:
     bounding box is fitted into 20×20 and centred by its centre of mass.
     """
     values = preprocess._reduced(picture.astype(np.float32), 160)
-    border = float(np.median(preprocess._perimeter(values)))
+    border = float(np.median(perimeter(values)))
     contrast = abs(values - border)
-    counts, edges = np.histogram(contrast, 256)
-    below = counts.cumsum()
-    mass = (counts * edges[:-1]).cumsum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mass[-1] * below / below[-1] - mass) ** 2 / (below * (below[-1] - below))
-    level = float(edges[int(np.nanargmax(between[:-1])) + 1])
+    level = otsu(contrast)
     if contrast.max() <= level:
-        raise ImageError(preprocess.NO_INK)
+        raise ImageError(NO_INK)
     ink = np.where(ndimage.binary_dilation(contrast > level), contrast / contrast.max(), 0).astype(np.float32)
     return preprocess._centred(preprocess._fit(ink, 0.2, preprocess.BOX, 0))
 
@@ -114,7 +115,9 @@ def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
 
 
 def _without(changes: dict[str, Any], picture: Pixels) -> Pixels:
-    with patch.multiple(preprocess, **changes):
+    with ExitStack() as stack:
+        for name, value in changes.items():
+            stack.enter_context(patch(f"serve.pictures.{name}", value))
         return preprocess.to_mnist(picture)
 
 

@@ -325,6 +325,137 @@ def _poor_jpeg(digit: Image.Image, random: np.random.Generator) -> bytes:
     return _as_jpeg(Image.fromarray((scene * 255).astype(np.uint8)), quality=8)
 
 
+# A sheet in view, on a surround.
+
+
+def _laid(
+    digit: Image.Image, random: np.random.Generator, size: tuple[int, int], corners: NDArray[np.float64]
+) -> tuple[Floats, Floats]:
+    """Return the coverage of each pixel by a sheet with these corners, clockwise, [4, 2], and by the digit on it."""
+    width, height = np.ptp(corners, axis=0).round().astype(int).tolist()
+    ink, _ = _scene(digit, random, (width, height), (0.35, 0.75))
+    rows, goals = [], []  # for the coefficients of the transform from the picture's coordinates to the sheet's
+    for (x, y), (u, v) in zip(corners, ((0, 0), (width, 0), (width, height), (0, height)), strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        goals += [u, v]
+    transform = np.linalg.solve(np.array(rows), np.array(goals)).tolist()
+    sheet, ink = (
+        np.asarray(
+            Image.fromarray(layer).transform(size, Image.Transform.PERSPECTIVE, transform, Image.Resampling.BILINEAR)
+        )
+        for layer in (np.ones_like(ink), ink)
+    )
+    return sheet, ink
+
+
+def _corners(random: np.random.Generator, size: tuple[int, int], cut_off: bool = False) -> NDArray[np.float64]:
+    """Return the corners of a sheet turned by up to 15°, in perspective, cut off on one side or on none."""
+    box = random.uniform(0.5, 0.8, 2) * size
+    middle = np.array(size) / 2 + random.uniform(-0.06, 0.06, 2) * size
+    if cut_off:
+        axis, sign = int(random.integers(2)), int(random.choice([-1, 1]))
+        box[axis] *= 1.3
+        middle[axis] += sign * random.uniform(0.2, 0.3) * size[axis]
+    angle = np.deg2rad(random.uniform(-15, 15))
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    places = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * box / 2 * (1 + random.uniform(-0.05, 0.05, (4, 1)))
+    return np.asarray(places @ turn + middle, np.float64)
+
+
+def _table(random: np.random.Generator, size: tuple[int, int], lightest: float) -> Floats:
+    """Return the grey levels of a plain table, or one with grain, float32 [H, W]."""
+    x, y = _axes(size)
+    grain = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, 0.06)
+    return np.asarray(random.uniform(0.03, lightest) + grain, np.float32)
+
+
+def _cloth(random: np.random.Generator, size: tuple[int, int], lightest: float) -> Floats:
+    """Return the grey levels of a striped, chequered or mottled cloth, float32 [H, W]."""
+    kind, spacing, angle = int(random.integers(3)), random.uniform(8, 40), random.uniform(0, np.pi)
+    if kind == 2:
+        spots = Image.fromarray((random.random(size[::-1]) * 255).astype(np.uint8))
+        blurred = np.asarray(spots.filter(ImageFilter.GaussianBlur(spacing / 6)), np.float32)
+        pattern = (0.5 + (blurred - blurred.mean()) / (4 * blurred.std())).clip(0, 1)
+    else:
+        thick = spacing * random.uniform(0.3, 0.6)
+        pattern = _lines(size, angle, spacing, 0, thick)
+        if kind == 1:
+            pattern = (pattern + _lines(size, angle + np.pi / 2, spacing, 0, thick)) / 2
+    dark = random.uniform(0.03, 0.5)
+    return np.asarray(dark + (random.uniform(dark, lightest) - dark) * pattern, np.float32)
+
+
+def _framed(digit: Image.Image, random: np.random.Generator, light: bool = False) -> bytes:
+    size = int(random.integers(200, 500)), int(random.integers(200, 500))
+    left, top, right, bottom = (max(3.0, share * min(size)) for share in random.uniform(0, 0.25, 4))
+    if random.random() < 0.5:
+        top = right = bottom = left
+    right, bottom = size[0] - round(right), size[1] - round(bottom)
+    left, top = round(left), round(top)
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float)
+    sheet, mask = _laid(digit, random, size, corners)
+    paper = random.uniform(0.7, 1)
+    scene = _painted(sheet, random.uniform(0, paper - 0.25), _painted(mask, paper, random.uniform(0, 0.3)))
+    return _shot(1 - scene if light else scene, random, random.uniform(0, 3), 90, blur=0.3)
+
+
+def _light_framed(digit: Image.Image, random: np.random.Generator) -> bytes:
+    return _framed(digit, random, light=True)
+
+
+def _on_surround(
+    digit: Image.Image,
+    random: np.random.Generator,
+    surround: Callable[[np.random.Generator, tuple[int, int], float], Floats],
+    cut_off: bool = False,
+) -> bytes:
+    size = (400, 300)
+    mask: Floats = np.zeros(size[::-1], np.float32)
+    while not mask.any() or mask[[0, -1]].any() or mask[:, [0, -1]].any():  # the digit must be in view
+        sheet, mask = _laid(digit, random, size, _corners(random, size, cut_off))
+    paper = random.uniform(0.75, 0.97)
+    scene = _painted(sheet, surround(random, size, paper - 0.2), _painted(mask, paper, random.uniform(0.05, 0.3)))
+    if random.random() < 0.2:
+        scene = 1 - scene  # a dark sheet with light ink on a light table
+    x, y = _axes(size)
+    angle = random.uniform(0, 2 * np.pi)
+    light = 1 - random.uniform(0, 0.3) * (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / 500)
+    return _shot(scene * light, random, random.uniform(1, 5), blur=0.9)
+
+
+def _on_table(digit: Image.Image, random: np.random.Generator) -> bytes:
+    return _on_surround(digit, random, _table)
+
+
+def _on_cloth(digit: Image.Image, random: np.random.Generator) -> bytes:
+    return _on_surround(digit, random, _cloth)
+
+
+def _cut_off(digit: Image.Image, random: np.random.Generator) -> bytes:
+    return _on_surround(digit, random, _table if random.random() < 0.7 else _cloth, cut_off=True)
+
+
+def _own_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
+    size = (400, 300)
+    corners = np.array([(0, 0), (400, 0), (400, 300), (0, 300)], float)
+    if on_table := random.random() < 0.5:
+        corners = _corners(random, size)
+    sheet, mask = _laid(digit, random, size, corners)
+    paper = _painted(mask, random.uniform(0.75, 0.97), random.uniform(0.05, 0.25))
+    scene = _painted(sheet, _table(random, size, 0.4), paper) if on_table else paper
+    # The shadow of a head and shoulders, or of a hand with a phone, from one side of the picture.
+    x, y = _axes((400, 400))
+    x, y = x - random.uniform(-100, 100), y + random.uniform(-80, 60)
+    head = np.hypot(x / random.uniform(35, 70), y / random.uniform(45, 80)) < 1
+    body = np.hypot(x / random.uniform(80, 160), (y - 200) / random.uniform(120, 170)) < 1
+    shape = np.rot90(head | body, int(random.integers(4)))[50:350]
+    soft = Image.fromarray(np.where(shape, np.uint8(255), np.uint8(0))).filter(
+        ImageFilter.GaussianBlur(random.uniform(1, 12))
+    )
+    light = 1 - (1 - random.uniform(0.45, 0.8)) * np.asarray(soft, np.float32) / 255
+    return _shot(scene * light, random, random.uniform(1, 5), blur=0.9)
+
+
 def pair(first: Image.Image, second: Image.Image, random: np.random.Generator) -> bytes:
     """Return a picture of two digits beside each other, 0.1 to 0.8 of a digit's height apart, black on white."""
     whole = Image.new("L", (560, 300), 255)
@@ -447,6 +578,40 @@ FORMS = {
     ),
     "dark_mode": Form("dark mode", "300×300: light, coloured ink on a dark screen.", _dark_mode),
     "poor_jpeg": Form("JPEG, quality 8", "300×300: dark on light, as a JPEG of quality 8.", _poor_jpeg),
+    "framed": Form(
+        "a dark frame around a light sheet",
+        "200–500 pixels: dark ink on a light sheet; around it a frame of one darker grey, from 3 pixels to a quarter "
+        "of the shorter side wide, equal or different on the four sides.",
+        _framed,
+    ),
+    "light_framed": Form(
+        "a light frame around a dark sheet",
+        "The same, inverted: light ink, a dark sheet, a lighter frame.",
+        _light_framed,
+    ),
+    "on_table": Form(
+        "a sheet on a table",
+        "400×300: a sheet wholly in view, turned by up to 15°, in perspective, on a darker table, plain or with grain; "
+        "the light decreases by up to 30 %. A fifth is inverted: a dark sheet, light ink, a light table.",
+        _on_table,
+    ),
+    "on_cloth": Form(
+        "a sheet on a patterned cloth",
+        "The same on a cloth: striped, chequered or mottled, its lightest tone at least 20 % of white darker than the "
+        "sheet.",
+        _on_cloth,
+    ),
+    "cut_off": Form(
+        "three sides of a sheet in view",
+        "As on a table or, for a third, on a cloth, with one side of the sheet outside the picture.",
+        _cut_off,
+    ),
+    "own_shadow": Form(
+        "the photographer's shadow",
+        "400×300: paper that fills the picture, or half the time a sheet on a table; on it the shadow of a head and "
+        "shoulders, with 45–80 % of the light and a soft edge.",
+        _own_shadow,
+    ),
 }
 
 

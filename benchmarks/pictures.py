@@ -41,14 +41,15 @@ IN_FORM = 1_000  # images already in MNIST's form, for timing
 METHOD = """## How a picture is read
 
 `serve.pictures.decode` decodes the bytes into an upright grey picture. `serve.pictures.preprocess` brings it into
-MNIST's form:
+MNIST's form, with the modules beside it:
 
-1. Estimate the background, and decide by the skewness of the contrast whether the ink is light or dark.
-2. Divide by a morphological closing if the light is uneven.
-3. Isolate the ink by threshold decomposition, and choose the connected components that are the digit.
-4. If the digit is small in the picture, do 2 and 3 again on its surroundings, at a higher resolution.
-5. Normalise the stroke width by a distance transform, unless the picture is so coarse that its edges are wide.
-6. Fit the ink into 20×20 and put its centre of mass in the middle.
+1. If a sheet lies in view, remove what is around it (`sheet`).
+2. Estimate the background, and decide by the skewness of the contrast whether the ink is light or dark.
+3. Divide by a morphological closing if the light is uneven (2 and 3: `background`).
+4. Isolate the ink by threshold decomposition, and choose the connected components that are the digit (`ink`).
+5. If the digit is small in the picture, do 3 and 4 again on its surroundings, at a higher resolution.
+6. Normalise the stroke width by a distance transform, unless the picture is so coarse that its edges are wide.
+7. Fit the ink into 20×20 and put its centre of mass in the middle.
 
 The effect of each stage: [ablation.md](ablation.md).
 
@@ -241,9 +242,8 @@ def markdown(figures: dict[str, Any]) -> str:
         f"time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in MNIST's form, `prepare` "
         f"takes {figures['in_form_ms']:.2f} ms.",
         "",
-        "The renderings are ours. The constants of `serve.pictures.preprocess` were chosen on renderings of MNIST's "
-        "training images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark "
-        "screens "
+        "The renderings are ours. The constants of the preprocessing were chosen on renderings of MNIST's training "
+        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
         "rendered from test images first showed that UNIFORM was too small; its new value was confirmed on training "
         "images.",
         "",

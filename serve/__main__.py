@@ -17,9 +17,9 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), port))
-    except OSError as error:
-        reason = error.strerror
-        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name is empty or too long
+        reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
             sys.exit(f"serve: PORT: expected a port that is free and allowed, found {port}: {reason}; set another PORT")
         expected = "HOST: expected an address of this machine"
         sys.exit(f"serve: {expected}, found {host!r}: {reason}; unset HOST, or set it to 127.0.0.1 or 0.0.0.0")

@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from serve.pictures.preprocess import SIDE, Floats, Grey, ImageError, Preprocess, in_form, to_mnist
+from serve.pictures.background import Floats
+from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
 MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoder has 224 MiB

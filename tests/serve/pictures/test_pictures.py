@@ -357,6 +357,9 @@ FORMS = {  # by the percentage of MNIST's 10,000 test images that are read; for 
     99.2: "enlarged inverted inverted_enlarged page_third page_tenth jpeg thin thick transparent",
     98.8: "photographed",
     98.5: "glare boxed hard_shadow paper_corner squared ruled pencil dark_mode poor_jpeg",
+    98.0: "framed light_framed on_table cut_off",
+    95.0: "on_cloth",
+    90.0: "own_shadow",
     92.0: "other_hands",
 }
 THRESHOLDS = {form: percent for percent, forms in FORMS.items() for form in forms.split()}

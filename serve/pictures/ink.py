@@ -1,0 +1,150 @@
+"""The ink of a digit: contrast by threshold decomposition, and the connected components that are the digit."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from serve.pictures.background import FLAT_BORDER, Floats, perimeter, quantile
+
+# Contrast is 0 to 1.
+CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
+LEVELS = 8  # thresholds of the decomposition
+MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # of ink: absolute, and relative to the strongest contrast
+MIN_SIGNAL = 8  # the least contrast of ink, in standard deviations of the noise
+NEARBY_WINDOW = 0.1  # of the digit's size: the window in which a pixel is compared with the strongest ink
+MIN_NEARBY_CONTRAST = 0.3  # of the typical contrast: the least that a pixel is compared with
+
+# Components, relative to the one with the most ink unless stated otherwise.
+MIN_INK = 0.05  # a component with less is dirt
+MIN_LIKENESS = 0.6  # contrast: a fainter component outside the digit's bounding box is texture or shadow
+MIN_INNER_INK = 0.1  # if a component inside the picture has this much, those at the border are not the digit
+MIN_FRAMED_SIZE = 0.25  # size relative to the component that encloses it: that one is a frame
+MIN_CHOSEN_INK = 0.25  # of all ink: if the chosen components have less, the picture is noise
+MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # of another digit, and of the gap before it; relative to the tallest component
+
+NO_INK = "expected a picture of a digit, found no ink in it"
+EIGHT_CONNECTED = np.ones((3, 3), np.int8)
+WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # thresholds by rows by columns
+
+
+class ImageError(ValueError):
+    """The picture is unreadable or shows no digit; the message is one line with the expected and the found."""
+
+    index: int | None = None  # of the image in a batch
+
+
+class Component(NamedTuple):
+    """A connected component of ink: label, bounding box in pixels, ink (area × mean contrast) and mean contrast."""
+
+    label: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    ink: float
+    contrast: float
+
+    @property
+    def size(self) -> int:
+        """The longer side of the bounding box."""
+        return max(self.bottom - self.top, self.right - self.left)
+
+    def is_part_of(self, main: "Component") -> bool:
+        """Return whether this is a part of the digit whose component with the most ink is `main`."""
+        if self.contrast >= MIN_LIKENESS * main.contrast:
+            return self.ink >= MIN_INK * main.ink
+        # Thin parts of a stroke are faint, and inside the digit.
+        return min(self.top - main.top, main.bottom - self.bottom, self.left - main.left, main.right - self.right) >= 0
+
+
+def threshold_decomposition(values: Floats, outside: tuple[float | None, ...]) -> Floats:
+    """Threshold decomposition: return the contrast, 0–1, of dark regions that a lighter region surrounds.
+
+    For each of LEVELS thresholds, the connected components that are darker and do not touch the border are added up. If
+    the border has one grey level, that equals the quantised difference from it. `outside` is the background beyond
+    the top, bottom, left and right border, or None if it is unknown.
+    """
+    padded: Floats = np.pad(values, 1, mode="edge")
+    for edge, background in zip((padded[0], padded[-1], padded[:, 0], padded[:, -1]), outside, strict=True):
+        if background is not None:
+            edge[:] = background
+    border = perimeter(padded)
+    thresholds, step = np.linspace(padded.min(), padded.max(), LEVELS, endpoint=False, retstep=True)
+    if np.ptp(border) <= FLAT_BORDER:
+        depth = ((np.median(border) - padded) / max(step, 1e-3)).clip(0).round() * step
+    else:
+        labels, count = ndimage.label(padded < (thresholds + step / 2)[:, None, None], WITHIN_LEVELS)
+        depths = np.full(count + 1, step, np.float32)
+        depths[0] = 0
+        depths[perimeter(labels.transpose(1, 2, 0))] = 0
+        depth = depths[labels].sum(axis=0)
+    return np.asarray((depth / (padded + depth + CONTRAST_OFFSET))[1:-1, 1:-1], np.float32)
+
+
+def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
+    """Return the labels of the ink's connected components, [H, W], and the components by decreasing ink."""
+    rank = min(max(3, contrast.size // 1_000), contrast.size)
+    top = float(np.sort(contrast, axis=None)[-rank])  # faster than np.partition, as most values are equal
+    labels, count = ndimage.label(contrast > max(MIN_RELATIVE_CONTRAST * top, MIN_CONTRAST), EIGHT_CONNECTED)
+    inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1).tolist()
+    areas = np.bincount(labels.ravel(), minlength=count + 1).tolist()
+    found = [
+        Component(label, y.start, y.stop, x.start, x.stop, inks[label], inks[label] / areas[label])
+        for label, (y, x) in enumerate(ndimage.find_objects(labels), start=1)
+    ]
+    return labels, sorted(found, key=lambda component: -component.ink)
+
+
+def _is_frame(frame: Component, other: Component, labels: NDArray[np.int32]) -> bool:
+    """Return whether `frame` is on all four sides of `other` and `other` is too large to be dirt in a digit's hole."""
+    if other.size < MIN_FRAMED_SIZE * frame.size or other.ink < 0.1 * frame.ink:
+        return False
+    y, x = (other.top + other.bottom) // 2, (other.left + other.right) // 2
+    sides = labels[y, : other.left], labels[y, other.right :], labels[: other.top, x], labels[other.bottom :, x]
+    return all(frame.label in side for side in sides)
+
+
+def find_digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[Component]]:
+    """Return the digit's mask, [H, W], and its connected components by decreasing ink.
+
+    Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains, or
+    if no pixel of the component with the most ink has a contrast above `least`.
+    """
+    labels, found = _components(contrast)
+    height, width = labels.shape
+    inner = [c for c in found if c.top > 0 and c.left > 0 and c.bottom < height and c.right < width]
+    found = inner if inner and inner[0].ink >= MIN_INNER_INK * found[0].ink else found
+    large = found[:50]
+    frames = [component for component in large if any(_is_frame(component, other, labels) for other in large)]
+    candidates = [component for component in found if component not in frames]
+    chosen = [component for component in candidates if component.is_part_of(candidates[0])]
+    if sum(component.ink for component in chosen) <= MIN_CHOSEN_INK * sum(component.ink for component in candidates):
+        raise ImageError(NO_INK)
+    if contrast[labels == chosen[0].label].max() <= least:
+        raise ImageError(NO_INK)
+    return np.isin(labels, [component.label for component in chosen]), chosen
+
+
+def check_single(chosen: list[Component], width: int) -> None:
+    """Raise ImageError if the components are several digits: side by side, with gaps, of similar height."""
+    tallest = max(component.bottom - component.top for component in chosen)
+    digits = sorted((c for c in chosen if c.bottom - c.top >= MIN_HEIGHT * tallest), key=lambda c: c.left)
+    if len(digits) > 1 and all(b.left - a.right >= MIN_GAP * tallest for a, b in pairwise(digits)):
+        places = " and ".join(f"{100 * c.left // width}–{100 * c.right // width} %" for c in digits)
+        raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
+
+
+def normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
+    """Local contrast normalisation: return the ink in `mask`, 0–1, divided by the strongest contrast nearby.
+
+    Ink in glare or under light pressure has less contrast than the rest. `size` is that of the digit in pixels.
+    """
+    side = max(3, int(NEARBY_WINDOW * size)) | 1
+    typical = quantile(contrast[mask], 0.75)
+    nearby = ndimage.maximum_filter(np.where(mask, contrast, 0), side)
+    nearby = ndimage.uniform_filter(nearby, side).clip(MIN_NEARBY_CONTRAST * typical, typical)
+    dilated = ndimage.maximum_filter(mask, 3)
+    return np.where(dilated, (contrast / nearby).clip(0, 1), np.float32(0)).astype(np.float32, copy=False)
