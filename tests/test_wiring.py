@@ -293,9 +293,21 @@ def test_nginx_passes_the_client_s_address_on_and_the_service_trusts_docker_s_ne
 def test_a_windows_checkout_has_unix_line_ends_and_unchanged_binaries(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("expected a git checkout, found none")
-    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, tmp_path / "clone"], check=True)
-    command = ["git", "-C", tmp_path / "clone", "ls-files", "--eol"]  # "i/lf w/lf attr/text=auto eol=lf <tab> path"
-    files = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def git(*arguments, folder=tmp_path / "repository"):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        command = ["git", "-C", folder, *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    for name in filter(Path.exists, map(ROOT.joinpath, git("ls-files", folder=ROOT).splitlines())):
+        copy = tmp_path / "repository" / name.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, copy)
+    git("init", "-q")
+    git("add", "--all", "--force")
+    git("commit", "-q", "-m", "the working tree")
+    git("clone", "-q", "-c", "core.autocrlf=true", ".", tmp_path / "clone")
+    files = git("ls-files", "--eol", folder=tmp_path / "clone")  # "i/lf w/lf attr/text=auto eol=lf <tab> path"
     for status, path in (line.split("\t") for line in files.splitlines()):
         binary = path.endswith((".gz", ".onnx", ".png", ".safetensors"))
         assert ("attr/-text" if binary else "w/lf") in status.split(), path
