@@ -197,7 +197,7 @@ async function ask() {
     if (isEmpty() || isDot()) continue;
     request = new AbortController();
     const { signal } = request;
-    const slow = setTimeout(() => say("Reading …"), 500);
+    const slow = setTimeout(() => signal.aborted || say("Reading …"), 500);
     try {
       const answer = await predict(signal);
       if (!signal.aborted) show(answer);
