@@ -215,6 +215,7 @@ def test_the_response(client, images):
     (prediction,) = answer.json["predictions"]
     assert list(prediction) == ["digit", "confidence", "doubtful", "probabilities"]
     assert len(prediction["probabilities"]) == 10
+    assert prediction["probabilities"] == [round(probability, 6) for probability in prediction["probabilities"]]
     assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-5)
     assert prediction["confidence"] == max(prediction["probabilities"]) == prediction["probabilities"][7]
     assert answer.json["model"] == {"name": "Model_3", "version": read(RELEASE).version}
