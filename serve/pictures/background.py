@@ -15,7 +15,7 @@ UNIFORM = 24  # largest difference between the corners of a uniform background
 MIN_BORDER_CONTRAST = 60  # between ink that touches the border and the background
 MAX_SHARE = 0.15  # largest part of the border that is ink, if the ink touches it in one place only
 SHADOW_WINDOW, MIN_SHADOW = 7, 80  # width and area, in pixels of the thumbnail, of a region that may be a shadow
-MAX_SHADOW = 0.8  # of the ink's contrast: that of a shadow
+MAX_SHADOW, MIN_STEP = 0.8, 0.4  # of the ink's contrast: that of a shadow, and that between neighbours of sharp ink
 CLOSING_WINDOW = 0.2  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
 MEDIAN_WINDOW = 7  # pixels of the thumbnail: wider than a stroke
 FLAT_BORDER = 16  # largest difference along a border that no ink crosses
@@ -72,13 +72,14 @@ def _skewness(contrast: Floats) -> float:
 def has_shadow(thumbnail: Floats, background: float) -> bool:
     """Return whether a shadow is on the uniform background: a region wider than strokes, less dark than the ink.
 
-    A picture smaller than a thumbnail is no photograph.
+    A picture smaller than a thumbnail, or without sharp ink, is no photograph of a sheet.
     """
     if max(thumbnail.shape) < THUMBNAIL_SIDE:
         return False
+    ink = background - float(thumbnail.min())
+    step = max(float(abs(np.diff(thumbnail, axis=axis)).max(initial=0)) for axis in (0, 1))
     depth = background - _closing(thumbnail, SHADOW_WINDOW)
-    shadow = depth > UNIFORM
-    return bool(shadow.sum() > MIN_SHADOW and depth.max() < MAX_SHADOW * (background - thumbnail.min()))
+    return bool((depth > UNIFORM).sum() > MIN_SHADOW and depth.max() < MAX_SHADOW * ink and step > MIN_STEP * ink)
 
 
 def correct_illumination(values: Floats, background: float | None) -> Floats:

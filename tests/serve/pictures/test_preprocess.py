@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from benchmarks.forms import pair
+from benchmarks.forms import FORMS, pair
 from benchmarks.pictures import predict_digits
 from serve.pictures.decode import decode
 from serve.pictures.preprocess import ImageError, to_mnist
@@ -86,6 +86,14 @@ def test_a_digit_of_three_percent_of_the_side_is_read(images, labels):
 def test_a_digit_too_small_to_read_is_refused_with_what_to_do(images):
     with pytest.raises(ImageError, match=r"^expected a digit of at least 6 pixels, found 5: crop closer$"):
         to_mnist(small_digit(Image.fromarray(images[0]), 5))
+
+
+@pytest.mark.parametrize("form", ["coarse", "stretched"])
+def test_blurred_ink_is_no_shadow(form, mnist):
+    random = np.random.default_rng(0)
+    pictures = [FORMS[form].render(Image.fromarray(pixels.numpy()), random) for pixels in mnist.train.images[:30]]
+    found = predict_digits(np.stack([decode(picture) for picture in pictures]))
+    assert (found == mnist.train.labels[:30].numpy()).sum() >= 27
 
 
 def test_a_mark_in_a_very_wide_picture_is_found():
