@@ -76,10 +76,12 @@ def has_shadow(thumbnail: Floats, background: float) -> bool:
     """
     if max(thumbnail.shape) < THUMBNAIL_SIDE:
         return False
+    wide = thumbnail[background - _closing(thumbnail, SHADOW_WINDOW) > UNIFORM]
+    if wide.size <= MIN_SHADOW:
+        return False
     ink = background - float(thumbnail.min())
     step = max(float(abs(np.diff(thumbnail, axis=axis)).max(initial=0)) for axis in (0, 1))
-    depth = background - _closing(thumbnail, SHADOW_WINDOW)
-    return bool((depth > UNIFORM).sum() > MIN_SHADOW and depth.max() < MAX_SHADOW * ink and step > MIN_STEP * ink)
+    return background - float(np.median(wide)) < MAX_SHADOW * ink and step > MIN_STEP * ink
 
 
 def correct_illumination(values: Floats, background: float | None) -> Floats:
