@@ -208,7 +208,7 @@ def test_the_training_image_contains_what_train_imports():
     names = [node.module or "" for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported = {name.partition(".")[0] for name in names}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    needed = (imported & packages) | {"train", "data/mnist"}
+    needed = (imported & packages) | {"train", "data/mnist", "pyproject.toml"}  # model.version reads the last
     files = copied("Dockerfile.train")
     assert {source: files.get(source) for source in needed} == {source: f"/app/{source}" for source in needed}
 
