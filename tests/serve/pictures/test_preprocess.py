@@ -1,6 +1,7 @@
 """Preprocessing: a picture of several digits is refused, and a digit is found among other marks."""
 
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -88,12 +89,15 @@ def test_a_digit_too_small_to_read_is_refused_with_what_to_do(images):
         to_mnist(small_digit(Image.fromarray(images[0]), 5))
 
 
-@pytest.mark.parametrize("form", ["coarse", "stretched"])
-def test_blurred_ink_is_no_shadow(form, mnist):
+@pytest.mark.parametrize(("form", "least"), [("coarse", 93), ("stretched", 90), ("thick", 98)])
+def test_blurred_or_thick_ink_is_no_shadow(form, least, mnist):
     random = np.random.default_rng(0)
-    pictures = [FORMS[form].render(Image.fromarray(pixels.numpy()), random) for pixels in mnist.train.images[:30]]
-    found = predict_digits(np.stack([decode(picture) for picture in pictures]))
-    assert (found == mnist.train.labels[:30].numpy()).sum() >= 27
+    images, labels = mnist.train.images[:100].numpy(), mnist.train.labels[:100].numpy()
+    found = np.zeros_like(images)
+    for place, pixels in zip(found, images, strict=True):
+        with suppress(ImageError):
+            place[:] = decode(FORMS[form].render(Image.fromarray(pixels), random))
+    assert (predict_digits(found) == labels).sum() >= least
 
 
 def test_a_mark_in_a_very_wide_picture_is_found():
