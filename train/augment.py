@@ -24,12 +24,16 @@ class Warp:
     scale: float  # relative change of size
     shear: float  # pixels along x per pixel of y
     elastic: float  # displacement of each control point in pixels, along each axis
+    thicker: float = 0.0  # of the way to the 3×3 maximum, for a quarter of the images
+    thinner: float = 0.0  # of the way to the 3×3 minimum, for another quarter
 
     def __str__(self) -> str:
-        return (
+        warp = (
             f"every image rotated by up to ±{self.degrees:g}°, shifted by ±{self.pixels:g} pixels, "
             f"scaled by ±{100 * self.scale:g} %, sheared by ±{self.shear:g}, bent by ±{self.elastic:g} pixels"
         )
+        strokes = f", strokes made up to {self.thicker:g} pixels thicker or {self.thinner:g} thinner on each side"
+        return warp + strokes * bool(self.thicker or self.thinner)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Warp float32 [N, C, H, H] `images` with bilinear resampling; outside the image is 0, the background.
@@ -49,7 +53,15 @@ class Warp:
         shifts = torch.rand(count, 2, CONTROL_POINTS, CONTROL_POINTS, device=images.device) * 2 - 1
         elastic = spline @ (shifts * (self.elastic * pixel)) @ spline.T
         sources = (maps.view(-1, 3) @ positions).view(count, 2, side, side) + elastic
-        return F.grid_sample(images, sources.permute(0, 2, 3, 1), align_corners=False)
+        warped = F.grid_sample(images, sources.permute(0, 2, 3, 1), align_corners=False)
+        return self._change_stroke_width(warped) if self.thicker or self.thinner else warped
+
+    def _change_stroke_width(self, images: Tensor) -> Tensor:
+        """Blend half of the `images` with their 3×3 maximum or minimum, by random amounts."""
+        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half of them within ±1: unchanged
+        thicker, thinner = self.thicker * (draws - 1).clip(0), self.thinner * (-draws - 1).clip(0)
+        maximum, minimum = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
+        return images + thicker * (maximum - images) + thinner * (minimum - images)
 
 
 @cache

@@ -15,7 +15,7 @@ from model.classifier import DigitClassifier, DoubtHead, Features, logits_and_fe
 from model.contract import Doubt
 from model.networks import parameter_count
 from train.augment import Warp
-from train.data import Data
+from train.data import Data, Split
 from train.nondigits import KINDS, draw
 from train.predict import Outputs, predict
 
@@ -33,16 +33,15 @@ DIGIT_WEIGHT = 6.0  # weight of the digits' loss, because few of them may be dou
 LogitsAndFeatures = tuple[Tensor, Features]  # as from model.classifier.logits_and_features
 
 
-def fit(network: nn.Module, data: Data) -> DoubtHead:
-    """Fit a doubt head for `network` to the training images of `data`, on the CPU. `network` does not change."""
-    train, cut = data.train.images, len(data.train) // WARPED
+def fit(network: nn.Module, train: Split) -> DoubtHead:
+    """Fit a doubt head for `network` to the images it was trained on, on the CPU. `network` does not change."""
+    images, cut = train.images, len(train) // WARPED
     with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
         torch.manual_seed(SEED)
-        digits = [extract_features(network, train[cut:]), extract_features(network, train[:cut], WARP)]
+        digits = [extract_features(network, images[cut:]), extract_features(network, images[:cut], WARP)]
         count = len(train) / DIGITS_PER_NONDIGIT
         drawn = (
-            draw(kind, max(1, round(WEIGHTS[kind] * count)), data.train, SEED + number)
-            for number, kind in enumerate(KINDS)
+            draw(kind, max(1, round(WEIGHTS[kind] * count)), train, SEED + number) for number, kind in enumerate(KINDS)
         )
         return _fit(_concatenate(digits), _concatenate([extract_features(network, images) for images in drawn]))
 

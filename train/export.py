@@ -17,6 +17,7 @@ from model.networks import parameter_count
 from train import doubt, verify
 from train.checkpoint import settings
 from train.data import Data
+from train.drawn_digits import with_drawn_digits
 from train.files import to_json, write_together
 from train.parity import load_graph
 from train.training import Trained
@@ -31,7 +32,8 @@ def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
     VerificationError, or TrainError if `folder` cannot be written.
     """
     network = trained.network.cpu().eval()
-    weights = verify.weights(DigitClassifier(network, doubt.fit(network, data)))
+    training_images = with_drawn_digits(data.train, trained.experiment.recipe.drawn_digits)
+    weights = verify.weights(DigitClassifier(network, doubt.fit(network, training_images)))
     # Load the classifier from the bytes to be written, so that these are verified.
     classifier = verify.load_classifier(trained.experiment.network(), weights, folder / contract.WEIGHTS)
     training = {

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from model.classifier import normalise, scale
 from train.checkpoint import CheckpointFolder, Epoch
 from train.data import Data, Split
+from train.drawn_digits import with_drawn_digits
 from train.errors import DivergenceError, SettingsError
 from train.graph import Step, captured
 from train.progression import Experiment, Recipe
@@ -48,13 +49,14 @@ def fit(
     DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
-    batches = len(data.train) // recipe.batch_size
+    images = with_drawn_digits(data.train, recipe.drawn_digits)
+    batches = len(images) // recipe.batch_size
     if batches * recipe.epochs < MINIMUM_BATCHES:
         raise SettingsError(
             f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
-            f"found {batches * recipe.epochs}: {len(data.train)} images, {recipe.epochs} epochs"
+            f"found {batches * recipe.epochs}: {len(images)} images, {recipe.epochs} epochs"
         )
-    train, validation, test = (split.to(device) for split in (data.train, data.validation, data.test))
+    train, validation, test = (split.to(device) for split in (images, data.validation, data.test))
     torch.manual_seed(seed * 1_000)
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer = SGD(

@@ -18,11 +18,10 @@ from torch import Generator, Tensor
 
 from model.contract import SIDE
 from train.data import Split
+from train.drawing import BOX, centred, chance, draw_strokes, segments_of
 
-BOX = 20  # pixels: side of the square that the ink is scaled to
 CHUNK = 100  # images per batch
 SAMPLES = 3  # per side and output pixel, when an image is scaled
-THINNEST, THICKEST = 1.8, 3.2  # pixels: stroke width
 # Letters that do not look like a digit: without I, O, S, Z, b, g, l, q, o, s, z.
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
 # Shipped with matplotlib.
@@ -34,16 +33,16 @@ def draw(kind: str, count: int, split: Split, seed: int) -> Tensor:
     """Draw `count` images of a `kind` of KINDS, uint8 [count, 28, 28]. Some kinds are made of the digits of `split`."""
     random = torch.Generator().manual_seed(seed)
     sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-    return _centred(torch.cat([KINDS[kind](size, split, random) for size in sizes]))
+    return centred(torch.cat([KINDS[kind](size, split, random) for size in sizes]))
 
 
 def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
     """Draw one to four smooth or angular strokes, connected or separate."""
     strokes = 4
     controls = torch.rand(count, strokes, 4, 2, generator=random)
-    chained = _chance(0.5, (count, strokes - 1, 1), random)
+    chained = chance(0.5, (count, strokes - 1, 1), random)
     controls[:, 1:, 0] = torch.where(chained, controls[:, :-1, 3], controls[:, 1:, 0])
-    straight = _chance(0.35, (count, 1, 1, 1), random)
+    straight = chance(0.35, (count, 1, 1, 1), random)
     t = torch.linspace(0, 1, 9)
     bezier = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])  # [4, 9]
     # Three straight lines through the four points.
@@ -59,13 +58,13 @@ def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
     step = torch.randint(1, 9, (count, strokes), generator=random)
     for number in range(1, strokes):
         end = (start[:, number - 1] + step[:, number - 1]) % 9
-        joined = _chance(0.6, (count,), random)
+        joined = chance(0.6, (count,), random)
         start[:, number] = torch.where(joined, end, start[:, number])
     nodes = torch.stack([torch.arange(9) % 3, torch.arange(9) // 3], 1) / 2.0
     ends = torch.stack([nodes[start], nodes[(start + step) % 9]], dim=2)
     ends = ends + 0.06 * torch.randn(ends.shape, generator=random)
     along = ends[:, :, 1] - ends[:, :, 0]
-    bend = torch.randn(count, strokes, 1, generator=random) * _chance(0.35, (count, strokes, 1), random) * 0.5
+    bend = torch.randn(count, strokes, 1, generator=random) * chance(0.35, (count, strokes, 1), random) * 0.5
     middle = ends.mean(dim=2) + bend * torch.stack([-along[..., 1], along[..., 0]], dim=2)
     t = torch.linspace(0, 1, 6)[:, None]
     a, b, c = (point.unsqueeze(2) for point in (ends[:, :, 0], middle, ends[:, :, 1]))
@@ -77,15 +76,15 @@ def _shapes(count: int, _: Split, random: Generator) -> Tensor:
     """Draw polygons with three to six corners, outlined or filled, and crosses."""
     corners = torch.randint(3, 7, (count, 1), generator=random)
     number = torch.arange(7).expand(count, 7) % corners
-    irregular = 0.5 * _chance(0.5, (count, 1), random) * torch.rand(count, 6, generator=random)
+    irregular = 0.5 * chance(0.5, (count, 1), random) * torch.rand(count, 6, generator=random)
     turn = number + torch.gather(irregular, 1, number)
     angle = 2 * math.pi * (turn / corners + torch.rand(count, 1, generator=random))
     polygon = _unit(angle) * (0.6 + 0.4 * torch.rand(count, 1, 2, generator=random))
-    crosses = _chance(0.25, (count, 1, 1, 1), random)
+    crosses = chance(0.25, (count, 1, 1, 1), random)
     cross = torch.rand(count, 1, generator=random) * math.pi + torch.tensor([0, math.pi / 2, 0, math.pi / 2, 0, 0])
     arms = torch.stack([-_unit(cross), _unit(cross)], dim=2)
-    segments = torch.where(crosses, arms, _segments(polygon.unsqueeze(1)))
-    return _strokes(segments, random, filled=~crosses[:, 0, 0, 0] & _chance(0.25, (count,), random))
+    segments = torch.where(crosses, arms, segments_of(polygon.unsqueeze(1)))
+    return draw_strokes(segments, random, filled=~crosses[:, 0, 0, 0] & chance(0.25, (count,), random))
 
 
 def _blots(count: int, _: Split, random: Generator) -> Tensor:
@@ -159,7 +158,7 @@ def _turned(count: int, split: Split, random: Generator) -> Tensor:
     """Draw digits rotated by about 90°, without 0, which would still be a digit."""
     others = split.labels != 0
     digits = _digits(count, Split(split.images[others], split.labels[others]), random)
-    quarter = torch.where(_chance(0.5, (count,), random), 1.0, -1.0)
+    quarter = torch.where(chance(0.5, (count,), random), 1.0, -1.0)
     angle = quarter * math.pi / 2 + 0.4 * (torch.rand(count, generator=random) - 0.5)
     return _mapped(digits, [angle.cos(), -angle.sin(), angle.sin(), angle.cos()])
 
@@ -181,50 +180,18 @@ def _digits(count: int, split: Split, random: Generator) -> Tensor:
     return split.images[torch.randint(0, len(split), (count,), generator=random)].float() / 255
 
 
-def _chance(probability: float, shape: tuple[int, ...], random: Generator) -> Tensor:
-    return torch.rand(shape, generator=random) < probability
-
-
 def _unit(angle: Tensor) -> Tensor:
     """Return the unit vectors, [N, K, 2], at angles [N, K]."""
     return torch.stack([angle.cos(), angle.sin()], dim=2)
 
 
-def _segments(paths: Tensor) -> Tensor:
-    """Return the line segments, [N, K, P - 1, 2 ends, 2] flattened to [N, K', 2, 2], of paths [N, K, P, 2]."""
-    return torch.stack([paths[:, :, :-1], paths[:, :, 1:]], dim=3).flatten(1, 2)
-
-
 def _some_strokes(paths: Tensor, fewest: int, random: Generator) -> Tensor:
     """Draw the first of the `paths`, [N, K, P, 2], of each image: a random number from `fewest` to K."""
     strokes = torch.randint(fewest, paths.shape[1] + 1, (len(paths), 1), generator=random)
-    segments = _segments(paths)
+    segments = segments_of(paths)
     kept = torch.arange(segments.shape[1]) < segments.shape[1] // strokes.max() * strokes
     # The others become copies of the first segment.
-    return _strokes(torch.where(kept[:, :, None, None], segments, segments[:, :1]), random)
-
-
-def _strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) -> Tensor:
-    """Draw strokes along `segments`, [N, K, 2 ends, x and y], scaled to the box: float32 [N, 28, 28] of 0–1.
-
-    `filled`, bool [N], marks the images in which the convex polygon of the segments is filled.
-    """
-    width = THINNEST + (THICKEST - THINNEST) * torch.rand(len(segments), 1, 1, generator=random)
-    low, high = segments.amin(dim=(1, 2), keepdim=True), segments.amax(dim=(1, 2), keepdim=True)
-    scale = (BOX - width[..., None]) / (high - low).amax(dim=3, keepdim=True).clip(1e-3)
-    segments = (segments - (low + high) / 2) * scale + SIDE / 2
-    start, end = segments[:, :, 0, :, None, None], segments[:, :, 1, :, None, None]  # [N, K, 2, 1, 1]
-    (dx, dy), axis = (end - start).unbind(dim=2), torch.arange(SIDE) + 0.5
-    # Relative to a segment's start: [N, K, 1, 28] and [N, K, 28, 1].
-    x, y = axis - start[:, :, 0], axis[:, None] - start[:, :, 1]
-    length = (dx * dx + dy * dy).clip(1e-6)
-    t = (x * (dx / length) + y * (dy / length)).clip(0, 1)
-    distance = ((x - t * dx).square_() + (y - t * dy).square_()).amin(dim=1).sqrt()
-    ink = (width / 2 - distance + 0.5).clip(0, 1)
-    if filled is not None:
-        inside = (dx * y - dy * x >= 0).all(dim=1) & filled[:, None, None]
-        ink = torch.where(inside, 1.0, ink)
-    return ink
+    return draw_strokes(torch.where(kept[:, :, None, None], segments, segments[:, :1]), random)
 
 
 def _mapped(images: Tensor, maps: list[Tensor]) -> Tensor:
@@ -255,12 +222,3 @@ def _fitted(images: Tensor) -> Tensor:
     inside = F.avg_pool2d(sampled, SAMPLES)[:, 0, margin:-margin, margin:-margin]
     result = F.pad(inside, (margin, margin, margin, margin))  # ink fainter than the mask is cut off
     return result / result.amax(dim=(1, 2), keepdim=True).clip(1e-3)
-
-
-def _centred(ink: Tensor) -> Tensor:
-    """Convert `ink`, [N, 28, 28] of 0–1, to uint8 and shift its centre of mass to the middle by whole pixels."""
-    images = (255 * ink).round().to(torch.uint8)
-    mass, positions = images.sum(dim=(1, 2)).clip(1), torch.arange(SIDE)
-    centres = [(images.sum(dim=3 - axis) * positions).sum(dim=1) / mass for axis in (1, 2)]  # row and column
-    shifts = (SIDE / 2 - 0.5 - torch.stack(centres, dim=1)).round().long().clip(-4, 4).tolist()
-    return torch.stack([image.roll(shift, dims=(0, 1)) for image, shift in zip(images, shifts, strict=True)])

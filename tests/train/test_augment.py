@@ -86,6 +86,17 @@ def test_elastic_displacements_stay_within_the_limit_and_bend_a_line():
     assert correlation.abs() < 0.5
 
 
+def test_a_quarter_of_the_images_gets_thicker_strokes_and_another_quarter_thinner_ones():
+    torch.manual_seed(0)
+    images = torch.zeros(2_000, 1, 28, 28)
+    images[:, 0, 8:20, 12:15] = 1  # 36 pixels: 10×1 after the 3×3 minimum, 14×5 after the maximum
+    changed = replace(IDENTITY, thicker=1, thinner=0.5)(images).sum(dim=(1, 2, 3))
+    for share in (changed > 36.1, changed < 35.9):
+        assert 0.22 < share.float().mean() < 0.28
+    assert 69 < changed.max() <= 70.1
+    assert 22.9 <= changed.min() < 23.3  # half of the way from 36 to 10
+
+
 def test_each_image_has_its_own_transformation():
     torch.manual_seed(0)
     images = Warp(degrees=10, pixels=2, scale=0.1, shear=0.1, elastic=0)(dot(10, 12, 8))

@@ -30,7 +30,7 @@ def network():
 @pytest.mark.slow
 def test_fit_detects_non_digits_and_does_not_change_the_network(network, data):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    classifier = DigitClassifier(network, doubt.fit(network, data))
+    classifier = DigitClassifier(network, doubt.fit(network, data.train))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     outputs = (predict(classifier, split.images) for split in (data.validation, data.test))
     found = doubt.measure(classifier, data, *outputs)
@@ -45,7 +45,7 @@ def test_only_training_images_decide_the_head_and_only_validation_images_the_thr
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # fork_rng warns of several GPUs by default
     data, state = load(tiny), torch.random.get_rng_state()
     others = replace(data, validation=data.test, test=data.validation)
-    one, other = (doubt.fit(network, each) for each in (data, others))
+    one, other = (doubt.fit(network, each.train) for each in (data, others))
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
     assert torch.equal(state, torch.random.get_rng_state())
     classifier = DigitClassifier(network, one)

@@ -1,0 +1,117 @@
+"""Drawn digits: strokes in the styles that other people write and MNIST, one country's hand of 1990, has few of.
+
+For example a 1 with a flag and no base, a 7 with a bar, a 4 closed at the top, a 9 with a curled tail. They are added
+to the training images only. Every one of them should be a digit to a teacher: docs/training.md shows a sheet.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from model.contract import SIDE
+from train.data import Split
+from train.drawing import centred, draw_strokes, segments_of
+
+SEED = 17  # its own, so that every training sees the same drawn digits
+CHUNK = 200  # images drawn at once
+SMOOTH = 8  # line segments between two points of a curve
+# Standard deviations, in the units of STYLES; slant: x per unit of y.
+JITTER, SLANT = 0.22, 0.12
+STRETCH = 0.2  # of the width, relative
+
+# A style is a digit and its strokes, drawn in a box about 6 wide and 10 high, y downwards. A stroke is a line, or a
+# curve through its points if it begins with ~. A coordinate is a number or a range,
+# from:to; the point lies anywhere on the line between the two ends of its ranges.
+STYLES = (
+    (1, "1.5:4,4:1 5,0 5,10"),  # a flag of any length, no base
+    (1, "1:3,5:2 5,0 5,10"),
+    (1, "0.5:2,6:4 5,0 5,10"),
+    (1, "1.5:4,4:1 5,0 5,10 / 2:4,10 8:6,10"),  # and a base
+    (1, "~1.5:3,4:2 4:4.2,1.7:1 5,0 / 5,0 5,10"),  # a curved flag
+    (1, "5,0 5,10"),
+    (2, "~0,2.5 1,0.5 3,0 5.5,1.5 5,4.5 0,10 / 0,10 6,10"),
+    (2, "~0,2 2.5,0 5,2.5 3,7.5 0.8,9.8 0.3,8.8 1.5,8 4,9.8 6.5,9"),  # with a loop
+    (2, "~0,2.5 2.5,0 5,2.5 3.5,6.5 0,9.7 / ~0,9.7 2,8.8 4,9.8 6,9"),
+    (2, "0,0.8:0 5.5,0 0,10 6,10"),  # angular
+    (3, "~0,1.2 2.5,0 5,2 2,4.6 / ~2,4.6 5.5,6.5 4.5,9.3 2.5,10 0,8.8"),
+    (3, "0,0 5.5,0 2,4 / ~2,4 5,5 5.3,8.3 2.5,10 0,9"),  # a flat top
+    (3, "~0,0.5 4,0.5 4,3.8 1.5,4.5 / ~1.5,4.5 5.8,5 5.5,9 2.5,10 -0.5,9.5"),
+    (4, "6.5:8,6.8 0,6.8 5,0 5,10"),  # closed to a triangle
+    (4, "7:9,7 0,7 4,0 5,0 5,10"),
+    (4, "1.5,0 0,6 6:8,6 / 5,0:4 5,10"),  # open
+    (4, "~1,0 0,3.5 1,5.8 5,5.3 / 5,0:2 5,10"),
+    (4, "3.5,0 0,6.5 7,6.5 / 4.5,3.5:5 4,10"),
+    (4, "5,5.5 0,5.5 5,0 4.6,10"),
+    (5, "5.5,0 0.8,0 0.4,4.5 / ~0.4,4.5 3.5,3.8 5.5,6.8 3.5,10 0,9"),
+    (5, "0.8,0 0.4,4.5 / ~0.4,4.5 3.5,3.8 5.5,6.8 3.5,10 0,9 / 0.8:1.3,0:0.3 5.5:6.5,-0.5:0.3"),  # in two strokes
+    (5, "6,0 1.5,0 0.5,4 / ~0.5,4 5,4.5 5,8.5 2,10 -0.5,9.5"),
+    (6, "~5:3.5,0 1,3.5 0,7 1.2,9.7 4,9.7 5.2,7.5 3.5,5.5 0.3,7.2"),
+    (6, "~3.5,0 0.8,4 0.2,7.5 2.5,10 5.2,8 4,5.7 1.5,6 0.3,7.5"),
+    (6, "4,0 0.5,6.5 / ~0.5,6.5 0.7,9.5 3,10 5,8 3.5,6 0.5,7"),  # a straight stem
+    (7, "0,0 6,0 2:4,10"),
+    (7, "0,0 6,0 2:4,10 / 1.8,5 6.5:5.5,5:4.7"),  # with a bar
+    (7, "0,2:1 0,0 6,0 2:4,10"),  # with a serif
+    (7, "0,2:1 0,0 6,0 2:4,10 / 1.8,5 6.5:5.5,5:4.7"),
+    (7, "0,0 6,0 / ~6,0 4,3.5 3,7 2.8,10"),
+    (7, "~0,0.8 2,0 4,0.8 6,0 / ~6,0 4,3.5 3,7 2.8,10 / 1.8,5.3 6,4.8"),
+    (8, "~5,1.5 2.7,0 0.8,1.8 3,4.6 5.5,7.5 3,10 0.4,7.7 2.8,4.8 5,1.5"),
+    (8, "~3,0 0.8,2.2 3,4.5 5.2,2.2 3,0 / ~3,4.5 0.2,7.2 3,10 5.8,7.2 3,4.5"),  # two circles
+    (8, "~5,0.8 2,0.3 1.2,2.8 4.5,6.5 4.2,9.6 1.5,9.6 1.2,7 5.5,0.6"),
+    (9, "~5,2 3,0 0.2,2.5 2,5 4.8,3.5 5,2 / 5,1.5 5,10"),  # a straight tail
+    (9, "~5,2 3,0 0.2,2.5 2,5 4.8,3.5 5,2 / 5,1.5 3:4,10"),
+    (9, "~5,2 3,0 0.2,2.5 2,5 4.8,3.2 / ~5,1.5 5.2,6 4,9.5 2,10 0.3:1.2,9:8.3"),  # curled
+    (9, "~5,2 3,0 0.2,2.5 2,5 4.8,3.2 / ~5,1.5 5,5 3.8,8.5 0.5,10"),
+    (9, "~5,1 2.5,0 0.4,2.4 2,4.6 5,3.6 / 5,0.5 5,10"),  # open
+    (0, "~3,0 1.2,1 0.2,3.2 0.2,6.8 1.2,9 3,10 4.8,9 5.8,6.8 5.8,3.2 4.8,1 3,0"),
+    (0, "~3,0 2,1 1.5:2,3.2 1.5:2,6.8 2,9 3,10 4,9 4.5:4,6.8 4.5:4,3.2 4,1 3,0"),  # narrow
+    (0, "~2.5,0.3 1,1.2 0.2,3.5 0.3,7 1.5,9.5 3.5,10 5.2,8.5 5.8,5.5 5.2,2.5 3:4.5,-0.5:1"),  # not quite closed
+    (0, "~4.5,0 2.7,1 1,3.5 0,6.8 0.5,9.3 1.8,10 3.5,9 5.2,6.5 6,3.2 5.7,0.8 4.5,0"),  # slanted
+    (0, "~3.5,0 1,0.8 -0.5,3 -0.8,6.5 0.8,9.2 3.5,10 6,9 7.2,6.5 7,3 5.5,0.7 3.5,0"),
+)
+
+
+def draw(count: int, seed: int = SEED) -> Split:
+    """Draw `count` digits, of each style as many, as images, uint8 [count, 28, 28], and labels."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([STYLES[number % len(STYLES)][0] for number in range(count)], dtype=torch.int64)
+    images = torch.empty(count, SIDE, SIDE, dtype=torch.uint8)
+    for number, (_, strokes) in enumerate(STYLES[:count]):
+        own = range(number, count, len(STYLES))
+        for start in range(0, len(own), CHUNK):
+            part = own[start : start + CHUNK]
+            images[part.start : part.stop : part.step] = centred(_ink(strokes, len(part), random))
+    return Split(images, labels)
+
+
+def with_drawn_digits(split: Split, fraction: float) -> Split:
+    """Return `split` with drawn digits appended, as many as `fraction` of its images."""
+    drawn = draw(round(fraction * len(split)))
+    return Split(torch.cat([split.images, drawn.images]), torch.cat([split.labels, drawn.labels]))
+
+
+def _ink(strokes: str, count: int, random: Generator) -> Tensor:
+    """Draw `count` times the `strokes` of a style: float32 [count, 28, 28] of 0–1."""
+    segments = torch.cat([segments_of(_path(stroke, count, random)[:, None]) for stroke in strokes.split(" / ")], dim=1)
+    x, y = segments.unbind(dim=3)
+    slant, stretch = torch.randn(2, count, 1, 1, generator=random)
+    width = (STRETCH * stretch).exp()
+    return draw_strokes(torch.stack([width * x - SLANT * slant * y, y], dim=3), random)
+
+
+def _path(stroke: str, count: int, random: Generator) -> Tensor:
+    """Draw the points of a `stroke` `count` times: [count, P, x and y]."""
+    ranges = [[value.split(":") for value in point.split(",")] for point in stroke.lstrip("~").split()]
+    first, last = (torch.tensor([[float(value[end]) for value in point] for point in ranges]) for end in (0, -1))
+    points = torch.lerp(first, last, torch.rand(count, len(first), 1, generator=random))
+    points += JITTER * torch.randn(points.shape, generator=random)
+    return _curve(points) if stroke.startswith("~") else points
+
+
+def _curve(points: Tensor) -> Tensor:
+    """Return the uniform Catmull-Rom spline through `points`, [N, P, 2]: [N, (P - 1) × SMOOTH + 1, 2]."""
+    t = torch.arange(SMOOTH) / SMOOTH
+    powers = torch.stack([torch.ones_like(t), t, t**2, t**3])
+    matrix = torch.tensor([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
+    padded = F.pad(points.mT, (1, 1), mode="replicate")  # [N, 2, P + 2]
+    curve = padded.unfold(2, 4, 1) @ (matrix @ powers)  # [N, 2, P - 1, SMOOTH]
+    return torch.cat([curve.flatten(2).mT, points[:, -1:]], dim=1)
