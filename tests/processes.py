@@ -1,7 +1,17 @@
-"""What the system says of processes."""
+"""Running make, and what the system says of processes."""
 
+import os
+import subprocess
 from contextlib import suppress
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run make in the repository, without the environment of the make that may run the tests."""
+    environ = {"PATH": os.environ["PATH"], **environment}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True)
 
 
 def alive(group: int) -> bool:

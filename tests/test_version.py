@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 
 import pytest
 import yaml
@@ -10,6 +9,7 @@ import yaml
 from model.version import VERSION
 from serve.app import create_app
 from serve.config import RELEASE, Config
+from tests.processes import make
 from train.paths import ROOT
 
 
@@ -19,8 +19,7 @@ def test_the_service_and_its_document_state_the_version():
 
 
 def test_the_images_are_labelled_with_the_version():
-    commands = subprocess.run(["make", "-n", "images"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert re.findall(r"--build-arg VERSION=(\S+)", commands) == [VERSION] * 2
+    assert re.findall(r"--build-arg VERSION=(\S+)", make("-n", "images").stdout) == [VERSION] * 2
 
 
 @pytest.mark.parametrize("folder", ["deploy/kubernetes", "deploy/kubernetes/kserve"])

@@ -18,6 +18,7 @@ import yaml
 from msgspec.structs import fields
 
 from serve.config import Config
+from tests.processes import make
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = Config()
@@ -77,8 +78,7 @@ def commands(tmp_path):
 
 def run_serve(commands, given=(), **environment):
     """Return the options that `make run-serve` gives `docker run`, and the environment that the container gets."""
-    environ = {"PATH": commands("docker"), **environment}
-    done = subprocess.run(["make", "run-serve", *given], cwd=ROOT, env=environ, capture_output=True, check=True)
+    done = make("run-serve", *given, PATH=commands("docker"), **environment)
     (_, *options), environ = json.loads(done.stdout.splitlines()[-1])
     passed = [value for option, value in itertools.pairwise(options) if option == "-e"]
     return options, {name: value or environ[name] for name, _, value in (item.partition("=") for item in passed)}
@@ -107,8 +107,7 @@ def test_make_run_serve_serves_a_model_of_your_own_at_another_port(commands):
 
 def dry_run(*arguments):
     """Return the commands, as lists of words, that make would run."""
-    command = ["make", "--dry-run", "--always-make", *arguments]
-    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = make("--dry-run", "--always-make", *arguments).stdout
     return [shlex.split(line, comments=True) for line in lines.replace("\\\n", " ").splitlines()]
 
 
@@ -314,8 +313,7 @@ def test_a_windows_checkout_has_unix_line_ends_and_unchanged_binaries(tmp_path):
 
 
 def test_make_on_windows_names_what_to_use_instead():
-    command = ["make", "--dry-run", "--always-make", "setup", "OS=Windows_NT"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = make("--dry-run", "--always-make", "setup", "OS=Windows_NT")
     assert done.returncode == 2
     assert "expected Linux, macOS or WSL, found Windows: use Docker (docs/containers.md)" in done.stderr
 
