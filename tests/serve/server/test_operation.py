@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from contextlib import nullcontext, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -112,14 +113,13 @@ def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
 @pytest.mark.parametrize(("seconds", "is_closed"), [(1, True), (600, False)])
 def test_an_idle_connection_is_closed_after_keep_alive(start, seconds, is_closed):
     service = start(WEB_CONCURRENCY=1, KEEP_ALIVE=seconds)
-    with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += connection.recv(10_000)
-        connection.settimeout(PATIENCE if is_closed else 7)  # by default, it is closed after 5
-        with nullcontext() if is_closed else pytest.raises(TimeoutError):
-            assert connection.recv(1) == b""
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().read()
+    connection.sock.settimeout(PATIENCE if is_closed else 7)  # by default, it is closed after 5
+    with nullcontext() if is_closed else pytest.raises(TimeoutError):
+        assert connection.sock.recv(1) == b""
+    connection.close()
 
 
 # What macOS lacks: put into every process of the service by Python itself.
