@@ -1,11 +1,15 @@
 """Drawn digits: strokes in the styles that other people write and MNIST, one country's hand of 1990, has few of.
 
 For example a 1 with a flag and no base, a 7 with a bar, a 4 closed at the top, a 9 with a curled tail. They are added
-to the training images only. Every one of them should be a digit to a teacher: docs/training.md shows a sheet.
+to the training images only. Every one of them should be a digit to a teacher: docs/training.md shows a sheet, which
+`python -m train.drawn_digits FILE` draws.
 """
+
+import sys
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Generator, Tensor
 
 from model.contract import SIDE
@@ -115,3 +119,13 @@ def _curve(points: Tensor) -> Tensor:
     padded = F.pad(points.mT, (1, 1), mode="replicate")  # [N, 2, P + 2]
     curve = padded.unfold(2, 4, 1) @ (matrix @ powers)  # [N, 2, P - 1, SMOOTH]
     return torch.cat([curve.flatten(2).mT, points[:, -1:]], dim=1)
+
+
+def sheet(rows: int = 10) -> Image.Image:
+    """Return a picture with a column per style and `rows` digits of each, black on white."""
+    images = draw(rows * len(STYLES)).images.view(rows, len(STYLES), SIDE, SIDE)
+    return Image.fromarray(255 - images.transpose(1, 2).reshape(rows * SIDE, -1).numpy())
+
+
+if __name__ == "__main__":
+    sheet().save(sys.argv[1])

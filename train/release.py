@@ -97,8 +97,8 @@ Results on other kinds, which were not used for fitting: docs/doubt.md.
 
 - The model returns a digit for every image, also for a letter, two digits or an empty image. The confidence does not
   detect these; `doubt` does, but misses some.
-- MNIST's digits were written in the United States by census employees and students. Other handwriting (a crossed
-  seven, a one with a long upstroke) is rare in it and is recognised less well.
+- MNIST's digits were written in the United States by census employees and students. The model knows other handwriting
+  from drawn digits only, if its recipe has any: see docs/training.md. Styles that neither has are recognised less well.
 - Digits that are rotated, shifted or scaled further than the training images (see the recipe), or images not in
   MNIST's format, are recognised less well.
 
