@@ -61,11 +61,9 @@ ablation: $(VENV) ## measure the same without each stage of the preprocessing an
 doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,json,png}
 	$(RUN) -m benchmarks.doubt $(ARGS)
 
-
 bench: $(VENV) $(SERVE) $(BENCH) ## compare training and serving with alternatives and write docs/benchmarks.md (needs wrk)
 	$(RUN) -m benchmarks.serve
 	$(RUN) -m benchmarks.train
-	$(RUN) -m benchmarks.report
 
 consistency: $(VENV) ## train Model_3 with twenty seeds and write docs/consistency.{md,json,png}
 	$(RUN) -m train consistency --model Model_3 --seeds 20 $(ARGS) --out artifacts

@@ -18,11 +18,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the service
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
+from benchmarks import pages
 from benchmarks.forms import FORMS
-from benchmarks.pages import wrap
 from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
 from serve.pictures import preprocess
 from serve.pictures.background import perimeter
@@ -30,9 +29,7 @@ from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
 from serve.pictures.ink import NO_INK
 from serve.pictures.preprocess import ImageError
 from serve.pictures.sheet import otsu
-from train.files import to_json, write_together
 from train.markdown import table
-from train.paths import ROOT
 from train.provenance import source_revision
 
 # What switches each stage off: names in serve.pictures, and their values.
@@ -74,7 +71,7 @@ def main() -> None:
     """Measure every variant on every form and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__, allow_abbrev=False)
     parser.add_argument("--images", type=int, default=2_000, help="of each form, a sample (default: 2000)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     options = parser.parse_args()
     variants = ["baseline", "all stages", *WITHOUT]
@@ -88,15 +85,14 @@ def main() -> None:
             shown = (f"{variant} {value:.2f}" for variant, value in zip(variants, accuracies[name], strict=True))
             print(name, *shown, flush=True)
     if not options.train:
-        command = f"python -m benchmarks.ablation --images {options.images}"
-        figures = {
-            "command": command,
+        values = {
+            "command": f"python -m benchmarks.ablation --images {options.images}",
             "source_revision": source_revision(),
             "images": options.images,
             "variants": variants,
             "accuracies": accuracies,
         }
-        write_together(options.out, {"ablation.md": markdown(figures).encode(), "ablation.json": to_json(figures)})
+        pages.write(options.out, "ablation.md", "ablation", values, figures(values))
 
 
 def _prepared(name: str, numbers: list[int], digits: Pixels) -> Pixels:
@@ -121,49 +117,33 @@ def _without(changes: dict[str, Any], picture: Pixels) -> Pixels:
         return preprocess.to_mnist(picture)
 
 
-def markdown(figures: dict[str, Any]) -> str:
-    """Return docs/ablation.md from the content of docs/ablation.json."""
-    accuracies, variants = figures["accuracies"], figures["variants"]
-    forms = list(accuracies)
-    lines = [
-        "# Ablation of the preprocessing",
-        "",
-        "Accuracy in percent if one stage of `serve.pictures.preprocess` is left out. The pictures are those of "
-        f"[pictures.md](pictures.md), {figures['images']:,} of each form. The baseline is the usual short way: "
-        "polarity by the border, Otsu's threshold, bounding box, centre of mass. The last column is the largest loss "
-        "of accuracy on any form if the stage is left out. The noise limit refuses pictures without a digit; no form "
-        "here tests that.",
-        "",
-        "All variants are measured with the released network. On pictures unlike MNIST's, the effect of a stage also "
-        "depends on the seed that trained the network. Measured once with the twenty networks of "
-        "[consistency.md](consistency.md): load_digits is read at 95.1 ± 0.7 %, and without the edge width at 93.6 ± "
-        "0.9 %, although the released network, of seed 1, gains by leaving it out.",
-        "",
-    ]
-    whole = np.array([accuracies[form][1] for form in forms])
+def figures(values: dict[str, Any]) -> dict[str, str]:
+    """Return the figures of docs/ablation.md from the content of docs/ablation.json."""
+    titles = [FORMS[form].title for form in values["accuracies"]]
+    accuracies = np.array(list(values["accuracies"].values()))  # [forms, variants]
+    losses = accuracies[:, 1:2] - accuracies
     summaries = []
-    for index, variant in enumerate(variants):
-        values = np.array([accuracies[form][index] for form in forms])
-        loss = whole - values
-        worst = int(loss.argmax())
-        words = f"{loss[worst]:.2f} on *{FORMS[forms[worst]].title}*" if index > 1 else ""
-        label = variant if index < 2 else f"without {variant}"
-        summaries.append([label, f"{values.mean():.2f}", f"{values.min():.2f}", words])
-    rows = []
-    for form in forms:
-        row: NDArray[Any] = np.array(accuracies[form])
-        cells = [f"{row[0]:.2f}", f"**{row[1]:.2f}**", *(f"{value - row[1]:+.2f}" for value in row[2:])]
-        rows.append([FORMS[form].title, *cells])
-    columns = ["form", *variants[:2], *(f"−{variant}" for variant in variants[2:])]
-    lines += [table(["variant", "mean", "worst form", "largest loss"], summaries)]
-    lines += ["", "Every form, differences to all stages:", "", table(columns, rows)]
-    lines += [
-        "",
-        f"Written by `{figures['command']}` at source revision {figures['source_revision']}. If pictures.md has other "
-        "figures for all stages, a later revision measured them.",
-        "",
+    for index, variant in enumerate(values["variants"]):
+        worst = int(losses[:, index].argmax())
+        found = [f"{accuracies[:, index].mean():.2f}", f"{accuracies[:, index].min():.2f}"]
+        if index < 2:
+            summaries.append([variant, *found, ""])
+        else:
+            summaries.append([f"without {variant}", *found, f"{losses[worst, index]:.2f} on *{titles[worst]}*"])
+    rows = [
+        [title, f"{row[0]:.2f}", f"**{row[1]:.2f}**", *(f"{value - row[1]:+.2f}" for value in row[2:])]
+        for title, row in zip(titles, accuracies, strict=True)
     ]
-    return wrap("\n".join(lines))
+    columns = ["form", *values["variants"][:2], *(f"−{variant}" for variant in values["variants"][2:])]
+    sentence = (
+        f"{values['images']:,} pictures of each form. Written by `{values['command']}` at source revision "
+        f"{values['source_revision']}. If pictures.md has other figures for all stages, a later revision measured them."
+    )
+    return {
+        "summary": table(["variant", "mean", "worst form", "largest loss"], summaries),
+        "forms": table(columns, rows),
+        "command": sentence,
+    }
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import statistics
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,39 +22,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in the service
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
-from benchmarks.forms import FORMS, as_png
-from benchmarks.pages import wrap
+from benchmarks import pages
+from benchmarks.forms import FORMS
 from serve.pictures.decode import decode
 from serve.pictures.preprocess import ImageError, prepare
-from train.files import to_json, write_together
 from train.markdown import table
-from train.paths import DATA, RELEASE, ROOT
+from train.paths import DATA, RELEASE
 
 SEED = 28
 TUNING = 5_000  # training images that `--train` measures on, the same at every call
 CHUNK = 100  # images per task
 IN_FORM = 1_000  # images already in MNIST's form, for timing
-
-METHOD = """## How a picture is read
-
-`serve.pictures.decode` decodes the bytes into an upright grey picture. `serve.pictures.preprocess` brings it into
-MNIST's form, with the modules beside it:
-
-1. If a sheet lies in view, remove what is around it (`sheet`).
-2. Estimate the background, and decide by the skewness of the contrast whether the ink is light or dark.
-3. Divide by a morphological closing if the light is uneven (2 and 3: `background`).
-4. Isolate the ink by threshold decomposition, and choose the connected components that are the digit (`ink`).
-5. If the digit is small in the picture, do 3 and 4 again on its surroundings, at a higher resolution.
-6. Normalise the stroke width by a distance transform, unless the picture is so coarse that its edges are wide.
-7. Fit the ink into 20×20 and put its centre of mass in the middle.
-
-The effect of each stage: [ablation.md](ablation.md).
-
-The library is `scipy.ndimage`. `opencv-python-headless` 5.0 was considered too: 153 MB unpacked, linked with FFmpeg and
-an OpenBLAS of its own, which therefore cannot be removed. The serving image would be more than 200 MiB above its base;
-SciPy, reduced to its image processing, adds 55 MB. OpenCV was not timed. SciPy has the BSD licence, OpenCV Apache's."""
 
 Pixels = NDArray[np.uint8]
 
@@ -87,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
     parser.add_argument("--images", type=int, help="of each form, a sample, the same at every call (default: all)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder written to (default: docs)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     options = parser.parse_args()
@@ -115,18 +94,9 @@ def main() -> None:
     if not options.train:
         command = "python -m benchmarks.pictures" + (f" --images {options.images}" if options.images else "")
         command += f" --forms {' '.join(options.forms)}" if options.forms else ""
-        figures = {
-            "command": command,
-            "seed": SEED,
-            "in_form_ms": 1000 * seconds,
-            "forms": [vars(result) for result in results],
-        }
-        files = {
-            "pictures.png": _picture(examples),
-            "pictures.md": markdown(figures).encode(),
-            "pictures.json": to_json(figures),
-        }
-        write_together(options.out, files)
+        forms = [vars(result) for result in results]
+        values = {"command": command, "seed": SEED, "in_form_ms": 1000 * seconds, "forms": forms}
+        pages.write(options.out, "pictures.md", "pictures", values, figures(values), pictures=_picture(examples))
 
 
 def _seconds_in_form() -> float:
@@ -214,73 +184,36 @@ def predict_digits(images: Pixels) -> NDArray[np.int64]:
     return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
 
 
-def markdown(figures: dict[str, Any]) -> str:
-    """Return docs/pictures.md from the content of docs/pictures.json."""
-    results, rows = [Result(**form) for form in figures["forms"]], []
+def figures(values: dict[str, Any]) -> dict[str, str]:
+    """Return the figures of docs/pictures.md from the content of docs/pictures.json."""
+    results, rows = [Result(**form) for form in values["forms"]], []
     for result in results:
         accuracies = [f"{result.resize_accuracy:.2f} %", f"**{result.accuracy:.2f} %**"]
         rows.append([FORMS[result.name].title, *accuracies, f"{result.images:,}", f"{result.median_ms:.2f} ms"])
-    lines = [
-        "# Pictures of other forms",
-        "",
-        "The model is trained on MNIST's form: 28×28, white on black, the ink in 20×20, centred. Real pictures differ. "
-        "The table shows the accuracy on MNIST's test images, rendered into other forms, encoded, and decoded and "
-        "preprocessed as in the service. The plain resize beside it only converts a picture to greyscale and resizes "
-        "it to 28×28 with Pillow.",
-        "",
-        table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
-        "",
-        "![One row per form: four pictures, each beside its 28×28 after preprocessing](pictures.png)",
-        "",
-        *METHOD.splitlines(),
-        "",
-        "## How the pictures were made",
-        "",
-        *(f"- **{FORMS[result.name].title}**: {FORMS[result.name].words}" for result in results),
-        "",
-        "The random parts are seeded by the image's number. A refused picture counts as wrong. The time is the CPU "
-        f"time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in MNIST's form, `prepare` "
-        f"takes {figures['in_form_ms']:.2f} ms.",
-        "",
-        "The renderings are ours. The constants of the preprocessing were chosen on renderings of MNIST's training "
-        "images (`--train`), with training images reduced to 8×8 in place of load_digits. One exception: dark screens "
-        "rendered from test images first showed that UNIFORM was too small; its new value was confirmed on training "
-        "images.",
-        "",
-        f"Written by `{figures['command']}`.",
-        "",
-    ]
-    return wrap("\n".join(lines))
+    sentence = (
+        f"The time is the CPU time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in "
+        f"MNIST's form, `prepare` takes {values['in_form_ms']:.2f} ms. Written by `{values['command']}`."
+    )
+    return {
+        "accuracy": table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
+        "time": sentence,
+        "forms": "\n".join(f"- **{FORMS[result.name].title}**: {FORMS[result.name].words}" for result in results),
+    }
 
 
 def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
     """Draw one row per form: its title, and four pictures, each beside its 28×28 after preprocessing."""
-    side, gap, text = 84, 10, 300
-    font = ImageFont.load_default(size=17)
-    width, row = text + 4 * (2 * side + 3 * gap), side + gap
-    sheet = Image.new("RGB", (width, row * len(examples) + gap), (226, 228, 230))
-    draw = ImageDraw.Draw(sheet)
-    for line, (name, (numbers, digits)) in enumerate(examples.items()):
-        top = gap + line * row
-        title = FORMS[name].title.replace("×", "x")  # a sign that the font lacks
-        draw.text((gap, top + side // 2), title, fill=(40, 40, 40), font=font, anchor="lm")
-        for place, content in enumerate(render_all(name, numbers, digits)):
-            left = text + place * (2 * side + 3 * gap)
-            shown = Image.open(io.BytesIO(content)).convert("RGBA")
-            shown = ImageOps.contain(shown, (side, side), Image.Resampling.LANCZOS)
-            ground = Image.alpha_composite(_chequered(shown.size), shown).convert("RGB")
-            sheet.paste(ground, (left + side - shown.width, top + (side - shown.height) // 2))
-            with suppress(ImageError):  # a refused picture has no 28×28
-                found = Image.fromarray(decode(content)).resize((side, side), Image.Resampling.NEAREST)
-                sheet.paste(found, (left + side + gap // 2, top))
-    return as_png(sheet)
-
-
-def _chequered(size: tuple[int, int]) -> Image.Image:
-    """Return a chequered background, which shows transparency."""
-    squares = np.indices(size[::-1]) // 7
-    grey = np.where(squares.sum(axis=0) % 2, np.uint8(255), np.uint8(225))
-    return Image.fromarray(grey).convert("RGBA")
+    rows: dict[str, list[Image.Image]] = {}
+    for name, (numbers, digits) in examples.items():
+        row = rows[FORMS[name].title] = []
+        for content in render_all(name, numbers, digits):
+            row.append(Image.open(io.BytesIO(content)))
+            try:
+                found = decode(content)
+            except ImageError:  # a refused picture has no 28×28
+                found = np.zeros((28, 28), np.uint8)
+            row.append(Image.fromarray(found).resize((84, 84), Image.Resampling.NEAREST))
+    return pages.contact_sheet(rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The servers that benchmarks.serve compares: how each is started, checked and stopped.
+"""The servers that benchmarks.serve compares: start, check, stop; the CPU time and memory of their processes.
 
-Every start checks that the server's answer is right, and that a server with duties counts and logs its requests,
-returns their ids and limits their bodies.
+Every start checks that the answer is right, and that a server with duties counts and logs its requests, returns their
+ids and limits their bodies.
 """
 
 import gzip
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from train.paths import DATA, RELEASE, ROOT
 
 PEERS_FOLDER = ROOT / "benchmarks" / "peers"
 GRAPH = RELEASE / "digits.onnx"
-TEST_IMAGES = DATA / "t10k-images-idx3-ubyte.gz"
 OURS_BIN, BENCH_BIN = ROOT / ".venv-serve" / "bin", ROOT / ".venv-bench" / "bin"
 PORT, CORES = 9321, len(os.sched_getaffinity(0))
 START_TIMEOUT_S = 120
@@ -40,52 +39,27 @@ class Server:
     """A server and the command that its documentation gives, with one worker per core."""
 
     name: str
-    command: list[str | Path]
+    program: Path
+    options: str
     folder: Path = PEERS_FOLDER
     duties: bool = False
-    connections: tuple[int, ...] = (1, 16, 64)
-    picture: str | None = None  # the path that takes a PNG
-    constant: str | None = None  # the path that returns a constant
-    environment: dict[str, str] = field(default_factory=dict)
 
 
-OURS = Server("ours", [OURS_BIN / "python", "-m", "serve"], ROOT, duties=True, picture="/predict", constant="/healthz")
+OURS = Server("ours", OURS_BIN / "python", "-m serve", ROOT, duties=True)
 FLASK = Server(
     "Flask + gunicorn",
-    [OURS_BIN / "gunicorn", *f"--workers {CORES} --threads 4 --bind 127.0.0.1:{PORT} flask_app:app".split()],
-    picture="/predict",
-    constant="/healthz",
+    OURS_BIN / "gunicorn",
+    f"--workers {CORES} --threads 4 --bind 127.0.0.1:{PORT} flask_app:app",
 )
 FASTAPI = Server(
     "FastAPI + uvicorn",
-    [
-        BENCH_BIN / "uvicorn",
-        *f"--workers {CORES} --loop uvloop --http httptools --no-access-log --log-level warning".split(),
-        *f"--port {PORT} fastapi_app:app".split(),
-    ],
-    picture="/picture",
-    constant="/healthz",
+    BENCH_BIN / "uvicorn",
+    f"--workers {CORES} --loop uvloop --http httptools --no-access-log --log-level warning --port {PORT} "
+    "fastapi_app:app",
 )
-LITSERVE = Server("LitServe", [BENCH_BIN / "python", "litserve_app.py"])
-BENTOML = Server(
-    "BentoML",
-    [BENCH_BIN / "bentoml", *f"serve bentoml_app:Digits --host 127.0.0.1 --port {PORT}".split()],
-    environment={"BENTOML_DO_NOT_TRACK": "True"},
-)
-BARE = [FLASK, FASTAPI, LITSERVE, BENTOML]
-
-
-def with_duties(peer: Server) -> Server:
-    """Return `peer` with what an operator adds; see peers/duties.py."""
-    return replace(
-        peer,
-        name=f"{peer.name}, with duties",
-        duties=True,
-        connections=(16, 64),
-        picture=None,
-        constant=None,
-        environment={**peer.environment, "DUTIES": "1"},
-    )
+LITSERVE = Server("LitServe", BENCH_BIN / "python", "litserve_app.py")
+BARE = [FLASK, FASTAPI, LITSERVE]
+WITH_DUTIES = [replace(peer, name=f"{peer.name}, with duties", duties=True) for peer in BARE]  # see peers/duties.py
 
 
 @contextmanager
@@ -103,12 +77,12 @@ def running(server: Server) -> Iterator[int]:
             "PYTHONPATH": str(server.folder),
             "ORT_DISABLE_TELEMETRY": "1",
             "PROMETHEUS_MULTIPROC_DIR": folder,
-            **server.environment,
+            **({"DUTIES": "1"} if server.duties else {}),
         }
-        log = Path(folder) / "log"
+        command, log = [server.program, *server.options.split()], Path(folder) / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                server.command, cwd=server.folder, env=environment, stdout=file, stderr=file, start_new_session=True
+                command, cwd=server.folder, env=environment, stdout=file, stderr=file, start_new_session=True
             )
         try:
             _wait_for_answer(process)
@@ -119,24 +93,49 @@ def running(server: Server) -> Iterator[int]:
         except AssertionError as error:
             raise SystemExit(f"{server.name}: {error}\n{log.read_text(errors='replace')[-2000:]}") from error
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            with suppress(ProcessLookupError):  # LitServe's workers outlive it, and keep the cores busy
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            time.sleep(0.5)
+            _stop(process)
 
 
-def images() -> bytes:
-    """Return the pixels of MNIST's test images, 784 bytes each."""
-    return gzip.decompress(TEST_IMAGES.read_bytes())[16:]
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with suppress(ProcessLookupError):  # LitServe's workers outlive it, and keep the cores busy
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds of CPU that a process and its descendants have used."""
+    ticks = 0
+    for one in _process_tree(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int) -> float:
+    """Return the memory of a process and its descendants in MiB; shared pages count once (PSS)."""
+    maps = (Path(f"/proc/{one}/smaps_rollup").read_text() for one in _process_tree(pid))
+    return sum(int(kilobytes) for text in maps for kilobytes in re.findall(r"^Pss:\s+(\d+)", text, re.M)) / 1024
+
+
+def _process_tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in _process_tree(int(child)))]
+
+
+def image() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the first test image of MNIST, uint8 [28, 28]."""
+    pixels = gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 784]
+    return np.frombuffer(pixels, np.uint8).reshape(28, 28)
 
 
 def json_body() -> bytes:
     """Return the first test image as the body of a request."""
-    return json.dumps({"image": np.frombuffer(images()[:784], np.uint8).reshape(28, 28).tolist()}).encode()
+    return json.dumps({"image": image().tolist()}).encode()
 
 
 def _request(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -162,8 +161,8 @@ def _wait_for_answer(process: subprocess.Popen[bytes]) -> None:
 
 
 def _check_answer() -> None:
-    image = np.frombuffer(images()[:784], np.uint8).reshape(1, 28, 28)
-    probabilities, digits = onnxruntime.InferenceSession(GRAPH).run(["probabilities", "digit"], {"image": image})
+    session = onnxruntime.InferenceSession(GRAPH)
+    probabilities, digits = session.run(["probabilities", "digit"], {"image": image()[None]})
     answer: Any = json.loads(_request("POST", "/predict", json_body())[2])
     answer = answer.get("predictions", [answer])[0]
     assert answer["digit"] == digits[0], f"expected the digit {digits[0]}, found {answer}"

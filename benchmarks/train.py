@@ -2,7 +2,8 @@
 
 `python -m benchmarks.train` runs, interleaved and each in a process of its own, (a) the reference's way: torchvision's
 transforms on one image at a time, a DataLoader, `loss.item()` at every step; (b) the same with a worker process, and
-pinned memory on a GPU, as in pytorch/examples; and ours. Writes docs/benchmarks-train.json.
+pinned memory on a GPU, as in pytorch/examples; and ours. Writes docs/benchmarks-train.json and the table in
+docs/benchmarks.md.
 
 Of (a) and (b), STEPS training steps and the whole test set are timed, and the steps scaled to an epoch. Of ours, whole
 epochs are timed, including the evaluation of the validation set, which the others do not have. "All three" is an epoch
@@ -13,40 +14,37 @@ import argparse
 import io
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
-from dataclasses import replace
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.rounds import summary
+from benchmarks import pages
 from model.classifier import MEAN, STD
 from train import device as devices
-from train import loop
 from train.data import Data, Split, load
-from train.files import write_json
 from train.loop import fit
+from train.markdown import table
 from train.parallel import run_all
 from train.paths import ROOT
 from train.progression import PROGRESSION, Experiment, with_epochs
+from train.provenance import source_revision
 from train.training import max_workers
 
+REFERENCE, WORKER, OURS = "the reference's way", "with a worker process", "ours"
 ALL = "all three"
-STEPS, BATCH_SIZE, EPOCH_STEPS = 150, 64, 859
+STEPS, BATCH_SIZE = 150, 64
 DEVICE = devices.pick("auto")
 
 
@@ -78,7 +76,8 @@ def one_at_a_time(experiment: Experiment, workers: int) -> float:
     test = DataLoader(Pictures(data.test, augmented=False), 1_000, **options)
     network = experiment.network().to(DEVICE)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    return _train(network, optimizer, training) * EPOCH_STEPS / STEPS + _seconds(lambda: _test(network, test))
+    batches = len(data.train) // BATCH_SIZE
+    return _train(network, optimizer, training) * batches / STEPS + _seconds(lambda: _test(network, test))
 
 
 def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
@@ -130,9 +129,9 @@ def _print_span(experiment: Experiment, data: Data) -> None:
 
 
 VARIANTS: dict[str, Callable[[Experiment], float]] = {
-    "the reference's way": lambda experiment: one_at_a_time(experiment, 0),
-    "with a worker process": lambda experiment: one_at_a_time(experiment, 1),
-    "ours": ours,
+    REFERENCE: lambda experiment: one_at_a_time(experiment, 0),
+    WORKER: lambda experiment: one_at_a_time(experiment, 1),
+    OURS: ours,
 }
 
 
@@ -144,115 +143,66 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def operations(experiment: Experiment) -> float:
-    """Return the floating-point operations of an epoch: forward, and twice as many backward; a multiply-add is two."""
-    count = 0
-
-    def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal count
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            count += 2 * output.numel() * module.weight[0].numel()
-
-    network = experiment.network()
-    for module in network.modules():
-        module.register_forward_hook(hook)
-    network(torch.zeros(1, 1, 28, 28))
-    return 3.0 * count * EPOCH_STEPS * BATCH_SIZE
-
-
-def matrix_rate() -> float:
-    """Return the floating-point operations per second of a large matrix product on this device."""
-    a, b = (torch.rand(2_048, 2_048, device=DEVICE) for _ in range(2))
-    _seconds(lambda: a @ b)  # a warm-up
-    return 10 * 2 * 2_048**3 / _seconds(lambda: [a @ b for _ in range(10)])
-
-
-def shares(experiment: Experiment) -> dict[str, float]:
-    """Return the share of each part of train.loop in the time of an epoch, from timers around its functions.
-
-    An epoch of STEPS training steps is timed and these are scaled. On a GPU every timer waits for its kernels, and
-    they are started one by one here, not as a CUDA graph.
-    """
-    data, spent = load(), Counter[str]()
-    images = STEPS * experiment.recipe.batch_size
-    data = replace(data, train=Split(data.train.images[:images], data.train.labels[:images]))
-    timed = {
-        "augmentation": (loop, "_prepare"),
-        "forward": (loop, "batch_loss"),
-        "backward": (Tensor, "backward"),
-        "optimizer": (torch.optim.SGD, "step"),
-        "evaluation": (loop, "evaluate"),
-    }
-    with ExitStack() as stack, patch.object(loop, "captured", lambda step, *_: step):
-        for part, (owner, name) in timed.items():
-            stack.enter_context(patch.object(owner, name, _timer(getattr(owner, name), part, spent)))
-        fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
-    spent["forward"] -= spent["augmentation"]  # which batch_loss includes
-    seconds = {part: spent[part] * (1 if part == "evaluation" else EPOCH_STEPS / STEPS) for part in timed}
-    return {part: value / sum(seconds.values()) for part, value in seconds.items()}
-
-
-def _timer(function: Callable[..., Any], part: str, spent: Counter[str]) -> Callable[..., Any]:
-    """Return `function` with its seconds added to those of `part` in `spent`."""
-
-    def timed(*arguments: Any, **options: Any) -> Any:
-        results: list[Any] = []
-        spent[part] += _seconds(lambda: results.append(function(*arguments, **options)))
-        return results[0]
-
-    return timed
-
-
-def _run_variant(variant: str) -> dict[str, Any]:
-    """Run one variant over the three models in a process of its own."""
+def _run_variant(variant: str) -> dict[str, float]:
+    """Return the seconds per epoch of one variant by model, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train", "--variant", variant]
     return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def _measure_variant(variant: str) -> dict[str, Any]:
+def _measure_variant(variant: str) -> dict[str, float]:
     seconds = {experiment.name: VARIANTS[variant](experiment) for experiment in PROGRESSION.values()}
-    in_parallel = variant == "ours" and DEVICE.type == "cpu"
-    seconds[ALL] = ours_together() if in_parallel else sum(seconds.values())
-    return {"seconds": seconds, "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def _compare(rounds: list[dict[str, dict[str, Any]]], name: str) -> dict[str, Any]:
-    seconds = {variant: [one[variant]["seconds"][name] for one in rounds] for variant in VARIANTS}
-    return {
-        "seconds": {variant: summary(values) for variant, values in seconds.items()},
-        "ratio": mean(seconds["the reference's way"]) / mean(seconds["ours"]),
-    }
+    in_parallel = variant == OURS and DEVICE.type == "cpu"
+    return {**seconds, ALL: ours_together() if in_parallel else sum(seconds.values())}
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--out", type=Path, default=pages.DOCS)
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
         print(json.dumps(_measure_variant(options.variant)))
         return
     rounds = [{variant: _run_variant(variant) for variant in VARIANTS} for _ in range(options.rounds)]
-    rate = matrix_rate()
-    models = {name: _compare(rounds, name) for name in (*PROGRESSION, ALL)}
-    for experiment in PROGRESSION.values():
-        models[experiment.name] |= {"floor": operations(experiment) / rate, "shares": shares(experiment)}
-    models[ALL]["floor"] = sum(models[name]["floor"] for name in PROGRESSION)
     result = {
         "date": str(datetime.now(UTC).date()),
+        "source_revision": source_revision(),
         "device": devices.describe(DEVICE),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rounds": options.rounds,
-        "images": EPOCH_STEPS * BATCH_SIZE,
-        "matrix_gflops": rate / 1e9,
-        "MiB": {variant: max(one[variant]["MiB"] for one in rounds) for variant in VARIANTS},
-        "models": models,
+        "batches": len(load().train) // BATCH_SIZE,
+        "seconds": {
+            name: {variant: pages.summary([one[variant][name] for one in rounds]) for variant in VARIANTS}
+            for name in (*PROGRESSION, ALL)
+        },
     }
-    write_json(options.out / "benchmarks-train.json", result)
-    print(json.dumps(result, indent=2))
+    pages.write(options.out, "benchmarks.md", "benchmarks-train", result, figures(result))
+    print(figures(result)["training"])
+
+
+def figures(result: dict[str, Any]) -> dict[str, str]:
+    """Return the figures of docs/benchmarks.md from the content of docs/benchmarks-train.json."""
+    rows = []
+    for name, seconds in result["seconds"].items():
+        images = result["batches"] * BATCH_SIZE * (len(PROGRESSION) if name == ALL else 1)
+        rows.append(
+            [
+                name,
+                *(pages.plus_minus(seconds[variant], 1) for variant in VARIANTS),
+                f"{seconds[REFERENCE]['mean'] / seconds[OURS]['mean']:.2f} ×",
+                f"{images / seconds[OURS]['mean']:,.0f}",
+            ]
+        )
+    measured = (
+        f"Measured on {result['date']} at revision {result['source_revision'][:7]}: {result['device']}; Python "
+        f"{result['python']}, torch {result['torch']}; {result['rounds']} rounds. An epoch has {result['batches']} "
+        f"batches of {BATCH_SIZE}."
+    )
+    columns = ["seconds per epoch", REFERENCE, WORKER, "**ours**", "reference ÷ ours", "ours, images/s"]
+    return {"training": f"{table(columns, rows)}\n\n{measured}"}
 
 
 if __name__ == "__main__":

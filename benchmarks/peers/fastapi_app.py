@@ -1,19 +1,13 @@
 """The same service in FastAPI: `uvicorn --workers 2 --loop uvloop --http httptools fastapi_app:app`."""
 
-import io
 import os
 from typing import Annotated
 
-import numpy as np
-import onnxruntime as ort
-from fastapi import FastAPI, Request
-from PIL import Image
+from fastapi import FastAPI
+from predictor import predict_image
 from pydantic import BaseModel, Field
 
 app = FastAPI()
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-session = ort.InferenceSession(os.environ["GRAPH"], options)
 
 
 class Body(BaseModel):
@@ -30,30 +24,10 @@ class Prediction(BaseModel):
     probabilities: list[float]
 
 
-def answer(image):
-    """Predict one image, uint8 [28, 28]."""
-    probabilities, digits = session.run(["probabilities", "digit"], {"image": image[None]})
-    return Prediction(
-        digit=int(digits[0]), confidence=float(probabilities.max()), probabilities=probabilities[0].tolist()
-    )
-
-
 @app.post("/predict")
 async def predict(body: Body) -> Prediction:
     """Predict the digit of an image in JSON."""
-    return answer(np.array(body.image, dtype=np.uint8))
-
-
-@app.post("/picture")
-async def picture(request: Request) -> Prediction:
-    """Predict the digit of a picture."""
-    return answer(np.array(Image.open(io.BytesIO(await request.body())).convert("L")))
-
-
-@app.get("/healthz")
-async def health() -> dict[str, str]:
-    """Return a constant."""
-    return {"status": "ok"}
+    return Prediction(**predict_image(body.image))
 
 
 if "DUTIES" in os.environ:

@@ -3,35 +3,24 @@
 import os
 
 import litserve as ls
-import numpy as np
-import onnxruntime as ort
 
 
 class Digits(ls.LitAPI):
-    """decode → predict → encode."""
+    """decode → predict → encode; encoding is left to LitServe."""
 
     def setup(self, device):
-        """Load the model."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(os.environ["GRAPH"], options)
+        """Load the model in the worker process."""
+        from predictor import predict_image
+
+        self.predict_image = predict_image
 
     def decode_request(self, request):
-        """Return the image, uint8 [1, 28, 28]."""
-        return np.array(request["image"], dtype=np.uint8)[None]
+        """Return the rows of the image."""
+        return request["image"]
 
-    def predict(self, image):
-        """Return probabilities and digits."""
-        return self.session.run(["probabilities", "digit"], {"image": image})
-
-    def encode_response(self, output):
-        """Return the response."""
-        probabilities, digits = output
-        return {
-            "digit": int(digits[0]),
-            "confidence": float(probabilities.max()),
-            "probabilities": probabilities[0].tolist(),
-        }
+    def predict(self, rows):
+        """Return the prediction."""
+        return self.predict_image(rows)
 
 
 if __name__ == "__main__":
