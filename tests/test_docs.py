@@ -138,20 +138,6 @@ def test_limits_are_the_code_s(page, sentence, expected):
     assert {match.groups() for match in re.finditer(sentence, text)} == {expected}
 
 
-@pytest.mark.parametrize(
-    ("page", "word"),
-    [
-        ("README.md", "`:Z`"),
-        ("README.md", "Windows"),
-        ("docs/containers.md", ":Z"),
-        ("docs/operation.md", "gRPC"),
-        ("docs/training.md", "MPS"),
-    ],
-)
-def test_what_is_not_supported_is_said_where_people_look(page, word):
-    assert word in (ROOT / page).read_text()
-
-
 def test_the_time_to_stop_is_longer_than_a_request():
     (seconds,) = re.findall(r"docker stop -t (\d+)", (ROOT / "docs/operation.md").read_text())
     assert int(seconds) > Config().request_timeout

@@ -1,6 +1,8 @@
 """deploy/kubernetes: valid against the published schemas, and consistent with itself, the image and the code."""
 
 import copy
+import functools
+import operator
 import re
 
 import jsonschema
@@ -97,17 +99,10 @@ def test_a_manifest_is_valid(name, version):
 @pytest.mark.parametrize(
     ("name", "path", "value"),
     [
-        ("deployment.yaml", "spec.strategy.rollingUpdate.maxUnavailabel", 0),
-        ("deployment.yaml", "spec.template.spec.containers.0.env.0.value", 30),
         ("deployment.yaml", "spec.template.spec.containers.0.ports.0.containerPort", "8000"),
         ("deployment.yaml", "spec.template.spec.containers.0.readOnlyRootFilesystem", True),
-        ("deployment.yaml", "spec.selector", None),
         ("service.yaml", "spec.ports.0.port", None),
-        ("horizontalpodautoscaler.yaml", "spec.maxReplicas", None),
-        ("poddisruptionbudget.yaml", "spec.maxUnavailable", [1]),
-        ("networkpolicy.yaml", "spec.egress", {}),
         ("kserve/inferenceservice.yaml", "spec.predictor.protocolVersion", "v2"),
-        ("kserve/inferenceservice.yaml", "spec.predictor.minReplicas", "2"),
         ("kserve/inferenceservice.yaml", "spec.predictor.deploymentStrategy.maxSurge", 1),
         ("kserve/inferenceservice.yaml", "spec.predictor.containers.0.imagePullPolicies", "Always"),
     ],
@@ -115,9 +110,7 @@ def test_a_manifest_is_valid(name, version):
 def test_an_invalid_manifest_is_refused(name, path, value):
     manifest = copy.deepcopy(MANIFESTS[name])
     *parents, last = (int(key) if key.isdecimal() else key for key in path.split("."))
-    place = manifest
-    for key in parents:
-        place = place[key]
+    place = functools.reduce(operator.getitem, parents, manifest)
     if value is None:
         del place[last]
     else:
@@ -131,19 +124,14 @@ def test_prestop_sleep_needs_a_recent_kubernetes():
         validate(DEPLOYMENT, "1.28")
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=["kubernetes", "kserve"])
-def test_kustomize_applies_every_manifest(folder):
+@pytest.mark.parametrize(("folder", "pod"), list(zip(FOLDERS, PODS.values(), strict=True)), ids=PODS)
+def test_kustomize_applies_every_manifest_and_sets_the_image(folder, pod):
     kustomization = read(folder / "kustomization.yaml")
     assert set(kustomization) == {"apiVersion", "kind", "resources", "images"}
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
     assert sorted(kustomization["resources"]) == sorted(files)
-
-
-@pytest.mark.parametrize(("folder", "pod"), list(zip(FOLDERS, PODS.values(), strict=True)), ids=PODS)
-def test_kustomize_sets_the_image_that_is_named(folder, pod):
-    (image,) = read(folder / "kustomization.yaml")["images"]
+    (image,) = kustomization["images"]  # tests/test_version.py checks its tag
     assert image["name"] == container(pod)["image"] == "serve"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", image["newTag"])  # a version, not `latest`
 
 
 def test_every_manifest_selects_the_deployment_s_pods():
@@ -204,13 +192,9 @@ def test_the_service_and_the_policies_name_that_port():
 @each_pod
 def test_the_probes_use_routes_of_the_application(pod):
     routes = {rule.rule for rule in create_app(Config()).url_map.iter_rules() if "GET" in rule.methods}
-    found = {}
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        request = container(pod)[probe]["httpGet"]
-        assert request["port"] == container(pod)["ports"][0]["name"]
-        found[probe] = request["path"]
-    assert set(found.values()) <= routes
-    assert found == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
+    for probe, path in {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}.items():
+        assert container(pod)[probe]["httpGet"] == {"path": path, "port": container(pod)["ports"][0]["name"]}
+        assert path in routes
 
 
 @each_pod
