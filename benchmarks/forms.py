@@ -1,11 +1,14 @@
 """Renderers of test pictures: MNIST's digits as screens, scanners and cameras would show them.
 
 Each form is a function of a digit, 28×28, white on black, and a random generator; it returns an encoded PNG or JPEG.
+The order of the random draws is part of a form: with another order, its pictures and figures change.
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,9 @@ from scipy import ndimage
 TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke_width
 
 Floats = NDArray[np.float32]
+SIZE = (400, 300)  # width and height, in pixels, of the forms that do not state theirs
+
+Render = Callable[[Image.Image, np.random.Generator], bytes]
 
 
 @dataclass(frozen=True)
@@ -23,77 +29,126 @@ class Form:
 
     title: str
     words: str
-    render: Callable[[Image.Image, np.random.Generator], bytes]
+    render: Render
 
 
-def _plain(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return as_png(digit)
+FORMS: dict[str, Form] = {}  # by the name of the function
 
 
-def _enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return as_png(_enlarge(digit))
+def form(title: str) -> Callable[[Render], Render]:
+    """Add the decorated function to FORMS; its docstring is the description in docs/pictures.md."""
+
+    def add(render: Render) -> Render:
+        FORMS[render.__name__] = Form(title, " ".join((render.__doc__ or "").split()), render)
+        return render
+
+    return add
 
 
-def _inverted(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return as_png(ImageOps.invert(digit))
+@form("28×28, as MNIST is")
+def plain(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """A PNG of 28×28, white on black: MNIST's own form."""
+    return _as_png(digit)
 
 
-def _inverted_enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return as_png(ImageOps.invert(_enlarge(digit)))
+@form("enlarged 10×")
+def enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """Enlarged to 280×280 (bicubic), white on black."""
+    return _as_png(_enlarge(digit))
+
+
+@form("dark on light")
+def inverted(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """28×28, black on white."""
+    return _as_png(ImageOps.invert(digit))
+
+
+@form("dark on light, enlarged 10×")
+def inverted_enlarged(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """Enlarged to 280×280, black on white."""
+    return _as_png(ImageOps.invert(_enlarge(digit)))
 
 
 def _page(height: int, digit: Image.Image, random: np.random.Generator) -> bytes:
     ink = digit.crop(digit.getbbox())
-    scale = min(height / ink.height, 280 / ink.width)  # a wide digit fits the page's width
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BICUBIC)
+    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # a wide digit fits the page's width
     whole = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(whole.size, ink.size, strict=True))
     whole.paste(0, (left, top), ink)
-    return as_png(whole)
+    return _as_png(whole)
 
 
-def _page_third(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("on a page, a third of its height")
+def page_third(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """Black anywhere on a white page of 300×400, the ink 133 pixels high: a third of the page."""
     return _page(133, digit, random)
 
 
-def _page_tenth(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("on a page, a tenth of its height")
+def page_tenth(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """Black anywhere on a white page of 300×400, the ink 40 pixels high: a tenth of the page."""
     return _page(40, digit, random)
 
 
-def _jpeg(digit: Image.Image, _random: np.random.Generator) -> bytes:
+@form("JPEG, quality 40")
+def jpeg(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """280×280, black on white, as a JPEG of quality 40."""
     return _as_jpeg(ImageOps.invert(_enlarge(digit)), quality=40)
 
 
-def _thin(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    mask = np.asarray(_enlarge(digit)) > 127
+@form("thin strokes, about half")
+def thin(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """280×280, black on white, bilevel: the ink eroded by a quarter of the digit's mean stroke width on each side,
+    which leaves half; by less if the digit would otherwise break into parts or lose one.
+    """
+    mask = _mask(digit)
     distance, depth = _outline_distance(mask), _stroke_width(mask) / 4
     while depth > 1 and _components(distance > depth) != _components(mask):
         depth *= 0.85
     return _bilevel(distance > depth)
 
 
-def _torn(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    mask = np.asarray(_enlarge(digit)) > 127
+@form("thin strokes, torn")
+def torn(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """As thin strokes, but always eroded by a quarter of the mean width: the thin strokes of a digit with strokes of
+    unequal width disappear.
+    """
+    mask = _mask(digit)
     return _bilevel(_outline_distance(mask) > _stroke_width(mask) / 4)
 
 
-def _thick(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    mask = np.asarray(_enlarge(digit)) > 127
+@form("thick strokes, 1.8×")
+def thick(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """280×280, black on white, bilevel: the ink dilated until the strokes are 4.4 of 28 pixels wide, 1.8 times the
+    median of MNIST; the few digits with wider strokes are not changed. Small holes close.
+    """
+    mask = _mask(digit)
     return _bilevel(_outline_distance(~mask) <= max(0, 1.8 * TYPICAL_STROKE * 10 - _stroke_width(mask)) / 2)
 
 
-def _blotted(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    mask = np.asarray(_enlarge(digit)) > 127
+@form("thick strokes, blotted")
+def blotted(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """As thick strokes, but dilated to 1.8 times the digit's own mean width, also if that is large: some digits become
+    blots.
+    """
+    mask = _mask(digit)
     return _bilevel(_outline_distance(~mask) <= 0.4 * _stroke_width(mask))
 
 
-def _transparent(digit: Image.Image, _random: np.random.Generator) -> bytes:
+@form("black on transparent")
+def transparent(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """280×280, black ink on transparent."""
     picture = Image.new("RGBA", (280, 280), (0, 0, 0, 0))
     picture.putalpha(_enlarge(digit))
-    return as_png(picture)
+    return _as_png(picture)
 
 
-def _photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("gradient, noise, coloured paper")
+def photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """A simulated photo: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame enlarged to
+    150–300 pixels per side at a random position, blurred; light that decreases by 20–45 % in a random direction, a
+    vignette of up to 30 % in the corners, noise of standard deviation 3–10 per channel, JPEG of quality 80.
+    """
     width, height = 360, 480
     side = int(random.integers(150, 301))
     left, top = (int(random.integers(0, room - side + 1)) for room in (width, height))
@@ -109,43 +164,53 @@ def _photographed(digit: Image.Image, random: np.random.Generator) -> bytes:
     return _as_jpeg(Image.fromarray(scene.clip(0, 255).astype(np.uint8)), quality=80)
 
 
-def _coarse(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("MNIST at 8×8, enlarged")
+def coarse(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """MNIST reduced to 8×8 as load_digits was (the pixels of each 4×4 block counted in a bitmap of 32×32 that the digit
+    fills), and enlarged to 160×160: used for tuning in place of load_digits.
+    """
     ink = digit.crop(digit.getbbox())
-    scale = 32 / max(ink.size)
-    return _counted(ink, max(1, round(ink.width * scale)), max(1, round(ink.height * scale)), random)
+    return _counted(_scaled(ink, 32 / max(ink.size), least=1), random)
 
 
-def _stretched(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("MNIST at 8×8, stretched, enlarged")
+def stretched(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """As MNIST at 8×8, but first stretched to 20×32 (at most twofold in width), as by a size normalisation that does
+    not keep the aspect ratio: also used for tuning in place of load_digits.
+    """
     ink = digit.crop(digit.getbbox())
-    return _counted(ink, max(2, min(20, round(64 * ink.width / ink.height))), 32, random)
+    width = max(2, min(20, round(64 * ink.width / ink.height)))
+    return _counted(ink.resize((width, 32), Image.Resampling.BICUBIC), random)
 
 
-def _counted(ink: Image.Image, width: int, height: int, random: np.random.Generator) -> bytes:
-    ink = ink.resize((width, height), Image.Resampling.BICUBIC)
+def _counted(ink: Image.Image, random: np.random.Generator) -> bytes:
     bitmap = np.zeros((32, 32), np.uint8)
     top, left = (32 - ink.height) // 2, (32 - ink.width) // 2
     bitmap[top : top + ink.height, left : left + ink.width] = np.asarray(ink) > 127
     counts = bitmap.reshape(8, 4, 8, 4).sum((1, 3))
-    return _other_hands(Image.fromarray((counts * 255 / 16).astype(np.uint8)), random)
+    return other_hands(Image.fromarray((counts * 255 / 16).astype(np.uint8)), random)
 
 
-def _other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
-    return as_png(ImageOps.invert(digit.resize((160, 160), Image.Resampling.BICUBIC)))
+@form("other hands: load_digits, 8×8")
+def other_hands(digit: Image.Image, _random: np.random.Generator) -> bytes:
+    """Digits that are not MNIST's: scikit-learn's load_digits, 8×8, enlarged to 160×160 (bicubic), black on white."""
+    return _as_png(ImageOps.invert(digit.resize((160, 160), Image.Resampling.BICUBIC)))
 
 
 def _scene(
-    digit: Image.Image, random: np.random.Generator, size: tuple[int, int], share: tuple[float, float] = (0.35, 0.7)
+    digit: Image.Image,
+    random: np.random.Generator,
+    share: tuple[float, float] = (0.35, 0.7),
+    size: tuple[int, int] = SIZE,
 ) -> tuple[Floats, tuple[int, int, int, int]]:
     """Return the coverage of each pixel by the digit's ink, float32 [H, W], and its box: left, top, right, bottom.
 
     The digit is rotated by up to 8°. Its longer side is a random share of the picture's shorter side, its position is
     random.
     """
-    large = digit.resize((280, 280), Image.Resampling.BICUBIC)
-    ink = large.rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC)
+    ink = _enlarge(digit).rotate(random.uniform(-8, 8), Image.Resampling.BICUBIC)
     ink = ink.crop(ink.getbbox())
-    scale = min(size) * random.uniform(*share) / max(ink.size)
-    ink = ink.resize((max(2, round(ink.width * scale)), max(2, round(ink.height * scale))), Image.Resampling.LANCZOS)
+    ink = _scaled(ink, min(size) * random.uniform(*share) / max(ink.size), Image.Resampling.LANCZOS)
     margin = round(0.06 * min(size))
     left, top = (
         int(random.integers(margin, room - side - margin + 1)) for room, side in zip(size, ink.size, strict=True)
@@ -153,6 +218,15 @@ def _scene(
     mask = np.zeros(size[::-1], np.float32)
     mask[top : top + ink.height, left : left + ink.width] = np.asarray(ink, np.float32) / 255
     return mask, (left, top, left + ink.width, top + ink.height)
+
+
+def _uneven_light(
+    random: np.random.Generator, fall: tuple[float, float], size: tuple[int, int] = SIZE
+) -> NDArray[np.floating[Any]]:
+    """Return light that decreases from 1, by a random share between the two of `fall`, in a random direction."""
+    x, y = _axes(size)
+    angle, share = random.uniform(0, 2 * np.pi), random.uniform(*fall)
+    return 1 - share * (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / math.hypot(*size))
 
 
 def _shot(scene: Floats, random: np.random.Generator, noise: float, quality: int = 82, blur: float = 0.6) -> bytes:
@@ -167,7 +241,7 @@ def _painted(mask: Floats, paper: Floats | float, pen: Floats | float) -> Floats
     return paper + (np.asarray(pen, np.float32) - paper) * mask
 
 
-def _axes(size: tuple[int, int]) -> tuple[Floats, Floats]:
+def _axes(size: tuple[int, int] = SIZE) -> tuple[Floats, Floats]:
     """Return x and y of each pixel, in pixels from the centre, float32 [1, W] and [H, 1]."""
     width, height = size
     return (
@@ -176,23 +250,30 @@ def _axes(size: tuple[int, int]) -> tuple[Floats, Floats]:
     )
 
 
-def _glare(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
-    mask, (left, top, right, bottom) = _scene(digit, random, size)
-    x, y = _axes(size)
+@form("glare on a whiteboard")
+def glare(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: dark ink on a light board; the glare of one or two lamps, on the digit or near it, is added to board and
+    ink.
+    """
+    mask, (left, top, right, bottom) = _scene(digit, random)
+    x, y = _axes()
     scene = _painted(mask, random.uniform(0.62, 0.8), random.uniform(0.05, 0.3))
     for _ in range(int(random.integers(1, 3))):
-        near_x = random.uniform(left - 60, right + 60) - size[0] / 2
-        near_y = random.uniform(top - 60, bottom + 60) - size[1] / 2
+        near_x = random.uniform(left - 60, right + 60) - SIZE[0] / 2
+        near_y = random.uniform(top - 60, bottom + 60) - SIZE[1] / 2
         width, height = random.uniform(15, 60, 2)
         spot = np.exp(-(((x - near_x) / width) ** 2) - ((y - near_y) / height) ** 2)
         scene = scene + random.uniform(0.2, 0.5) * spot
     return _shot(scene, random, random.uniform(1, 4))
 
 
-def _boxed(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("in a box")
+def boxed(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """360×360: a box around the digit, drawn or printed, in the same ink or another, with lines at most as thick as the
+    digit's strokes.
+    """
     size = (360, 360)
-    mask, (left, top, right, bottom) = _scene(digit, random, size, (0.3, 0.55))
+    mask, (left, top, right, bottom) = _scene(digit, random, (0.3, 0.55), size)
     length = max(right - left, bottom - top)
     centre_x, centre_y = (left + right) / 2, (top + bottom) / 2
     half_width = (right - left) / 2 + length * random.uniform(0.12, 0.5)
@@ -212,14 +293,15 @@ def _boxed(digit: Image.Image, random: np.random.Generator) -> bytes:
     return _shot(_painted(mask, scene, pen), random, random.uniform(0, 4))
 
 
-def _hard_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
-    mask, (left, top, right, bottom) = _scene(digit, random, size)
-    x, y = _axes(size)
+@form("the edge of a hard shadow")
+def hard_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: a shadow with 35–70 % of the light; its edge passes through the digit or near it."""
+    mask, (left, top, right, bottom) = _scene(digit, random)
+    x, y = _axes()
     angle = random.uniform(0, 2 * np.pi)
     # Through a point of the digit, or near it.
-    through_x = random.uniform(left - 20, right + 20) - size[0] / 2
-    through_y = random.uniform(top - 20, bottom + 20) - size[1] / 2
+    through_x = random.uniform(left - 20, right + 20) - SIZE[0] / 2
+    through_y = random.uniform(top - 20, bottom + 20) - SIZE[1] / 2
     side = (x - through_x) * np.cos(angle) + (y - through_y) * np.sin(angle)
     side = side + random.uniform(-0.001, 0.001) * ((x - through_x) ** 2 + (y - through_y) ** 2)
     shade = 1 / (1 + np.exp((-side / random.uniform(0.3, 2)).clip(-50, 50)))
@@ -228,53 +310,55 @@ def _hard_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
     return _shot(scene.astype(np.float32), random, random.uniform(1, 5))
 
 
-def _paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
-    mask, _ = _scene(digit, random, size, (0.3, 0.55))
-    x, y = _axes(size)
+@form("the paper's corner on a dark table")
+def paper_corner(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: one or two edges of the paper, rotated by up to 20°, on a dark table."""
+    mask, _ = _scene(digit, random, (0.3, 0.55))
+    x, y = _axes()
     angle = random.uniform(-0.35, 0.35)
     across = x * np.cos(angle) + y * np.sin(angle)
     down = -x * np.sin(angle) + y * np.cos(angle)
     rows, columns = np.nonzero(mask > 0.1)
     ink_across, ink_down = across[rows, columns], down[rows, columns]
-    sheet = np.ones(size[::-1], np.float32)
+    sheet = np.ones(SIZE[::-1], np.float32)
     edges = int(random.integers(1, 3))
     gap = random.uniform(6, 60, 2)
     signs = random.choice([-1, 1], 2)
     for axis, ink, sign, space in ((across, ink_across, signs[0], gap[0]), (down, ink_down, signs[1], gap[1]))[:edges]:
         sheet = sheet * ((sign * axis) < (sign * ink).max() + space)
-    grain = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, 0.04)
-    table = (random.uniform(0.08, 0.35) + grain).astype(np.float32)
+    table = _table(random, 0.35, darkest=0.08, grain=0.04)
     paper = _painted(mask, random.uniform(0.75, 0.97), random.uniform(0.05, 0.3))
     return _shot(np.where(sheet > 0, paper, table), random, random.uniform(1, 4), blur=0.9)
 
 
-def _lines(size: tuple[int, int], angle: float, spacing: float, phase: float, thick: float) -> Floats:
+def _lines(angle: float, spacing: float, phase: float, thick: float) -> Floats:
     """Return the coverage of each pixel by parallel lines, float32 [H, W]; angle 0 is horizontal."""
-    x, y = _axes(size)
+    x, y = _axes()
     place = (-x * np.sin(angle) + y * np.cos(angle) + phase) % spacing
     return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
 
 
-def _squared(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
-    mask, (_, top, _, bottom) = _scene(digit, random, size)
+@form("squared paper")
+def squared(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: squares of 0.12 to 0.8 of the digit's height, lines of 8–40 % of the ink's contrast."""
+    mask, (_, top, _, bottom) = _scene(digit, random)
     spacing, angle = (bottom - top) * random.uniform(0.12, 0.8), random.uniform(-0.06, 0.06)
     thick = random.uniform(1, 2)
     grid = np.maximum(
-        _lines(size, angle, spacing, random.uniform(0, spacing), thick),
-        _lines(size, angle + np.pi / 2, spacing, random.uniform(0, spacing), thick),
+        _lines(angle, spacing, random.uniform(0, spacing), thick),
+        _lines(angle + np.pi / 2, spacing, random.uniform(0, spacing), thick),
     )
     return _on_lines(mask, grid, random)
 
 
-def _ruled(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
-    mask, (_, top, _, bottom) = _scene(digit, random, size)
+@form("ruled paper")
+def ruled(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: lines as on squared paper, 0.4 to 1.3 of the digit's height apart, some with a margin line."""
+    mask, (_, top, _, bottom) = _scene(digit, random)
     spacing, angle = (bottom - top) * random.uniform(0.4, 1.3), random.uniform(-0.06, 0.06)
-    grid = _lines(size, angle, spacing, random.uniform(0, spacing), random.uniform(1, 2))
+    grid = _lines(angle, spacing, random.uniform(0, spacing), random.uniform(1, 2))
     if random.random() < 0.4:
-        grid = np.maximum(grid, _lines(size, angle + np.pi / 2, 2_000, random.uniform(-180, -120), 1.5))
+        grid = np.maximum(grid, _lines(angle + np.pi / 2, 2_000, random.uniform(-180, -120), 1.5))
     return _on_lines(mask, grid, random)
 
 
@@ -285,42 +369,44 @@ def _on_lines(mask: Floats, grid: Floats, random: np.random.Generator) -> bytes:
     return _shot(_painted(mask, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
 
 
-def _pencil(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
-    mask, _ = _scene(digit, random, size)
-    grain = Image.fromarray((random.random(size[::-1]) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
+@form("pencil")
+def pencil(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: grey, grainy strokes with 25–45 % of the full contrast."""
+    mask, _ = _scene(digit, random)
+    grain = Image.fromarray((random.random(SIZE[::-1]) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.8))
     tooth = np.asarray(grain, np.float32) / 255 - 0.5
     paper = random.uniform(0.8, 0.95)
     scene = _painted(mask * (1 + 2.5 * tooth).clip(0.2, 1), paper, paper - random.uniform(0.25, 0.45)) + 0.04 * tooth
     return _shot(scene, random, random.uniform(1, 4))
 
 
-def _phone(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("phone photo of 2400×1800")
+def phone(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """2400×1800: uneven light, noise of standard deviation 4–14, blurred, some rotated by their Exif orientation."""
     size = (2400, 1800)
-    mask, _ = _scene(digit, random, size, (0.2, 0.6))
-    x, y = _axes(size)
-    angle, fall = random.uniform(0, 2 * np.pi), random.uniform(0.1, 0.45)
-    light = 1 - fall * (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / 3_000)
+    mask, _ = _scene(digit, random, (0.2, 0.6), size)
+    light = _uneven_light(random, (0.1, 0.45), size)
     scene = _painted(mask, random.uniform(0.7, 0.95), random.uniform(0.08, 0.35)) * light
     upright = Image.open(io.BytesIO(_shot(scene.astype(np.float32), random, random.uniform(4, 14), 85, blur=2)))
     exif = Image.Exif()
-    exif[0x0112], turn = ((1, None), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270))[
-        int(random.integers(3))
-    ]
-    content = io.BytesIO()
-    (upright.transpose(turn) if turn is not None else upright).save(content, "JPEG", quality=85, exif=exif)
-    return content.getvalue()
+    turns = {1: None, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif[0x0112], turn = list(turns.items())[int(random.integers(3))]
+    return _encoded(upright.transpose(turn) if turn is not None else upright, "JPEG", quality=85, exif=exif)
 
 
-def _dark_mode(digit: Image.Image, random: np.random.Generator) -> bytes:
-    mask, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
+@form("dark mode")
+def dark_mode(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """300×300: light, coloured ink on a dark screen."""
+    mask, _ = _scene(digit, random, (0.3, 0.8), (300, 300))
     ground, text = random.uniform(0.02, 0.18, 3), random.uniform(0.55, 1, 3)
     scene = ground + (text - ground) * mask[..., None]
-    return as_png(Image.fromarray((scene * 255).astype(np.uint8)))
+    return _as_png(Image.fromarray((scene * 255).astype(np.uint8)))
 
 
-def _poor_jpeg(digit: Image.Image, random: np.random.Generator) -> bytes:
-    mask, _ = _scene(digit, random, (300, 300), (0.3, 0.8))
+@form("JPEG, quality 8")
+def poor_jpeg(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """300×300: dark on light, as a JPEG of quality 8."""
+    mask, _ = _scene(digit, random, (0.3, 0.8), (300, 300))
     scene = _painted(mask, random.uniform(0.8, 1), random.uniform(0, 0.3))
     return _as_jpeg(Image.fromarray((scene * 255).astype(np.uint8)), quality=8)
 
@@ -329,11 +415,11 @@ def _poor_jpeg(digit: Image.Image, random: np.random.Generator) -> bytes:
 
 
 def _laid(
-    digit: Image.Image, random: np.random.Generator, size: tuple[int, int], corners: NDArray[np.float64]
+    digit: Image.Image, random: np.random.Generator, corners: NDArray[np.float64], size: tuple[int, int] = SIZE
 ) -> tuple[Floats, Floats]:
     """Return the coverage of each pixel by a sheet with these corners, clockwise, [4, 2], and by the digit on it."""
     width, height = np.ptp(corners, axis=0).round().astype(int).tolist()
-    ink, _ = _scene(digit, random, (width, height), (0.35, 0.75))
+    ink, _ = _scene(digit, random, (0.35, 0.75), (width, height))
     rows, goals = [], []  # for the coefficients of the transform from the picture's coordinates to the sheet's
     for (x, y), (u, v) in zip(corners, ((0, 0), (width, 0), (width, height), (0, height)), strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
@@ -348,44 +434,48 @@ def _laid(
     return sheet, ink
 
 
-def _corners(random: np.random.Generator, size: tuple[int, int], cut_off: bool = False) -> NDArray[np.float64]:
+def _corners(random: np.random.Generator, cut_off: bool = False) -> NDArray[np.float64]:
     """Return the corners of a sheet turned by up to 15°, in perspective, cut off on one side or on none."""
-    box = random.uniform(0.5, 0.8, 2) * size
-    middle = np.array(size) / 2 + random.uniform(-0.06, 0.06, 2) * size
+    box = random.uniform(0.5, 0.8, 2) * SIZE
+    middle = np.array(SIZE) / 2 + random.uniform(-0.06, 0.06, 2) * SIZE
     if cut_off:
         axis, sign = int(random.integers(2)), int(random.choice([-1, 1]))
         box[axis] *= 1.3
-        middle[axis] += sign * random.uniform(0.2, 0.3) * size[axis]
+        middle[axis] += sign * random.uniform(0.2, 0.3) * SIZE[axis]
     angle = np.deg2rad(random.uniform(-15, 15))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     places = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * box / 2 * (1 + random.uniform(-0.05, 0.05, (4, 1)))
     return np.asarray(places @ turn + middle, np.float64)
 
 
-def _table(random: np.random.Generator, size: tuple[int, int], lightest: float) -> Floats:
+def _table(random: np.random.Generator, lightest: float, darkest: float = 0.03, grain: float = 0.06) -> Floats:
     """Return the grey levels of a plain table, or one with grain, float32 [H, W]."""
-    x, y = _axes(size)
-    grain = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, 0.06)
-    return np.asarray(random.uniform(0.03, lightest) + grain, np.float32)
+    x, y = _axes()
+    grain_levels = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, grain)
+    return np.asarray(random.uniform(darkest, lightest) + grain_levels, np.float32)
 
 
-def _cloth(random: np.random.Generator, size: tuple[int, int], lightest: float) -> Floats:
+def _cloth(random: np.random.Generator, lightest: float) -> Floats:
     """Return the grey levels of a striped, chequered or mottled cloth, float32 [H, W]."""
     kind, spacing, angle = int(random.integers(3)), random.uniform(8, 40), random.uniform(0, np.pi)
     if kind == 2:
-        spots = Image.fromarray((random.random(size[::-1]) * 255).astype(np.uint8))
+        spots = Image.fromarray((random.random(SIZE[::-1]) * 255).astype(np.uint8))
         blurred = np.asarray(spots.filter(ImageFilter.GaussianBlur(spacing / 6)), np.float32)
         pattern = (0.5 + (blurred - blurred.mean()) / (4 * blurred.std())).clip(0, 1)
     else:
         thick = spacing * random.uniform(0.3, 0.6)
-        pattern = _lines(size, angle, spacing, 0, thick)
+        pattern = _lines(angle, spacing, 0, thick)
         if kind == 1:
-            pattern = (pattern + _lines(size, angle + np.pi / 2, spacing, 0, thick)) / 2
+            pattern = (pattern + _lines(angle + np.pi / 2, spacing, 0, thick)) / 2
     dark = random.uniform(0.03, 0.5)
     return np.asarray(dark + (random.uniform(dark, lightest) - dark) * pattern, np.float32)
 
 
-def _framed(digit: Image.Image, random: np.random.Generator, light: bool = False) -> bytes:
+@form("a dark frame around a light sheet")
+def framed(digit: Image.Image, random: np.random.Generator, light: bool = False) -> bytes:
+    """200–500 pixels: dark ink on a light sheet; around it a frame of one darker grey, from 3 pixels to a quarter of
+    the shorter side wide, equal or different on the four sides.
+    """
     size = int(random.integers(200, 500)), int(random.integers(200, 500))
     left, top, right, bottom = (max(3.0, share * min(size)) for share in random.uniform(0, 0.25, 4))
     if random.random() < 0.5:
@@ -393,56 +483,67 @@ def _framed(digit: Image.Image, random: np.random.Generator, light: bool = False
     right, bottom = size[0] - round(right), size[1] - round(bottom)
     left, top = round(left), round(top)
     corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float)
-    sheet, mask = _laid(digit, random, size, corners)
+    sheet, mask = _laid(digit, random, corners, size)
     paper = random.uniform(0.7, 1)
     scene = _painted(sheet, random.uniform(0, paper - 0.25), _painted(mask, paper, random.uniform(0, 0.3)))
     return _shot(1 - scene if light else scene, random, random.uniform(0, 3), 90, blur=0.3)
 
 
-def _light_framed(digit: Image.Image, random: np.random.Generator) -> bytes:
-    return _framed(digit, random, light=True)
+@form("a light frame around a dark sheet")
+def light_framed(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """The same, inverted: light ink, a dark sheet, a lighter frame."""
+    return framed(digit, random, light=True)
 
 
 def _on_surround(
     digit: Image.Image,
     random: np.random.Generator,
-    surround: Callable[[np.random.Generator, tuple[int, int], float], Floats],
+    surround: Callable[[np.random.Generator, float], Floats],
     cut_off: bool = False,
 ) -> bytes:
-    size = (400, 300)
-    mask: Floats = np.zeros(size[::-1], np.float32)
+    mask: Floats = np.zeros(SIZE[::-1], np.float32)
     while not mask.any() or mask[[0, -1]].any() or mask[:, [0, -1]].any():  # the digit must be in view
-        sheet, mask = _laid(digit, random, size, _corners(random, size, cut_off))
+        sheet, mask = _laid(digit, random, _corners(random, cut_off))
     paper = random.uniform(0.75, 0.97)
-    scene = _painted(sheet, surround(random, size, paper - 0.2), _painted(mask, paper, random.uniform(0.05, 0.3)))
+    scene = _painted(sheet, surround(random, paper - 0.2), _painted(mask, paper, random.uniform(0.05, 0.3)))
     if random.random() < 0.2:
         scene = 1 - scene  # a dark sheet with light ink on a light table
-    x, y = _axes(size)
-    angle = random.uniform(0, 2 * np.pi)
-    light = 1 - random.uniform(0, 0.3) * (0.5 + (x * np.cos(angle) + y * np.sin(angle)) / 500)
-    return _shot(scene * light, random, random.uniform(1, 5), blur=0.9)
+    return _shot(scene * _uneven_light(random, (0, 0.3)), random, random.uniform(1, 5), blur=0.9)
 
 
-def _on_table(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("a sheet on a table")
+def on_table(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: a sheet wholly in view, turned by up to 15°, in perspective, on a darker table, plain or with grain; the
+    light decreases by up to 30 %. A fifth is inverted: a dark sheet, light ink, a light table.
+    """
     return _on_surround(digit, random, _table)
 
 
-def _on_cloth(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("a sheet on a patterned cloth")
+def on_cloth(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """The same on a cloth: striped, chequered or mottled, its lightest tone at least 20 % of white darker than the
+    sheet.
+    """
     return _on_surround(digit, random, _cloth)
 
 
-def _cut_off(digit: Image.Image, random: np.random.Generator) -> bytes:
+@form("three sides of a sheet in view")
+def cut_off(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """As on a table or, for a third, on a cloth, with one side of the sheet outside the picture."""
     return _on_surround(digit, random, _table if random.random() < 0.7 else _cloth, cut_off=True)
 
 
-def _own_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
-    size = (400, 300)
+@form("the photographer's shadow")
+def own_shadow(digit: Image.Image, random: np.random.Generator) -> bytes:
+    """400×300: paper that fills the picture, or half the time a sheet on a table; on it the shadow of a head and
+    shoulders, with 45–80 % of the light and a soft edge.
+    """
     corners = np.array([(0, 0), (400, 0), (400, 300), (0, 300)], float)
     if on_table := random.random() < 0.5:
-        corners = _corners(random, size)
-    sheet, mask = _laid(digit, random, size, corners)
+        corners = _corners(random)
+    sheet, mask = _laid(digit, random, corners)
     paper = _painted(mask, random.uniform(0.75, 0.97), random.uniform(0.05, 0.25))
-    scene = _painted(sheet, _table(random, size, 0.4), paper) if on_table else paper
+    scene = _painted(sheet, _table(random, 0.4), paper) if on_table else paper
     # The shadow of a head and shoulders, or of a hand with a phone, from one side of the picture.
     x, y = _axes((400, 400))
     x, y = x - random.uniform(-100, 100), y + random.uniform(-80, 60)
@@ -461,162 +562,20 @@ def pair(first: Image.Image, second: Image.Image, random: np.random.Generator) -
     whole = Image.new("L", (560, 300), 255)
     left = int(random.integers(20, 60))
     for digit in (first, second):
-        ink = digit.crop(digit.getbbox())
-        scale = random.uniform(130, 180) / 20
-        ink = ink.resize(
-            (max(2, round(ink.width * scale)), max(2, round(ink.height * scale))), Image.Resampling.BICUBIC
-        )
+        ink = _scaled(digit.crop(digit.getbbox()), random.uniform(130, 180) / 20)
         whole.paste(0, (left, (300 - ink.height) // 2 + int(random.integers(-20, 21))), ink)
         left += ink.width + round(random.uniform(0.1, 0.8) * 150)
-    return as_png(whole.crop((0, 0, min(560, left), 300)))
-
-
-FORMS = {
-    "plain": Form("28×28, as MNIST is", "A PNG of 28×28, white on black: MNIST's own form.", _plain),
-    "enlarged": Form("enlarged 10×", "Enlarged to 280×280 (bicubic), white on black.", _enlarged),
-    "inverted": Form("dark on light", "28×28, black on white.", _inverted),
-    "inverted_enlarged": Form(
-        "dark on light, enlarged 10×", "Enlarged to 280×280, black on white.", _inverted_enlarged
-    ),
-    "page_third": Form(
-        "on a page, a third of its height",
-        "Black anywhere on a white page of 300×400, the ink 133 pixels high: a third of the page.",
-        _page_third,
-    ),
-    "page_tenth": Form(
-        "on a page, a tenth of its height",
-        "Black anywhere on a white page of 300×400, the ink 40 pixels high: a tenth of the page.",
-        _page_tenth,
-    ),
-    "jpeg": Form("JPEG, quality 40", "280×280, black on white, as a JPEG of quality 40.", _jpeg),
-    "thin": Form(
-        "thin strokes, about half",
-        "280×280, black on white, bilevel: the ink eroded by a quarter of the digit's mean stroke width on each side, "
-        "which leaves half; by less if the digit would otherwise break into parts or lose one.",
-        _thin,
-    ),
-    "torn": Form(
-        "thin strokes, torn",
-        "As thin strokes, but always eroded by a quarter of the mean width: the thin strokes of a digit with strokes "
-        "of unequal width disappear.",
-        _torn,
-    ),
-    "thick": Form(
-        "thick strokes, 1.8×",
-        "280×280, black on white, bilevel: the ink dilated until the strokes are 4.4 of 28 pixels wide, 1.8 times the "
-        "median of MNIST; the few digits with wider strokes are not changed. Small holes close.",
-        _thick,
-    ),
-    "blotted": Form(
-        "thick strokes, blotted",
-        "As thick strokes, but dilated to 1.8 times the digit's own mean width, also if that is large: some digits "
-        "become blots.",
-        _blotted,
-    ),
-    "transparent": Form("black on transparent", "280×280, black ink on transparent.", _transparent),
-    "photographed": Form(
-        "gradient, noise, coloured paper",
-        "A simulated photo: 360×480, dark coloured ink on light coloured paper, the digit's 28×28 frame enlarged to "
-        "150–300 pixels per side at a random position, blurred; light that decreases by 20–45 % in a random direction, "
-        "a vignette of up to 30 % in the corners, noise of standard deviation 3–10 per channel, JPEG of quality 80.",
-        _photographed,
-    ),
-    "coarse": Form(
-        "MNIST at 8×8, enlarged",
-        "MNIST reduced to 8×8 as load_digits was (the pixels of each 4×4 block counted in a bitmap of 32×32 that the "
-        "digit fills), and enlarged to 160×160: used for tuning in place of load_digits.",
-        _coarse,
-    ),
-    "stretched": Form(
-        "MNIST at 8×8, stretched, enlarged",
-        "As MNIST at 8×8, but first stretched to 20×32 (at most twofold in width), as by a size normalisation that "
-        "does not keep the aspect ratio: also used for tuning in place of load_digits.",
-        _stretched,
-    ),
-    "other_hands": Form(
-        "other hands: load_digits, 8×8",
-        "Digits that are not MNIST's: scikit-learn's load_digits, 8×8, enlarged to 160×160 (bicubic), black on white.",
-        _other_hands,
-    ),
-    "glare": Form(
-        "glare on a whiteboard",
-        "400×300: dark ink on a light board; the glare of one or two lamps, on the digit or near it, is added to board "
-        "and ink.",
-        _glare,
-    ),
-    "boxed": Form(
-        "in a box",
-        "360×360: a box around the digit, drawn or printed, in the same ink or another, with lines at most as thick as "
-        "the digit's strokes.",
-        _boxed,
-    ),
-    "hard_shadow": Form(
-        "the edge of a hard shadow",
-        "400×300: a shadow with 35–70 % of the light; its edge passes through the digit or near it.",
-        _hard_shadow,
-    ),
-    "paper_corner": Form(
-        "the paper's corner on a dark table",
-        "400×300: one or two edges of the paper, rotated by up to 20°, on a dark table.",
-        _paper_corner,
-    ),
-    "squared": Form(
-        "squared paper",
-        "400×300: squares of 0.12 to 0.8 of the digit's height, lines of 8–40 % of the ink's contrast.",
-        _squared,
-    ),
-    "ruled": Form(
-        "ruled paper",
-        "400×300: lines as on squared paper, 0.4 to 1.3 of the digit's height apart, some with a margin line.",
-        _ruled,
-    ),
-    "pencil": Form("pencil", "400×300: grey, grainy strokes with 25–45 % of the full contrast.", _pencil),
-    "phone": Form(
-        "phone photo of 2400×1800",
-        "2400×1800: uneven light, noise of standard deviation 4–14, blurred, some rotated by their Exif orientation.",
-        _phone,
-    ),
-    "dark_mode": Form("dark mode", "300×300: light, coloured ink on a dark screen.", _dark_mode),
-    "poor_jpeg": Form("JPEG, quality 8", "300×300: dark on light, as a JPEG of quality 8.", _poor_jpeg),
-    "framed": Form(
-        "a dark frame around a light sheet",
-        "200–500 pixels: dark ink on a light sheet; around it a frame of one darker grey, from 3 pixels to a quarter "
-        "of the shorter side wide, equal or different on the four sides.",
-        _framed,
-    ),
-    "light_framed": Form(
-        "a light frame around a dark sheet",
-        "The same, inverted: light ink, a dark sheet, a lighter frame.",
-        _light_framed,
-    ),
-    "on_table": Form(
-        "a sheet on a table",
-        "400×300: a sheet wholly in view, turned by up to 15°, in perspective, on a darker table, plain or with grain; "
-        "the light decreases by up to 30 %. A fifth is inverted: a dark sheet, light ink, a light table.",
-        _on_table,
-    ),
-    "on_cloth": Form(
-        "a sheet on a patterned cloth",
-        "The same on a cloth: striped, chequered or mottled, its lightest tone at least 20 % of white darker than the "
-        "sheet.",
-        _on_cloth,
-    ),
-    "cut_off": Form(
-        "three sides of a sheet in view",
-        "As on a table or, for a third, on a cloth, with one side of the sheet outside the picture.",
-        _cut_off,
-    ),
-    "own_shadow": Form(
-        "the photographer's shadow",
-        "400×300: paper that fills the picture, or half the time a sheet on a table; on it the shadow of a head and "
-        "shoulders, with 45–80 % of the light and a soft edge.",
-        _own_shadow,
-    ),
-}
+    return _as_png(whole.crop((0, 0, min(560, left), 300)))
 
 
 def _enlarge(digit: Image.Image) -> Image.Image:
     return digit.resize((280, 280), Image.Resampling.BICUBIC)
+
+
+def _scaled(
+    ink: Image.Image, scale: float, filter: Image.Resampling = Image.Resampling.BICUBIC, least: int = 2
+) -> Image.Image:
+    return ink.resize((max(least, round(ink.width * scale)), max(least, round(ink.height * scale))), filter)
 
 
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
@@ -626,7 +585,11 @@ def _stroke_width(mask: NDArray[np.bool_]) -> float:
 
 
 def _bilevel(mask: NDArray[np.bool_]) -> bytes:
-    return as_png(Image.fromarray(np.where(mask, np.uint8(0), np.uint8(255))))
+    return _as_png(Image.fromarray(np.where(mask, np.uint8(0), np.uint8(255))))
+
+
+def _mask(digit: Image.Image) -> NDArray[np.bool_]:
+    return np.asarray(_enlarge(digit)) > 127
 
 
 def _outline_distance(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -638,14 +601,15 @@ def _components(mask: NDArray[np.bool_]) -> int:
     return int(ndimage.label(mask, np.ones((3, 3)))[1])
 
 
-def as_png(picture: Image.Image) -> bytes:
-    """Return the picture as a PNG."""
-    content = io.BytesIO()
-    picture.save(content, "PNG", compress_level=1)
-    return content.getvalue()
+def _as_png(picture: Image.Image) -> bytes:
+    return _encoded(picture, "PNG", compress_level=1)
 
 
 def _as_jpeg(picture: Image.Image, quality: int) -> bytes:
+    return _encoded(picture, "JPEG", quality=quality)
+
+
+def _encoded(picture: Image.Image, *arguments: Any, **options: Any) -> bytes:
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=quality)
+    picture.save(content, *arguments, **options)
     return content.getvalue()
