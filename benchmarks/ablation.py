@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from benchmarks import pages
 from benchmarks.forms import FORMS
-from benchmarks.pictures import CHUNK, Pixels, load_sources, predict_digits, render_all
+from benchmarks.pictures import Pixels, chunks, load_sources, predict_digits, render_all
 from serve.pictures import preprocess
 from serve.pictures.background import perimeter
 from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
@@ -77,11 +77,9 @@ def main() -> None:
     variants = ["baseline", "all stages", *WITHOUT]
     accuracies: dict[str, list[float]] = {}
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for name, (numbers, digits, labels) in load_sources(options.train, options.images).items():
-            starts = range(0, len(digits), CHUNK)
-            tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
-            prepared = np.concatenate(pool.starmap(_prepared, tasks), axis=1)  # [variants, N, 28, 28]
-            accuracies[name] = [100 * float(np.mean(predict_digits(images) == labels)) for images in prepared]
+        for name, source in load_sources(options.train, options.images).items():
+            prepared = np.concatenate(pool.starmap(_prepared, chunks(name, source)), axis=1)  # [variants, N, 28, 28]
+            accuracies[name] = [100 * float(np.mean(predict_digits(images) == source[2])) for images in prepared]
             shown = (f"{variant} {value:.2f}" for variant, value in zip(variants, accuracies[name], strict=True))
             print(name, *shown, flush=True)
     if not options.train:

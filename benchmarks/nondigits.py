@@ -5,7 +5,7 @@ is trained or tuned on the kinds in HELD_OUT.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -26,17 +26,21 @@ Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255
 Draw = Callable[[np.random.Generator, Digits], Picture]
 
 
-def _canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _drawn(strokes: Iterable[NDArray[np.float64]], width: float) -> Picture:
+    """Draw polylines with round ends and joints through points, each [P, 2] in pixels."""
     picture = Image.new("L", (SIDE, SIDE), 255)
-    return picture, ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(picture)
+    for points in strokes:
+        flat = [tuple(point) for point in points.tolist()]
+        draw.line(flat, fill=0, width=round(width), joint="curve")
+        for x, y in flat:
+            draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=0)
+    return np.array(picture)
 
 
-def _stroke(draw: ImageDraw.ImageDraw, points: NDArray[np.float64], width: float) -> None:
-    """Draw a polyline with round ends and joints through `points`, [P, 2] in pixels."""
-    flat = [tuple(point) for point in points.tolist()]
-    draw.line(flat, fill=0, width=round(width), joint="curve")
-    for x, y in flat:
-        draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=0)
+def _around(angles: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Return the points of the unit circle at these angles, [..., 2]."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
 def _smooth(points: NDArray[np.float64], samples: int = 12) -> NDArray[np.float64]:
@@ -55,8 +59,9 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
 
 
 def _printed(letters: str, rng: np.random.Generator) -> Picture:
-    picture, draw = _canvas()
-    draw.text((140, 140), rng.choice(list(letters)), fill=0, anchor="mm", font=_font(rng.choice(LETTER_FONTS)))
+    picture = Image.new("L", (SIDE, SIDE), 255)
+    letter, font = rng.choice(list(letters)), _font(rng.choice(LETTER_FONTS))
+    ImageDraw.Draw(picture).text((140, 140), letter, fill=0, anchor="mm", font=font)
     return np.array(picture.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, fillcolor=255))
 
 
@@ -72,17 +77,15 @@ def lookalike(rng: np.random.Generator, _: Digits) -> Picture:
 
 def scribble(rng: np.random.Generator, _: Digits) -> Picture:
     """Return one to three random strokes."""
-    picture, draw = _canvas()
-    width = rng.uniform(14, 32)
+    width, strokes = rng.uniform(14, 32), []
     for _number in range(rng.integers(1, 4)):
         points = rng.uniform(40, 240, (rng.integers(3, 8), 2))
-        _stroke(draw, _smooth(points) if rng.random() < 0.6 else points, width)
-    return np.array(picture)
+        strokes.append(_smooth(points) if rng.random() < 0.6 else points)
+    return _drawn(strokes, width)
 
 
 def shape(rng: np.random.Generator, _: Digits) -> Picture:
     """Return a square, a cross, a triangle or a blot."""
-    picture, draw = _canvas()
     kind, width = rng.integers(4), rng.uniform(14, 32)
     angle, size = rng.uniform(0, 2 * math.pi), rng.uniform(60, 100, 2)
     if kind < 2:
@@ -90,17 +93,15 @@ def shape(rng: np.random.Generator, _: Digits) -> Picture:
         turns = angle + 2 * math.pi * np.arange(corners + 1) / corners
         if corners == 4 and rng.random() < 0.5:
             turns = turns - angle + math.pi / 4
-        _stroke(draw, 140 + size * np.stack([np.cos(turns), np.sin(turns)], 1), width)
-    elif kind == 2:
-        for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2)):
-            arm = size * (math.cos(turn), math.sin(turn))
-            _stroke(draw, np.stack([140 - arm, 140 + arm]), width)
-    else:
-        turns = np.linspace(0, 2 * math.pi, 9)[:-1]
-        radii = rng.uniform(0.4, 1.3, (8, 1)) * size
-        points = 140 + radii * np.stack([np.cos(turns), np.sin(turns)], 1)
-        outline = _smooth(np.concatenate([points, points[:2]]))
-        draw.polygon([tuple(point) for point in outline.tolist()], fill=0)
+        return _drawn([140 + size * _around(turns)], width)
+    if kind == 2:
+        arms = [size * _around(turn) for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2))]
+        return _drawn([np.stack([140 - arm, 140 + arm]) for arm in arms], width)
+    radii = rng.uniform(0.4, 1.3, (8, 1)) * size
+    points = 140 + radii * _around(np.linspace(0, 2 * math.pi, 9)[:-1])
+    picture = Image.new("L", (SIDE, SIDE), 255)
+    outline = _smooth(np.concatenate([points, points[:2]]))
+    ImageDraw.Draw(picture).polygon([tuple(point) for point in outline.tolist()], fill=0)
     return np.array(picture)
 
 
@@ -176,47 +177,35 @@ HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 def hand_letter(rng: np.random.Generator, _: Digits) -> Picture:
     """Return a synthetic handwritten letter: strokes through noisy points, slanted, some smooth."""
-    picture, draw = _canvas()
-    strokes = HAND[rng.choice(list(HAND))]
+    letter = HAND[rng.choice(list(HAND))]
     width, slant, smooth = rng.uniform(14, 30), rng.uniform(-0.25, 0.25), rng.random() < 0.5
     size = 180 * np.array([rng.uniform(0.6, 1), 1])
-    for stroke in strokes:
+    strokes = []
+    for stroke in letter:
         points = np.array(stroke) + rng.normal(0, 0.05, (len(stroke), 2))
         points[:, 0] += slant * (0.5 - points[:, 1])
-        points = 50 + points * size
-        _stroke(draw, _smooth(points) if smooth else points, width)
-    return np.array(picture)
+        strokes.append(_smooth(50 + points * size) if smooth else 50 + points * size)
+    return _drawn(strokes, width)
 
 
 def arrow(rng: np.random.Generator, _: Digits) -> Picture:
     """Return an arrow in a random direction."""
-    picture, draw = _canvas()
     turn = rng.uniform(0, 2 * math.pi)
-    ahead = np.array([math.cos(turn), math.sin(turn)])
-    tip, tail, width = 140 + 90 * ahead, 140 - 90 * ahead, rng.uniform(14, 26)
+    tip, tail, width = 140 + 90 * _around(turn), 140 - 90 * _around(turn), rng.uniform(14, 26)
     spread, barb = rng.uniform(0.4, 0.8), rng.uniform(50, 90)
-    barbs = [
-        tip - barb * np.array([math.cos(turn + side * spread), math.sin(turn + side * spread)]) for side in (1, -1)
-    ]
-    _stroke(draw, np.stack([tail, tip]), width)
-    _stroke(draw, np.stack([barbs[0], tip, barbs[1]]), width)
-    return np.array(picture)
+    barbs = [tip - barb * _around(turn + side * spread) for side in (1, -1)]
+    return _drawn([np.stack([tail, tip]), np.stack([barbs[0], tip, barbs[1]])], width)
 
 
 def smiley(rng: np.random.Generator, _: Digits) -> Picture:
     """Return a face."""
-    picture, draw = _canvas()
     width, radius = rng.uniform(10, 20), rng.uniform(80, 110, 2)
-    turns = np.linspace(0, 2 * math.pi, 50)
-    circle = np.stack([np.cos(turns), np.sin(turns)], 1)
-    _stroke(draw, 140 + radius * circle, width)
-    for side in (-0.35, 0.35):
-        _stroke(draw, 140 + radius * np.array([[side, -0.35], [side, -0.2]]), width)
+    eyes = [np.array([[side, -0.35], [side, -0.2]]) for side in (-0.35, 0.35)]
     happy = 1 if rng.random() < 0.7 else -1
     arc = np.linspace(0.2 * math.pi, 0.8 * math.pi, 12)
     mouth = np.stack([0.55 * np.cos(arc), 0.25 + 0.3 * happy * (np.sin(arc) - 0.5)], 1)
-    _stroke(draw, 140 + radius * mouth, width)
-    return np.array(picture)
+    face = [_around(np.linspace(0, 2 * math.pi, 50)), *eyes, mouth]
+    return _drawn([140 + radius * stroke for stroke in face], width)
 
 
 def texture(rng: np.random.Generator, _: Digits) -> Picture:

@@ -8,11 +8,13 @@ import argparse
 import functools
 import gzip
 import io
+import itertools
 import multiprocessing
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +29,18 @@ from PIL import Image
 from benchmarks import pages
 from benchmarks.forms import FORMS
 from serve.pictures.decode import decode
-from serve.pictures.preprocess import ImageError, prepare
+from serve.pictures.preprocess import ImageError
 from train.markdown import table
 from train.paths import DATA, RELEASE
 
 SEED = 28
 TUNING = 5_000  # training images that `--train` measures on, the same at every call
 CHUNK = 100  # images per task
-IN_FORM = 1_000  # images already in MNIST's form, for timing
 
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Pictures of one form as 28×28, uint8 [N, 28, 28], by a plain resize and by the service; seconds of decode."""
-
-    resized: Pixels
-    found: Pixels
-    seconds: list[float]
-    refused: int  # found to have no ink, or several digits: counted as wrong
-
-
-@dataclass(frozen=True)
-class Result:
-    """A row of the table."""
-
-    name: str
-    images: int
-    resize_accuracy: float  # percent
-    accuracy: float  # percent
-    refused: int
-    median_ms: float
+Source = tuple[list[int], Pixels, NDArray[Any]]  # digits: their numbers, images (uint8 [N, H, W]) and labels
 
 
 def main() -> None:
@@ -74,43 +56,44 @@ def main() -> None:
     if unknown := set(options.forms or ()) - sources.keys():
         other = "out" if options.train else ""
         parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured with{other} --train")
-    results, examples = [], {}
+    forms, examples = [], {}
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for name, (numbers, digits, labels) in sources.items():
+        for name, source in sources.items():
             if options.forms and name not in options.forms:
                 continue
-            starts = range(0, len(digits), CHUNK)
-            tasks = [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
-            result = _result(name, labels, pool.starmap(_sample, tasks))
-            results.append(result)
-            print(
-                f"{result.name:18} resize {result.resize_accuracy:6.2f} %  the service {result.accuracy:6.2f} %  "
-                f"n {result.images:6,}  refused {result.refused}  {result.median_ms:.2f} ms",
-                flush=True,
-            )
-            examples[name] = numbers[:4], digits[:4]
-    seconds = _seconds_in_form()
-    print(f"prepare: {IN_FORM:,} images already in MNIST's form in {1000 * seconds:.2f} ms")
+            forms.append(_measure(pool, name, source))
+            print(forms[-1], flush=True)
+            examples[name] = source[0][:4], source[1][:4]
     if not options.train:
         command = "python -m benchmarks.pictures" + (f" --images {options.images}" if options.images else "")
         command += f" --forms {' '.join(options.forms)}" if options.forms else ""
-        forms = [vars(result) for result in results]
-        values = {"command": command, "seed": SEED, "in_form_ms": 1000 * seconds, "forms": forms}
+        values = {"command": command, "seed": SEED, "forms": forms}
         pages.write(options.out, "pictures.md", "pictures", values, figures(values), pictures=_picture(examples))
 
 
-def _seconds_in_form() -> float:
-    """Return the minimum seconds, of twenty calls, of `prepare` for images that are already in MNIST's form."""
-    digits, seconds = _mnist("t10k")[0][:IN_FORM], []
-    for _ in range(20):
-        begin = time.perf_counter()
-        prepare(digits)
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
+    """Return a form's figures; accuracies are in percent."""
+    resized, found, seconds = zip(*pool.starmap(_sample, chunks(name, source)), strict=True)
+    accuracies = [100 * float(np.mean(predict_digits(np.concatenate(one)) == source[2])) for one in (resized, found)]
+    return {
+        "name": name,
+        "images": len(source[2]),
+        "resize_accuracy": accuracies[0],
+        "accuracy": accuracies[1],
+        "refused": sum(int((~images.any(axis=(1, 2))).sum()) for images in found),
+        "median_ms": 1000 * statistics.median(itertools.chain(*seconds)),
+    }
 
 
-def load_sources(train: bool, count: int | None) -> dict[str, tuple[list[int], Pixels, NDArray[Any]]]:
-    """Return, by form, the digits to render: their numbers, images (uint8 [N, H, W], white on black) and labels."""
+def chunks(name: str, source: Source) -> list[tuple[str, list[int], Pixels]]:
+    """Return the name of a form, the numbers and the images of at most CHUNK digits, for each task."""
+    numbers, digits, _ = source
+    starts = range(0, len(digits), CHUNK)
+    return [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
+
+
+def load_sources(train: bool, count: int | None) -> dict[str, Source]:
+    """Return, by form, the digits to render, white on black: all, or a sample of `count`, the same at every call."""
     if train:
         digits, labels = _mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]
@@ -128,7 +111,7 @@ def load_sources(train: bool, count: int | None) -> dict[str, tuple[list[int], P
     return {name: _drawn(*source, count) for name, source in sources.items()}
 
 
-def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> tuple[list[int], Pixels, NDArray[Any]]:
+def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
     """Return all digits, or a random sample of `count` in their order, with the numbers that they have among all."""
     numbers = np.arange(len(digits))
     if count is not None and count < len(digits):
@@ -142,35 +125,26 @@ def _mnist(part: str) -> tuple[Pixels, Pixels]:
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def _sample(name: str, numbers: list[int], digits: Pixels) -> Sample:
-    """Render digits in a form, and bring them back to 28×28 by a plain resize and by the service."""
+def _sample(name: str, numbers: list[int], digits: Pixels) -> tuple[Pixels, Pixels, list[float]]:
+    """Render digits in a form; return them as 28×28 by a plain resize and by the service, and its seconds.
+
+    A picture that the service refuses stays black, and counts as wrong.
+    """
     resized, found = (np.zeros((len(digits), 28, 28), np.uint8) for _ in range(2))
-    seconds, refused = [], 0
+    seconds = []
     for index, content in enumerate(render_all(name, numbers, digits)):
         resized[index] = Image.open(io.BytesIO(content)).convert("L").resize((28, 28))
         begin = time.process_time()
-        try:
+        with suppress(ImageError):
             found[index] = decode(content)
-        except ImageError:
-            refused += 1
         seconds.append(time.process_time() - begin)
-    return Sample(resized, found, seconds, refused)
+    return resized, found, seconds
 
 
 def render_all(name: str, numbers: list[int], digits: Pixels) -> list[bytes]:
     """Render digits, uint8 [N, H, W], in a form, each with the random generator of its number."""
     seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
-
-
-def _result(name: str, labels: NDArray[Any], samples: list[Sample]) -> Result:
-    resize_accuracy, accuracy = (
-        100 * float(np.mean(predict_digits(np.concatenate(images)) == labels))
-        for images in ([sample.resized for sample in samples], [sample.found for sample in samples])
-    )
-    seconds = [second for sample in samples for second in sample.seconds]
-    refused = sum(sample.refused for sample in samples)
-    return Result(name, len(labels), resize_accuracy, accuracy, refused, 1000 * statistics.median(seconds))
 
 
 @functools.cache
@@ -186,18 +160,15 @@ def predict_digits(images: Pixels) -> NDArray[np.int64]:
 
 def figures(values: dict[str, Any]) -> dict[str, str]:
     """Return the figures of docs/pictures.md from the content of docs/pictures.json."""
-    results, rows = [Result(**form) for form in values["forms"]], []
-    for result in results:
-        accuracies = [f"{result.resize_accuracy:.2f} %", f"**{result.accuracy:.2f} %**"]
-        rows.append([FORMS[result.name].title, *accuracies, f"{result.images:,}", f"{result.median_ms:.2f} ms"])
-    sentence = (
-        f"The time is the CPU time of `decode` alone. For {IN_FORM:,} images sent as pixels that are already in "
-        f"MNIST's form, `prepare` takes {values['in_form_ms']:.2f} ms. Written by `{values['command']}`."
-    )
+    rows = []
+    for one in values["forms"]:
+        accuracies = [f"{one['resize_accuracy']:.2f} %", f"**{one['accuracy']:.2f} %**"]
+        rows.append([FORMS[one["name"]].title, *accuracies, f"{one['images']:,}", f"{one['median_ms']:.2f} ms"])
+    words = (f"- **{FORMS[one['name']].title}**: {FORMS[one['name']].words}" for one in values["forms"])
     return {
         "accuracy": table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
-        "time": sentence,
-        "forms": "\n".join(f"- **{FORMS[result.name].title}**: {FORMS[result.name].words}" for result in results),
+        "command": f"Written by `{values['command']}`.",
+        "forms": "\n".join(words),
     }
 
 

@@ -11,15 +11,12 @@ of each model: one after the other, but ours on a CPU in parallel, as `python -m
 """
 
 import argparse
-import io
 import json
 import platform
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -76,8 +73,13 @@ def one_at_a_time(experiment: Experiment, workers: int) -> float:
     test = DataLoader(Pictures(data.test, augmented=False), 1_000, **options)
     network = experiment.network().to(DEVICE)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    batches = len(data.train) // BATCH_SIZE
-    return _train(network, optimizer, training) * batches / STEPS + _seconds(lambda: _test(network, test))
+    steps = _train(network, optimizer, training) * batches(experiment, data) / STEPS
+    return steps + _seconds(lambda: _test(network, test))
+
+
+def batches(experiment: Experiment, data: Data) -> int:
+    """Return the number of batches in an epoch of the experiment, its drawn digits included."""
+    return round((1 + experiment.recipe.drawn_digits) * len(data.train)) // BATCH_SIZE
 
 
 def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
@@ -115,17 +117,15 @@ def ours(experiment: Experiment) -> float:
 
 def ours_together() -> float:
     """Return the seconds of an epoch of each model in parallel, from the start of the first to the end of the last."""
-    with redirect_stdout(io.StringIO()) as printed:
-        tasks = [partial(_print_span, experiment) for experiment in PROGRESSION.values()]
-        deque(run_all(tasks, load(), max_workers=max_workers(len(tasks), DEVICE.type)), maxlen=0)
-    spans = [json.loads(line) for line in printed.getvalue().splitlines()]
+    tasks = [partial(_span, experiment) for experiment in PROGRESSION.values()]
+    spans = [span for _, span in run_all(tasks, load(), max_workers=max_workers(len(tasks), DEVICE.type))]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
-def _print_span(experiment: Experiment, data: Data) -> None:
+def _span(experiment: Experiment, data: Data) -> tuple[float, float]:
     start = time.monotonic()
     fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
-    print(json.dumps([start, time.monotonic()]))
+    return start, time.monotonic()
 
 
 VARIANTS: dict[str, Callable[[Experiment], float]] = {
@@ -165,6 +165,7 @@ def main() -> None:
     if options.variant:
         print(json.dumps(_measure_variant(options.variant)))
         return
+    data = load()
     rounds = [{variant: _run_variant(variant) for variant in VARIANTS} for _ in range(options.rounds)]
     result = {
         "date": str(datetime.now(UTC).date()),
@@ -173,7 +174,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rounds": options.rounds,
-        "batches": len(load().train) // BATCH_SIZE,
+        "batches": {experiment.name: batches(experiment, data) for experiment in PROGRESSION.values()},
         "seconds": {
             name: {variant: pages.summary([one[variant][name] for one in rounds]) for variant in VARIANTS}
             for name in (*PROGRESSION, ALL)
@@ -187,19 +188,15 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
     """Return the figures of docs/benchmarks.md from the content of docs/benchmarks-train.json."""
     rows = []
     for name, seconds in result["seconds"].items():
-        images = result["batches"] * BATCH_SIZE * (len(PROGRESSION) if name == ALL else 1)
-        rows.append(
-            [
-                name,
-                *(pages.plus_minus(seconds[variant], 1) for variant in VARIANTS),
-                f"{seconds[REFERENCE]['mean'] / seconds[OURS]['mean']:.2f} ×",
-                f"{images / seconds[OURS]['mean']:,.0f}",
-            ]
-        )
+        images = BATCH_SIZE * result["batches"].get(name, sum(result["batches"].values()))
+        ratio = seconds[REFERENCE]["mean"] / seconds[OURS]["mean"]
+        cells = [pages.plus_minus(seconds[variant], 1) for variant in VARIANTS]
+        rows.append([name, *cells, f"{ratio:.2f} ×", f"{images / seconds[OURS]['mean']:,.0f}"])
     measured = (
         f"Measured on {result['date']} at revision {result['source_revision'][:7]}: {result['device']}; Python "
-        f"{result['python']}, torch {result['torch']}; {result['rounds']} rounds. An epoch has {result['batches']} "
-        f"batches of {BATCH_SIZE}."
+        f"{result['python']}, torch {result['torch']}; {result['rounds']} rounds. Batches of {BATCH_SIZE} in an epoch: "
+        + ", ".join(f"{count} ({name})" for name, count in result["batches"].items())
+        + "."
     )
     columns = ["seconds per epoch", REFERENCE, WORKER, "**ours**", "reference ÷ ours", "ours, images/s"]
     return {"training": f"{table(columns, rows)}\n\n{measured}"}
