@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before torch is loaded, and for the processes that tests start: a thread with no work sleeps. By default it spins, and
-# takes the core from the other worker: a training took twenty times as long.
+# Set before torch is loaded, and for the processes that tests start: idle threads sleep. By default they spin and block
+# the core of the other test worker: a training took twenty times as long.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import numpy as np
@@ -102,9 +102,9 @@ def gzipped(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(shared, subset) -> Path:
-    """Return what `python -m train` writes: Model_2 and Model_3, two epochs on the subset.
+    """Return the folder that `python -m train` writes: Model_2 and Model_3, two epochs on the subset.
 
-    It is trained by the worker that asks first; the others wait for it.
+    The first test worker that needs it trains; the others wait.
     """
     out = shared / "trained"
     options = ["--models", "Model_2", "Model_3", "--epochs", "2", "--device", "cpu"]

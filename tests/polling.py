@@ -1,4 +1,4 @@
-"""Waiting for what comes in its own time: a server that starts, a container that turns healthy."""
+"""Wait for a condition: a server that starts, a container that becomes healthy."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 import requests
 
-PATIENCE = 60  # seconds until what should come is given up: many times what it takes on a busy machine
+PATIENCE = 60  # seconds; many times what a busy machine needs
 
 
 def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) -> Any:
-    """Return what `condition` does once that is true; fail with the end of what was `said` where it takes longer."""
+    """Call `condition` until it returns a true value, and return it; after `seconds`, fail with the end of `said()`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {said()[-3000:]}"
@@ -19,7 +19,7 @@ def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) 
 
 
 def answers(url: str | None) -> bool:
-    """Return whether the service at `url` says that it is ready."""
+    """Return whether the service at `url` is ready."""
     try:
         return requests.get(f"{url}/readyz", timeout=10).ok
     except (requests.ConnectionError, requests.Timeout):

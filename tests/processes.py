@@ -1,4 +1,4 @@
-"""Running make, and what the system says of processes."""
+"""Run make, and look up processes."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
 """What an operator adds to a peer: Prometheus metrics, a JSON access log, a request id and a body limit.
 
-`Duties` is ASGI middleware for FastAPI, LitServe and BentoML; `add_to_flask` does the same in Flask. Both are as short
+`Duties` is ASGI middleware for FastAPI and LitServe; `add_to_flask` does the same in Flask. Both are as short
 as they can be, without the layers of a packaged instrumentator. The ASGI limit reads Content-Length only.
 """
 

@@ -6,7 +6,7 @@ import litserve as ls
 
 
 class Digits(ls.LitAPI):
-    """decode → predict → encode; encoding is left to LitServe."""
+    """The steps of LitServe: decode, predict; it encodes the answer itself."""
 
     def setup(self, device):
         """Load the model in the worker process."""
