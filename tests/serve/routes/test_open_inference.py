@@ -21,9 +21,7 @@ INFER = "/v2/models/digits/infer"
 IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 28, 28]}
 
 
-@pytest.fixture(scope="module")
-def version():
-    return json.loads((RELEASE / "manifest.json").read_text())["onnx"]["sha256"][:12]
+VERSION = json.loads((RELEASE / "manifest.json").read_text())["onnx"]["sha256"][:12]
 
 
 @pytest.fixture
@@ -37,17 +35,15 @@ def tensor(images, name="image", datatype="UINT8", binary=True):
     return sent.set_data_from_numpy(images, binary_data=binary)
 
 
-def test_metadata(server, version):
+def test_metadata(server):
     assert server.is_server_live()
     assert server.is_server_ready()
-    assert server.is_model_ready("digits")
-    assert server.is_model_ready("digits", version)
-    assert not server.is_model_ready("letters")
-    assert not server.is_model_ready("digits", "1")
+    for model, version, is_ready in (("digits", "", 1), ("digits", VERSION, 1), ("letters", "", 0), ("digits", "1", 0)):
+        assert server.is_model_ready(model, version) == is_ready
     assert "binary_tensor_data" in server.get_server_metadata()["extensions"]
-    assert server.get_model_metadata("digits", version) == {
+    assert server.get_model_metadata("digits", VERSION) == {
         "name": "digits",
-        "versions": [version],
+        "versions": [VERSION],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}],
         "outputs": [
@@ -60,32 +56,31 @@ def test_metadata(server, version):
 
 @pytest.mark.parametrize("count", [1, 100, 1000])
 @pytest.mark.parametrize("binary", [True, False])
-def test_inference(server, images, labels, version, count, binary):
+def test_inference(server, images, labels, count, binary):
     result = server.infer("digits", [tensor(images[:count], binary=binary)], request_id=f"request {count}")
-    probabilities, found = result.as_numpy("probabilities"), result.as_numpy("digit")
+    probabilities, found, doubt = map(result.as_numpy, ("probabilities", "digit", "doubt"))
     assert (probabilities.dtype, probabilities.shape) == (np.float32, (count, 10))
     assert (found.dtype, found.shape) == (np.int64, (count,))
-    doubt = result.as_numpy("doubt")
     assert (doubt.dtype, doubt.shape) == (np.float32, (count,))
     assert np.array_equal(probabilities.argmax(axis=1), found)
     assert (found == labels[:count]).mean() >= 0.99
-    assert result.get_response()["id"] == f"request {count}"
-    assert result.get_response()["model_version"] == version
+    answer = result.get_response()
+    assert (answer["id"], answer["model_version"]) == (f"request {count}", VERSION)
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
-@pytest.mark.parametrize("binary_out", [True, False])
+@pytest.mark.parametrize("binary_out", [{"digit", "probabilities", "doubt"}, {"digit"}, {}], ids=["all", "one", "none"])
 @pytest.mark.parametrize("names", [["digit"], ["probabilities"], ["doubt"], ["digit", "probabilities"]])
 def test_outputs_asked_for(server, images, names, binary_in, binary_out):
-    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in names]
+    outputs = [triton.InferRequestedOutput(name, binary_data=name in binary_out) for name in names]
     result = server.infer("digits", [tensor(images[:3], binary=binary_in)], outputs=outputs)
     answer = result.get_response()
     assert [output["name"] for output in answer["outputs"]] == names
     assert "id" not in answer
     for name in ("digit", "probabilities", "doubt"):
         assert (result.as_numpy(name) is not None) == (name in names)
-    if "digit" in names:
-        assert result.as_numpy("digit").tolist() == [7, 2, 1]
+    for name, digits in (("digit", lambda found: found), ("probabilities", lambda found: found.argmax(axis=1))):
+        assert name not in names or digits(result.as_numpy(name)).tolist() == [7, 2, 1]
 
 
 def test_doubt_is_the_graph_s():
@@ -111,138 +106,104 @@ def test_bad_content_encodings(client):
 
 
 def test_null_is_the_same_as_absent(client, images):
-    plain = {"inputs": [IMAGE | {"data": images[:1].tolist()}]}
-    nulls = {
-        "id": None,
-        "parameters": None,
-        "outputs": None,
-        "inputs": [IMAGE | {"data": images[:1].tolist(), "parameters": None}],
-    }
-    assert client.post(INFER, json=nulls).json == client.post(INFER, json=plain).json
+    image = IMAGE | {"data": images[:1].tolist()}
+    nulls = {"id": None, "parameters": None, "outputs": None, "inputs": [image | {"parameters": None}]}
+    assert client.post(INFER, json=nulls).json == client.post(INFER, json={"inputs": [image]}).json
     outputs = [{"name": "digit", "parameters": None}, {"name": "doubt", "parameters": {"binary_data": None}}]
-    answer = client.post(INFER, json=plain | {"outputs": outputs, "parameters": {"binary_data_output": None}})
+    parameters = {"binary_data_output": None}
+    answer = client.post(INFER, json={"inputs": [image], "outputs": outputs, "parameters": parameters})
     assert [output["name"] for output in answer.json["outputs"]] == ["digit", "doubt"]
 
 
 def test_json_with_a_byte_order_mark_before_binary_data(client, images):
-    head = (
-        b"\xef\xbb\xbf"
-        + json.dumps({"inputs": [IMAGE | {"data": None, "parameters": {"binary_data_size": 784}}]}).encode()
-    )
+    image = IMAGE | {"data": None, "parameters": {"binary_data_size": 784}}
+    head = b"\xef\xbb\xbf" + json.dumps({"inputs": [image]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     answer = client.post(INFER, data=head + images[0].tobytes(), headers=headers)
     assert answer.json["outputs"][1]["data"] == [7]
 
 
-def test_one_output_in_json_and_one_in_binary(server, images):
-    outputs = [
-        triton.InferRequestedOutput("probabilities", binary_data=False),
-        triton.InferRequestedOutput("digit", binary_data=True),
-    ]
-    result = server.infer("digits", [tensor(images[:2])], outputs=outputs)
-    assert result.as_numpy("probabilities").argmax(axis=1).tolist() == result.as_numpy("digit").tolist() == [7, 2]
-
-
 def test_pixels_are_taken_as_they_are(server, images):
     """No preprocessing here: a tensor is what the graph gets."""
-    inverted = 255 - images[:1]
-    via_predict = server.infer("digits", [tensor(inverted)]).as_numpy("probabilities")
-    assert not np.allclose(via_predict, server.infer("digits", [tensor(images[:1])]).as_numpy("probabilities"))
+    upright, inverted = (server.infer("digits", [tensor(sent)]) for sent in (images[:1], 255 - images[:1]))
+    assert not np.allclose(inverted.as_numpy("probabilities"), upright.as_numpy("probabilities"))
+
+
+TWO = np.zeros((2, 28, 28), np.uint8)
+EXPECTED = r"expected one input, 'image': UINT8 \[N, 28, 28\], found "
 
 
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (lambda images: {"inputs": [tensor(images, name="picture")]}, "expected one input, 'image', found 'picture'"),
-        (lambda images: {"inputs": [tensor(images), tensor(images)]}, "found 'image', 'image'"),
+        ({"inputs": [tensor(TWO, name="picture")]}, rf"{EXPECTED}'picture': UINT8 \[2, 28, 28\]"),
+        ({"inputs": [tensor(TWO), tensor(TWO)]}, "found 'image': .*, 'image': "),
+        ({"inputs": [tensor(TWO.reshape(2, 784))]}, rf"{EXPECTED}'image': UINT8 \[2, 784\]"),
+        ({"inputs": [tensor(TWO.astype(np.float32), datatype="FP32")]}, f"{EXPECTED}'image': FP32 "),
+        ({"model_name": "letters"}, "expected the model digits, found 'letters'"),
+        ({"model_version": "1"}, "expected version [0-9a-f]{12} of digits, found '1'"),
         (
-            lambda images: {"inputs": [tensor(images.reshape(-1, 784))]},
-            r"expected shape \[N, 28, 28\], found \[2, 784\]",
-        ),
-        (
-            lambda images: {"inputs": [tensor(images.astype(np.float32), datatype="FP32")]},
-            "expected datatype UINT8, found 'FP32'",
-        ),
-        (
-            lambda images: {"inputs": [tensor(images)], "model_name": "letters"},
-            "expected the model digits, found 'letters'",
-        ),
-        (
-            lambda images: {"inputs": [tensor(images)], "model_version": "1"},
-            "expected version [0-9a-f]{12} of digits, found '1'",
-        ),
-        (
-            lambda images: {"inputs": [tensor(images)], "outputs": [triton.InferRequestedOutput("logits")]},
+            {"outputs": [triton.InferRequestedOutput("logits")]},
             "expected outputs named probabilities or digit or doubt, found 'logits'",
         ),
         (
-            lambda images: {
-                "inputs": [tensor(images)],
-                "outputs": [triton.InferRequestedOutput("digit", class_count=3)],
-            },
+            {"outputs": [triton.InferRequestedOutput("digit", class_count=3)]},
             "the classification extension is not supported",
         ),
-        (
-            lambda images: {"inputs": [tensor(np.zeros((0, 28, 28), np.uint8))]},
-            "expected at least one image, found none",
-        ),
-        (
-            lambda images: {"inputs": [tensor(np.zeros((1001, 28, 28), np.uint8))]},
-            "expected at most 1000 images, found 1001",
-        ),
+        ({"inputs": [tensor(TWO[:0])]}, "expected at least one image, found none"),
+        ({"inputs": [tensor(np.zeros((1001, 28, 28), np.uint8))]}, "expected at most 1000 images, found 1001"),
     ],
 )
-def test_its_exceptions(server, images, sent, message):
+def test_its_exceptions(server, sent, message):
     with pytest.raises(InferenceServerException, match=message):
-        server.infer(**{"model_name": "digits", **sent(images[:2])})
+        server.infer(**{"model_name": "digits", "inputs": [tensor(TWO)], **sent})
+
+
+def inputs(**fields):
+    """Return a request with one tensor that has these fields."""
+    return json.dumps({"inputs": [IMAGE | fields]}).encode()
 
 
 @pytest.mark.parametrize(
-    ("content", "header", "message"),
+    ("body", "message"),
     [
-        (b"", None, "expected an inference request as JSON"),
-        (b"\xff", None, "expected an inference request as JSON"),
-        (b"[]", None, "Expected `object`, got `array`"),
-        (b'{"inputs": 1}', None, "Expected `array`, got `int`"),
-        (b'{"inputs": []}', None, "expected one input, 'image', found none"),
-        ({"inputs": [IMAGE]}, None, "expected data, or binary_data_size and binary data, found neither"),
-        ({"inputs": [IMAGE | {"data": [1, 2]}]}, None, "expected 784 values for its shape, found 2"),
-        ({"inputs": [IMAGE | {"data": [256]}]}, None, "<= 255"),
-        ({"inputs": [IMAGE | {"data": [1.5]}]}, None, "Expected `int`, got `float`"),
-        (
-            {"inputs": [IMAGE | {"data": [[[1], [1, 2]]]}]},
-            None,
-            "expected data flat or nested as [N, 28, 28]",
-        ),
-        ({"inputs": [IMAGE | {"data": "x"}]}, None, "Expected `array`, got `str`"),
-        ({"inputs": [IMAGE | {"shape": [-1, 28, 28], "data": []}]}, None, "expected shape"),
-        ({"inputs": [IMAGE | {"parameters": {"binary_data_size": 784}}]}, None, "expected 0 as binary_data_size"),
-        ({"inputs": [IMAGE | {"parameters": {"binary_data_size": True}}]}, None, "binary_data_size"),
-        ({"inputs": [IMAGE | {"data": [1], "parameters": {"binary_data_size": 0}}]}, None, "found both"),
-        (
-            {"inputs": [IMAGE], "parameters": {"binary_data_output": 1}},
-            None,
-            "binary_data_output: expected true or false",
-        ),
-        (b"{}", "3", "Inference-Header-Content-Length: expected 0 to 2, the body's bytes, found '3'"),
-        pytest.param(
-            b'{"inputs": [], "parameters": {"a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}}", None, "ecursion", id="deep"
-        ),
-        (b"{}", "9" * 5000, "Inference-Header-Content-Length: expected 0 to 2"),
-        (b"{}", "-1", "Inference-Header-Content-Length: expected 0 to 2"),
-        (b"{}", "²", "Inference-Header-Content-Length: expected 0 to 2"),
-        (
-            b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [1]}]}xx',
-            "87",
-            "found none",
-        ),
+        (b"", "expected an inference request as JSON"),
+        (b"\xff", "expected an inference request as JSON"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"inputs": 1}', "Expected `array`, got `int`"),
+        (b'{"inputs": []}', "expected one input, 'image': UINT8 [N, 28, 28], found none"),
+        (inputs(), "expected either data or binary_data_size, found neither"),
+        (inputs(data=[1, 2]), "expected 784 values for its shape, found 2"),
+        (inputs(data=[256]), "<= 255"),
+        (inputs(data=[1.5]), "Expected `int`, got `float`"),
+        (inputs(data=[[[1], [1, 2]]]), "expected 784 values for its shape, found 3"),
+        (inputs(data="x"), "Expected `int`, got `str`"),
+        (inputs(shape=[-1, 28, 28], data=[]), "expected one input, 'image': UINT8 [N, 28, 28], found"),
+        (inputs(shape=[], data=[]), "expected one input, 'image': UINT8 [N, 28, 28], found"),
+        (inputs(parameters={"binary_data_size": 784}), "expected 0 as binary_data_size"),
+        (inputs(parameters={"binary_data_size": True}), "Expected `int | null`, got `bool`"),
+        (inputs(data=[1], parameters={"binary_data_size": 0}), "found both"),
+        (b'{"inputs": [], "parameters": {"binary_data_output": 1}}', "Expected `bool | null`, got `int`"),
+        pytest.param(b'{"inputs": [], "a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "ecursion", id="deep"),
     ],
 )
-def test_requests_of_another_form(client, content, header, message):
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    answer = client.post(INFER, data=body, headers={"Inference-Header-Content-Length": header} if header else {})
+def test_requests_of_another_form(client, body, message):
+    answer = client.post(INFER, data=body)
     assert (answer.status_code, list(answer.json)) == (400, ["error"]), answer.text
     assert message in answer.json["error"]
+
+
+@pytest.mark.parametrize("length", ["3", "9" * 5000, "-1", "²"])
+def test_the_length_of_the_json_is_within_the_body(client, length):
+    answer = client.post(INFER, data=b"{}", headers={"Inference-Header-Content-Length": length})
+    expected = "Inference-Header-Content-Length: expected 0 to 2, the body's bytes, found "
+    assert (answer.status_code, answer.json["error"][: len(expected)]) == (400, expected)
+
+
+def test_binary_data_that_no_tensor_has_is_refused(client):
+    head = inputs(data=[1])
+    answer = client.post(INFER, data=head + b"xx", headers={"Inference-Header-Content-Length": str(len(head))})
+    assert (answer.status_code, answer.json["error"][-10:]) == (400, "found None")
 
 
 def test_what_was_sent_is_not_sent_back_whole(client):
