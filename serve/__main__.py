@@ -44,4 +44,4 @@ if __name__ == "__main__":
         service = master.Service(config)
     except (ModelError, OSError) as error:
         sys.exit(f"serve: {error}")
-    service.run()
+    master.Master(service).run()

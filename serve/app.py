@@ -2,11 +2,8 @@
 
 import logging
 import os
-from functools import partial
 
-from flask import Flask, Request, Response, request
-from werkzeug.exceptions import NotFound
-from werkzeug.routing import MapAdapter
+from flask import Flask, Response, request
 
 from serve.config import Config
 from serve.predictor import Predictor
@@ -14,18 +11,6 @@ from serve.release import Release, read
 from serve.routes import health, open_inference, page, predict
 from serve.routes.images import OTHER_FIELDS
 from serve.server import access_log, api_key, logs, metrics, problem
-
-
-class App(Flask):
-    """A Flask application that finds the route by path and method only: the header Host is not read."""
-
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Return the adapter that finds the route of `request`. Raises NotFound for a path that starts with //."""
-        if request is None:
-            return super().create_url_adapter(None)
-        if request.environ["PATH_INFO"].startswith("//"):  # werkzeug alone treats several slashes as one
-            raise NotFound("expected a path that starts with one slash, found several")
-        return self.url_map.bind("", path_info=request.path, default_method=request.method)
 
 
 def create_app(config: Config | None = None, release: Release | None = None) -> Flask:
@@ -37,20 +22,14 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     config = config or Config()
     release = release or read(config.model_dir)
     predictor = Predictor(release.graph, release.threshold)
-    app = App("serve", static_folder=None)
+    app = Flask("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch + OTHER_FIELDS)
-    app.url_map.merge_slashes = False  # //predict is 404, not a redirect
-    logs.install(config.log_level)
+    app.url_map.merge_slashes = False  # /v2/models//ready is 404, not a redirect
+    logs.logger.setLevel(config.log_level.upper())
     metrics.initialise(release.manifest.model, release.version)
-    logs.write(
-        logging.INFO,
-        "serving",
-        pid=os.getpid(),
-        model=release.manifest.model,
-        version=release.version,
-        authentication=bool(config.api_key),
-    )
-    app.wsgi_app = partial(access_log.answer, app.wsgi_app, config.trusted_proxies)  # type: ignore[method-assign]  # Flask's documented way
+    served = {"model": release.manifest.model, "version": release.version, "authentication": bool(config.api_key)}
+    logs.write(logging.INFO, "serving", pid=os.getpid(), **served)
+    access_log.install(app, config.trusted_proxies)
     problem.install(app)
     if config.api_key:
         api_key.require_key(app, config.api_key)

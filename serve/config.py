@@ -11,8 +11,6 @@ from msgspec import Meta
 from model.cores import available_cores
 
 RELEASE = Path(__file__).resolve().parent.parent / "model" / "release"
-IPV6 = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?"
-HOST = rf"[A-Za-z0-9._-]+|{IPV6}|\[{IPV6}\]"
 ORIGIN = r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 
 
@@ -41,7 +39,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """The settings of the service. Each field is set by the environment variable of the same name in capitals."""
 
     model_dir: Annotated[Path, Meta(description="a folder with a verified export")] = RELEASE
-    host: Annotated[str, Meta(pattern=rf"^({HOST})\Z", description="a host name or an IP address")] = "127.0.0.1"
+    host: str = "127.0.0.1"  # serve.__main__ checks it
     port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
     web_concurrency: Annotated[int, Meta(ge=0, le=1_024)] = 0  # workers; 0: one per core
     max_body_bytes: Annotated[int, Meta(ge=1, le=2**31)] = 16 * 2**20

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.contract import IMAGE, OUTPUTS, ContractError, check_graph
 from serve.release import ModelError
-from serve.server.event_loop import chunks
+from serve.server.event_loop import yield_to_event_loop
 
 NAMES = [output.name for output in OUTPUTS]  # without them, ONNX Runtime looks them up at each run
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
@@ -21,7 +21,7 @@ CHUNK = 100  # images per run: larger runs miss the CPU's cache, and this one yi
 
 
 class Predictions(NamedTuple):
-    """The model's outputs for N images."""
+    """The model's outputs for N images, in the order of model.contract, and what follows from them."""
 
     probabilities: NDArray[np.float32]  # [N, 10]
     digits: NDArray[np.int64]  # [N]
@@ -56,7 +56,11 @@ class Predictor:
 
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
         """Return the model's outputs for `images`, uint8 [N, 28, 28], N ≥ 1, white ink on black."""
-        runs = [self._run(chunk) for _, chunk in chunks(images, CHUNK)]
+        runs = []
+        for start in range(0, len(images), CHUNK):
+            if start:
+                yield_to_event_loop()
+            runs.append(self._run(images[start : start + CHUNK]))
         outputs = runs[0] if len(runs) == 1 else [np.concatenate(parts) for parts in zip(*runs, strict=True)]
         probabilities, digits, doubts = outputs
         return Predictions(probabilities, digits, doubts, doubts > self._threshold)

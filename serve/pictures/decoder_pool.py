@@ -55,10 +55,6 @@ EXCEEDED = (
 )
 
 
-class DecoderError(RuntimeError):
-    """Unexpected exception in a decoding process; the message is its traceback."""
-
-
 class DecoderPool:
     """The decoding processes of one worker. The first starts immediately, the others on demand."""
 
@@ -74,7 +70,8 @@ class DecoderPool:
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
         """Return serve.pictures.decode(content, preprocess), uint8 [28, 28].
 
-        Raises ImageError as that function does, and if the picture exceeds a limit; DecoderError for a bug.
+        Raises ImageError as that function does, and if the picture exceeds a limit; RuntimeError, with the traceback,
+        for a bug.
         """
         if len(content) > MAX_BYTES:
             raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
@@ -82,7 +79,7 @@ class DecoderPool:
             return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # the header may lie
         process = self._processes.get()
         try:
-            if process is None or process.has_ended():  # killed while idle, for example by the OOM killer
+            if process is None or process.child.poll() is not None:  # killed while idle, by the OOM killer
                 process = _Process()
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
@@ -97,7 +94,7 @@ class DecoderPool:
         if kind == DECODED:
             return np.frombuffer(payload, np.uint8).reshape(SIDE, SIDE)
         if kind == FAILED:
-            raise DecoderError(payload.decode(errors="replace"))
+            raise RuntimeError(payload.decode(errors="replace"))
         raise ImageError(EXCEEDED if kind == TOO_LARGE else payload.decode())
 
 
@@ -117,7 +114,7 @@ class _Process:
         self._socket.settimeout(TIMEOUT)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the process inherits it
         try:
-            self._process = subprocess.Popen(
+            self.child = subprocess.Popen(
                 [sys.executable, "-m", "serve.pictures.decoder_pool"],
                 stdin=remote.fileno(),
                 stdout=remote.fileno(),
@@ -130,20 +127,16 @@ class _Process:
             remote.close()
         self._responses = self._socket.makefile("rb")
         # Runs when it is called, when this object is collected, or when the worker exits.
-        self.kill = weakref.finalize(self, _kill, self._process, self._responses, self._socket)
-
-    def has_ended(self) -> bool:
-        """Return whether the process has exited."""
-        return self._process.poll() is not None
+        self.kill = weakref.finalize(self, _kill, self.child, self._responses, self._socket)
 
     def call(self, header: bytes, content: bytes) -> tuple[int, bytes]:
         """Return the response's kind and payload. Raises ImageError if the process exited or timed out."""
         try:
             self._socket.sendall(header)
             self._socket.sendall(content)  # on its own: it may be large, and adding the header copies it
-            kind, size = RESPONSE.unpack(_read(self._responses, RESPONSE.size))
-            return kind, _read(self._responses, size)
-        except (OSError, EOFError):
+            kind, size = RESPONSE.unpack(self._responses.read(RESPONSE.size))
+            return kind, self._responses.read(size)
+        except (OSError, struct.error):
             raise ImageError(EXCEEDED) from None
 
 
@@ -154,13 +147,6 @@ def _kill(process: "subprocess.Popen[bytes]", *streams: BinaryIO | socket.socket
     process.wait()
 
 
-def _read(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError(f"expected {size} bytes, found {len(data)}")
-    return data
-
-
 def _limit_memory() -> None:
     if not USAGE.exists():
         return
@@ -169,26 +155,22 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _response(preprocess: Preprocess, max_pixels: int, content: bytes) -> tuple[int, bytes]:
-    try:
-        return DECODED, decode(content, preprocess, max_pixels).tobytes()
-    except ImageError as error:
-        return REFUSED, str(error).encode()
-    except MemoryError:
-        return TOO_LARGE, b""
-    except Exception:
-        return FAILED, traceback.format_exc().encode()
-
-
 def serve(requests: BinaryIO, responses: BinaryIO) -> None:
     """Serve requests until the end of the input."""
     Image.init()  # otherwise the first picture would have less memory than the others, by that of Pillow's plugins
     while header := requests.read(REQUEST.size):
         preprocess, max_pixels, size = REQUEST.unpack(header)
-        content = _read(requests, size)
+        content = requests.read(size)
         _limit_memory()
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # then SIGPROF kills the process
-        kind, payload = _response(get_args(Preprocess)[preprocess], max_pixels, content)
+        try:
+            kind, payload = DECODED, decode(content, get_args(Preprocess)[preprocess], max_pixels).tobytes()
+        except ImageError as error:
+            kind, payload = REFUSED, str(error).encode()
+        except MemoryError:
+            kind, payload = TOO_LARGE, b""
+        except Exception:
+            kind, payload = FAILED, traceback.format_exc().encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         responses.write(RESPONSE.pack(kind, len(payload)) + payload)
         responses.flush()
@@ -196,5 +178,5 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    with suppress(BrokenPipeError, EOFError, ConnectionError):  # the worker has exited
+    with suppress(ConnectionError):  # the worker has exited
         serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -2,7 +2,6 @@
 
 import base64
 from codecs import BOM_UTF8
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, get_args
 
@@ -17,9 +16,9 @@ from serve.pictures.decode import FORMATS, format_of
 from serve.pictures.decoder_pool import MAX_BYTES, DecoderPool
 from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
 from serve.routes.body import CURL, read_body, read_form
-from serve.server.event_loop import chunks, yield_to_event_loop
+from serve.server.event_loop import yield_to_event_loop
 
-CHUNK = 100  # images that are prepared between two yields to the event loop: about 200 ms
+CHUNK = 100  # images of pixels that are prepared between two yields to the event loop: about 200 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
 OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
@@ -29,9 +28,8 @@ BASE64URL = bytes.maketrans(b"-_", b"+/")
 # What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
 UNREADABLE = (ValueError, RecursionError)
 
-Pixels = NDArray[np.uint8]  # [28, 28]
+Pixels = NDArray[np.uint8]  # [N, 28, 28]
 Source = bytes | Pixels  # an encoded picture, or pixels
-
 
 Number = int | float
 JSONImage = list[Number | list[Number | list[Number | list[Number]]]] | str  # numbers, or a picture as base64
@@ -55,10 +53,22 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     """
     preprocess: Preprocess = query_parameter(request, "preprocess", get_args(Preprocess), "auto")
     sources = _sources(request, config)
-    check_count(len(sources), config)
-    if isinstance(sources, np.ndarray) or all(isinstance(source, np.ndarray) for source in sources):
-        return _prepare(np.asarray(sources), preprocess)
-    return _decode(sources, preprocess, decoders)
+    count = sum(1 if isinstance(source, bytes) else len(source) for source in sources)
+    check_count(count, config)
+    images, start = np.empty((count, SIDE, SIDE), np.uint8), 0
+    for source in sources:
+        if start:
+            yield_to_event_loop()
+        try:
+            if isinstance(source, bytes):
+                part = decoders.decode(source, preprocess)[np.newaxis]
+            else:
+                part = prepare(source, preprocess)
+        except ImageError as error:
+            raise unprocessable(start + (error.index or 0), count, error) from error
+        images[start : start + len(part)] = part
+        start += len(part)
+    return images
 
 
 def check_count(count: int, config: Config) -> None:
@@ -81,14 +91,13 @@ def check_numbers(json: bytes, images: int) -> None:
 
 def query_parameter(request: Request, name: str, values: tuple[str, ...], default: str) -> Any:
     """Return the query parameter `name`. Raises werkzeug's 400 if it has none of `values`."""
-    # MultiDict.get raises and catches an error for a missing name.
-    value = request.args[name] if name in request.args else default  # noqa: SIM401
+    value = request.args.get(name, default)
     if value not in values:
         raise BadRequest(f"{name}: expected {' or '.join(values)}, found {value!r}")
     return value
 
 
-def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.uint8]:
+def _sources(request: Request, config: Config) -> list[Source]:
     """Return the encoded pictures or pixels in the body. Its bytes say what it is, unless it is JSON or a form."""
     if request.mimetype == "multipart/form-data":
         return _form(request)
@@ -108,41 +117,19 @@ def _sources(request: Request, config: Config) -> Sequence[Source] | NDArray[np.
     raise UnsupportedMediaType(f"expected {expected}, found {found}")
 
 
-def _prepare(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    parts = []
-    for start, chunk in chunks(pixels, CHUNK):
-        try:
-            parts.append(prepare(chunk, preprocess))
-        except ImageError as error:
-            raise unprocessable(start + (error.index or 0), len(pixels), error) from error
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _decode(sources: Sequence[Source], preprocess: Preprocess, decoders: DecoderPool) -> NDArray[np.uint8]:
-    images = np.empty((len(sources), SIDE, SIDE), np.uint8)
-    for i, source in enumerate(sources):
-        if i:
-            yield_to_event_loop()
-        try:
-            images[i] = (
-                decoders.decode(source, preprocess)
-                if isinstance(source, bytes)
-                else prepare(source[np.newaxis], preprocess)[0]
-            )
-        except ImageError as error:
-            raise unprocessable(i, len(sources), error) from error
-    return images
-
-
-def _raw_pixels(content: bytes) -> NDArray[np.uint8]:
+def _raw_pixels(content: bytes) -> list[Source]:
     if len(content) % SIDE**2:
         raise UnprocessableEntity(f"expected N × {SIDE**2} bytes, one (uint8) per pixel, found {len(content)} bytes")
-    return np.frombuffer(content, np.uint8).reshape(-1, SIDE, SIDE)
+    return _in_chunks(np.frombuffer(content, np.uint8).reshape(-1, SIDE, SIDE))
 
 
-def _form(request: Request) -> list[bytes]:
+def _in_chunks(pixels: Pixels) -> list[Source]:
+    return [pixels[start : start + CHUNK] for start in range(0, len(pixels), CHUNK)]
+
+
+def _form(request: Request) -> list[Source]:
     """Return the pictures of a form, in the order sent: its files, whatever their fields, and texts of base64."""
-    pictures = []
+    pictures: list[Source] = []
     for content, is_file in read_form(request):
         picture = content if is_file or format_of(content) in FORMATS else _from_text(content)
         if picture is not None:
@@ -171,11 +158,12 @@ def _json_sources(content: bytes, config: Config) -> list[Source]:
             raise unprocessable(index, len(items), error) from error
         except (ValueError, OverflowError) as error:  # the latter for an integer of hundreds of digits
             raise BadRequest(f"image {index + 1} of {len(items)}: {error}") from error
-    return sources
+    pixels = [source for source in sources if not isinstance(source, bytes)]
+    return _in_chunks(np.concatenate(pixels)) if len(pixels) == len(sources) else sources
 
 
 def _pixels(numbers: list[Any]) -> Pixels:
-    """Return 28 rows of 28 numbers, or 784, as uint8 [28, 28]. Axes of length 1 are dropped, fractions are rounded.
+    """Return 28 rows of 28 numbers, or 784, as uint8 [1, 28, 28]. Axes of length 1 are dropped, fractions are rounded.
 
     Numbers of at most 1 are read as 0 to 1: an image of 0 to 255 with a maximum of 1 would show nothing.
     Raises ImageError for another shape, ValueError or OverflowError for a number out of range.
@@ -185,7 +173,7 @@ def _pixels(numbers: list[Any]) -> Pixels:
         if {*map(len, rows)} == {SIDE**2 // len(rows)}:
             pixels = b"".join(map(bytes, rows))
             if pixels.strip(b"\0\1"):
-                return np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)
+                return np.frombuffer(pixels, np.uint8).reshape(1, SIDE, SIDE)
     try:
         values = np.array(numbers, np.float64)
         found = f"{'×'.join(map(str, values.shape))} numbers"
@@ -198,7 +186,7 @@ def _pixels(numbers: list[Any]) -> Pixels:
         raise ValueError(f"expected numbers from 0 to 255, or from 0 to 1, found {low if low < 0 else high:g}")
     if high <= 1:
         values *= 255
-    return np.rint(values).astype(np.uint8).reshape(SIDE, SIDE)
+    return np.rint(values).astype(np.uint8).reshape(1, SIDE, SIDE)
 
 
 def _base64(text: str | bytes) -> bytes:

@@ -1,6 +1,5 @@
 """GET / and /static: the drawing page and its files; GET /openapi.json: the OpenAPI document."""
 
-import hashlib
 import mimetypes
 from pathlib import Path
 
@@ -28,13 +27,9 @@ def blueprint() -> Blueprint:
     description = (FOLDER.parent / "openapi.json").read_bytes()
 
     @routes.get("/")
-    @public
-    def page() -> Response:
-        return _answer("index.html", files["index.html"])
-
     @routes.get("/static/<name>")
     @public
-    def static(name: str) -> Response:
+    def page(name: str = "index.html") -> Response:
         if name not in files:
             raise NotFound
         return _answer(name, files[name])
@@ -51,6 +46,6 @@ def _answer(name: str, content: bytes) -> Response:
     """Return the file, or 304 or 412 if the request is conditional (ETag)."""
     response = Response(content, mimetype=mimetypes.guess_type(name)[0])
     response.headers.extend(HEADERS)
-    response.set_etag(hashlib.sha256(content).hexdigest()[:16])
+    response.add_etag()
     response.make_conditional(request)
     return response

@@ -15,14 +15,7 @@ from serve.server import metrics
 from serve.server.access_log import IMAGES_PREDICTED
 
 
-class Model(msgspec.Struct):
-    """The model that predicted."""
-
-    name: str
-    version: str
-
-
-class Prediction(msgspec.Struct, kw_only=True):
+class Prediction(msgspec.Struct):
     """The prediction for one image."""
 
     digit: int  # the likeliest
@@ -32,19 +25,14 @@ class Prediction(msgspec.Struct, kw_only=True):
     pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], what the model was given
 
 
-class PredictResponse(msgspec.Struct):
-    """The response, its predictions in the order of the images."""
-
-    predictions: list[Prediction]
-    model: Model
+_encoder = msgspec.json.Encoder()
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
     """Return the route POST /predict."""
     routes = Blueprint("predict", __name__)
     decoders = DecoderPool(config.max_pixels)
-    model = Model(release.manifest.model, release.version)
-    encoder = msgspec.json.Encoder()
+    model = {"name": release.manifest.model, "version": release.version}
 
     @routes.post("/predict")
     def predict() -> Response:
@@ -53,15 +41,14 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
-        digits = found.digits.tolist()
         readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 gives every decimal
-        doubtful = found.doubtful.tolist()
+        digits, doubtful = found.digits.tolist(), found.doubtful.tolist()
         predictions = [
-            Prediction(digit=digit, confidence=probabilities[digit], doubtful=doubt, probabilities=probabilities)
+            Prediction(digit, probabilities[digit], doubt, probabilities)
             for digit, doubt, probabilities in zip(digits, doubtful, readable, strict=True)
         ]
+        request.environ[IMAGES_PREDICTED] = len(images)
         confidences = [prediction.confidence for prediction in predictions]
-        request.environ[IMAGES_PREDICTED] = len(digits)
         metrics.count_predictions(digits, confidences, doubtful.count(True))
         if refuses_doubtful and True in doubtful:
             error = ImageError("expected a digit, found a doubtful image")
@@ -69,6 +56,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         if with_pixels:
             for prediction, pixels in zip(predictions, images.tolist(), strict=True):
                 prediction.pixels = pixels
-        return Response(encoder.encode(PredictResponse(predictions, model)), content_type="application/json")
+        body = _encoder.encode({"predictions": predictions, "model": model})
+        return Response(body, content_type="application/json")
 
     return routes

@@ -1,78 +1,68 @@
-"""Access log: WSGI middleware that gives each request an id, logs it as one line of JSON, and counts it."""
+"""Access log: gives each request an id, logs it as one line of JSON, and counts it."""
 
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+
+from flask import Flask, Response, request
 
 from serve.config import Networks
 from serve.server import logs, metrics
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 LONGEST = 600  # characters of a path in the log, up to 6 bytes each: a pipe writes 4,096 bytes atomically
 # Routes that machines ask all the time: logged as debug while they succeed.
 PROBES = re.compile("/healthz|/readyz|/metrics|/v2/.*/(live|ready)")
-REQUEST_ID, IMAGES_PREDICTED = "serve.request_id", "serve.images"  # keys of a request's WSGI environment
+# Keys of a request's WSGI environment.
+REQUEST_ID, IMAGES_PREDICTED, START = "serve.request_id", "serve.images", "serve.start"
 
 
-def answer(
-    application: "WSGIApplication",
-    proxies: Networks,
-    environ: "WSGIEnvironment",
-    start_response: "StartResponse",
-) -> Iterable[bytes]:
-    """Return the application's response with X-Request-ID and X-Content-Type-Options added; log and count it.
+def install(app: Flask, proxies: Networks) -> None:
+    """Give each request to `app` an id, log and count it. Call it before other hooks of `app` are registered.
 
     X-Forwarded-For is believed if it comes from one of `proxies`.
     """
-    start = time.perf_counter()
-    sent = environ.get("HTTP_X_REQUEST_ID", "")
-    request_id = environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else secrets.token_hex(16)
 
-    def respond(line: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-        _record(environ, proxies, line[:3], time.perf_counter() - start)
-        headers += [("X-Request-ID", request_id), ("X-Content-Type-Options", "nosniff")]
-        return start_response(line, headers, *exc_info)
+    @app.before_request
+    def begin() -> None:
+        sent = request.headers.get("X-Request-ID", "")
+        request.environ[REQUEST_ID] = sent if ID_FORM.fullmatch(sent) else secrets.token_hex(16)
+        request.environ[START] = time.perf_counter()
+        metrics.IN_FLIGHT.inc()
 
-    metrics.IN_FLIGHT.inc()
-    try:
-        return application(environ, respond)
-    finally:
+    @app.after_request
+    def record(response: Response) -> Response:
+        environ, rule, method, status = request.environ, request.url_rule, request.method, response.status_code
+        seconds = time.perf_counter() - environ[START]
+        route = rule.rule if rule else "unmatched"
+        metrics.count_request(route, method if rule else "any", status, seconds)
+        level = logging.ERROR if status >= 500 else logging.INFO
+        if status < 400 and PROBES.fullmatch(route):
+            level = logging.DEBUG
+        logs.write(
+            level,
+            "request",
+            request_id=environ[REQUEST_ID],
+            remote=_client(environ.get("REMOTE_ADDR", ""), environ.get("HTTP_X_FORWARDED_FOR", ""), proxies),
+            method=method,
+            path=request.path[:LONGEST],
+            status=status,
+            images=environ.get(IMAGES_PREDICTED, 0),
+            milliseconds=round(seconds * 1000, 3),
+        )
+        response.headers["X-Request-ID"] = environ[REQUEST_ID]
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    @app.teardown_request
+    def end(_: BaseException | None) -> None:
         metrics.IN_FLIGHT.dec()
 
 
-def _record(environ: "WSGIEnvironment", proxies: Networks, status: str, seconds: float) -> None:
-    """Count a request and write its access-log line."""
-    request = environ["werkzeug.request"]  # Flask's, available until its response has begun
-    rule = request.url_rule
-    method = environ["REQUEST_METHOD"]
-    route = rule.rule if rule else "unmatched"
-    metrics.count_request(route, method if rule else "any", status, seconds)
-    level = logging.ERROR if status >= "500" else logging.INFO
-    if status < "400" and PROBES.fullmatch(route):
-        level = logging.DEBUG
-    logs.write(
-        level,
-        "request",
-        request_id=environ[REQUEST_ID],
-        remote=_client(environ, proxies),
-        method=method,
-        path=request.path[:LONGEST],
-        status=int(status),
-        images=environ.get(IMAGES_PREDICTED, 0),
-        milliseconds=round(seconds * 1000, 3),
-    )
-
-
-def _client(environ: "WSGIEnvironment", proxies: Networks) -> str:
+def _client(address: str, forwarded: str, proxies: Networks) -> str:
     """Return the client's address: of the connection, or the last in X-Forwarded-For that is none of `proxies`."""
-    address: str = environ.get("REMOTE_ADDR", "")
-    forwarded = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    while forwarded and proxies and proxies.include(address):
-        address = forwarded.pop().strip()[:LONGEST] or address
+    addresses = forwarded.split(",")
+    while addresses and proxies and proxies.include(address):
+        address = addresses.pop().strip()[:LONGEST] or address
     return address

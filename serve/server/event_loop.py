@@ -1,14 +1,8 @@
 """Cooperative scheduling: long computations yield to gevent's event loop, so that other requests are not starved."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
 import gevent
 from gevent.event import Event
 from gevent.hub import Hub
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BELOW_SOCKETS = 1  # libev priority; sockets have 0, which is higher
 
@@ -32,11 +26,3 @@ def yield_to_event_loop() -> None:
     finally:
         del _polls[hub]
         polled.set()
-
-
-def chunks(images: "NDArray[Any]", size: int) -> "Iterator[tuple[int, NDArray[Any]]]":
-    """Yield (start, slice) for slices of `images` [N, …] of at most `size`; yield to the event loop between them."""
-    for start in range(0, len(images), size):
-        if start:
-            yield_to_event_loop()
-        yield start, images[start : start + size]

@@ -47,23 +47,11 @@ def prepare_standard_error() -> None:
     This applies to pipes and sockets, and to every process that shares them. If standard error is closed, descriptor 2
     is opened read-only, so that no socket or metrics file gets this number and receives log lines.
     """
-    try:
-        mode = os.fstat(STDERR).st_mode
-    except OSError:
-        descriptor = os.open(os.devnull, os.O_RDONLY)
-        if descriptor != STDERR:
-            os.dup2(descriptor, STDERR)
-            os.close(descriptor)
-        return
+    while os.open(os.devnull, os.O_RDONLY) < STDERR:
+        pass
+    mode = os.fstat(STDERR).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
         os.set_blocking(STDERR, False)
-
-
-def install(level: str) -> None:
-    """Configure the logger `serve` to write to standard error."""
-    logger.setLevel(level.upper())
-    if not logger.handlers:
-        logger.addHandler(StandardError())
 
 
 def write(level: int, message: str, **fields: object) -> None:
@@ -93,3 +81,6 @@ def _cut(text: str, size: int, *, end: bool = False) -> str:
         part = len(text) // 8 + 1
         text = text[part:] if end else text[:-part]
     return text
+
+
+logger.addHandler(StandardError())

@@ -5,12 +5,11 @@ SIGTERM stops the service after the requests in flight. SIGHUP loads the model i
 The master must not import what gevent has to patch first: Flask, NumPy and ONNX Runtime are imported in the workers.
 """
 
-import gc
 import os
 import shutil
 import signal
 import tempfile
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
@@ -19,9 +18,6 @@ from serve.config import Config
 from serve.release import ModelError, verify
 from serve.server import logs
 from serve.server.worker import Worker
-
-if TYPE_CHECKING:
-    from flask import Flask
 
 MEMORY_DISK = "/dev/shm"  # on Linux: a full disk does not matter there
 
@@ -55,26 +51,17 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "control_socket_disable": True,
             "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the scheme; by default 127.0.0.1 and ::1 may
             "post_fork": post_fork,
-            "post_worker_init": post_worker_init,
             "child_exit": child_exit,
+            "on_exit": on_exit,
         }
         for name, value in settings.items():
             self.cfg.set(name, value)
 
-    def load(self) -> "Flask":
+    def load(self) -> Any:
         """Return the application of a worker."""
         from serve.app import create_app
 
         return create_app(self.config, self.release)
-
-    def run(self) -> None:
-        """Run the master until it is stopped."""
-        pid = os.getpid()
-        try:
-            Master(self).run()
-        finally:
-            if os.getpid() == pid:  # a worker leaves here, too
-                shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Master(Arbiter):  # type: ignore[misc]
@@ -100,14 +87,14 @@ def post_fork(_server: Master, _worker: Worker) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def post_worker_init(_worker: Worker) -> None:
-    """Exclude what is loaded from garbage collection: each full collection has less to visit."""
-    gc.freeze()
-
-
 def child_exit(server: Master, worker: Worker) -> None:
     """Keep the metrics right after a worker has exited."""
     from serve.server import metrics
 
     # If there are as many workers as there should be, it was replaced by a reload; without listeners, all are stopped.
     metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)
+
+
+def on_exit(server: Master) -> None:
+    """Delete the folder of the metrics when the service has ended."""
+    shutil.rmtree(server.app.folder, ignore_errors=True)

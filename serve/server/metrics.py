@@ -48,7 +48,7 @@ def initialise(model: str, version: str) -> None:
     MODEL.labels(model, version, socket.gethostname()).set(1)
 
 
-def count_request(route: str, method: str, status: str, seconds: float) -> None:
+def count_request(route: str, method: str, status: int, seconds: float) -> None:
     """Count a request to `route`, which was answered with `status` after so many seconds."""
     REQUESTS.labels(route, method, status).inc()
     SECONDS.labels(route).observe(seconds)

@@ -21,7 +21,7 @@ def encode(status: int, title: str, detail: str) -> bytes:
 def install(app: Flask) -> None:
     """Register error handlers for `app`: for HTTP errors, malformed bodies and unexpected exceptions."""
     app.register_error_handler(HTTPException, _answer)
-    app.register_error_handler(ParseException, _malformed)
+    app.register_error_handler(ParseException, lambda error: _answer(BadRequest(f"the body is malformed: {error}")))
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -42,11 +42,6 @@ def _answer(error: HTTPException) -> Response:
         if name != "Content-Type":
             response.headers.add(name, value)
     return response
-
-
-def _malformed(error: ParseException) -> Response:
-    """Return 400 for invalid chunked encoding."""
-    return _answer(BadRequest(f"expected a well-formed body, found: {error}"))
 
 
 def _unexpected(error: Exception) -> Response:

@@ -47,20 +47,15 @@ class Connection:
 
     def sendall(self, data: bytes) -> None:
         """Send `data`. Raises ConnectionResetError if the client does not read it before the request's timeout."""
-        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.server.master
-
         try:
             if self.timeout and not self.timeout.pending:  # it has ended the request, and `data` is the answer 408
                 self.timeout = gevent.Timeout.start_new(self.timeout.seconds, self.timeout.exception)
             self._socket.sendall(data)
-        except RequestTimeout:
+        except Exception as error:
+            if self.timeout is None or error is not self.timeout.exception:
+                raise
             logs.write(logging.INFO, "the client did not read its response in time: connection closed")
             raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
-
-    def send(self, data: bytes) -> int:
-        """Send all of `data`, as `sendall`; gunicorn sends "100 Continue" by this method."""
-        self.sendall(data)
-        return len(data)
 
     def close(self) -> None:
         """Close the connection. If the client may still be sending, first read until it stops, for LINGER seconds.
@@ -78,11 +73,9 @@ class Connection:
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Pipelined requests have already arrived. One of them is served per iteration of the event loop, over all
-        # connections; otherwise all of them would be served before a new client's request.
-        self._pipelined = BoundedSemaphore()
+    # Pipelined requests have already arrived. One of them is served per iteration of the event loop, over all
+    # connections; otherwise all of them would be served before a new client's request.
+    _pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve a connection."""
@@ -131,8 +124,7 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
         f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n\r\n"
     )
     sock.lingers = True
-    for part in (head.encode(), body):
-        util.write_nonblock(sock, part)
+    util.write_nonblock(sock, head.encode() + body)
 
 
 util.write_error = _write_problem  # gunicorn calls this function for every error response of its own

@@ -22,8 +22,6 @@ def test_each_field_has_an_environment_variable(tmp_path):
         ("WEB_CONCURRENCY", "-1", "WEB_CONCURRENCY: expected a whole number from 0 to 1024, found '-1'"),
         ("MAX_BATCH", "1.5", "MAX_BATCH: expected a whole number from 1 to 100000, found '1.5'"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL: expected debug, info, warning or error, found 'loud'"),
-        ("HOST", "a\n", "HOST: expected a host name or an IP address, found 'a\\n'"),
-        ("HOST", "[::1", "HOST: expected a host name or an IP address, found '[::1'"),
         *(
             ("CORS_ORIGINS", found, f"CORS_ORIGINS: expected * or origins like https://example.org, found '{found}'")
             for found in ("* x", "example.org", "https://a.b/c")
