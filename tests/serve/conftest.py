@@ -71,6 +71,28 @@ class Service:
         """Return the log lines, parsed."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
+    def reload(self) -> None:
+        """Send SIGHUP, and wait until as many other workers have replaced all."""
+        before = self.workers()
+        self.signal(signal.SIGHUP)
+        self.wait(lambda: len(self.workers()) == len(before) and not set(before) & set(self.workers()))
+
+    def kill_worker(self, index: int = 0) -> None:
+        """Kill a worker as the OOM killer does, and wait until another has replaced it."""
+        before = self.workers()
+        os.kill(before[index], signal.SIGKILL)
+        self.wait(lambda: len(self.workers()) == len(before) and before[index] not in self.workers())
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def exchange(self, sent: bytes) -> bytes:
+        """Return all that the service answers to these bytes until it closes the connection; no more are sent."""
+        with self.connect() as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            return connection.makefile("rb").read()
+
     def stop(self) -> int:
         """Stop it with SIGTERM, as an operator does; return the exit status."""
         self.signal(signal.SIGTERM)

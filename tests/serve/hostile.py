@@ -5,25 +5,25 @@ worker, or could do so. Most pictures are written byte by byte, because Pillow c
 """
 
 import gzip
-import http.client
 import io
-import json
+import os
 import re
 import socket
 import struct
 import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
+import requests
 from PIL import Image
 
+from tests.polling import PATIENCE
 from tests.processes import children
 from train.paths import ROOT
 
@@ -40,16 +40,18 @@ def head(path: str, content_type: str, *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def post(path: str, content_type: str, body: bytes) -> Parts:
+def post(path: str, content_type: str, make: Callable[[], bytes]) -> Parts:
+    """Yield a request; its body is made when it is sent."""
+    body = make()
     yield head(path, content_type, f"Content-Length: {len(body)}") + body
 
 
-def picture(kind: str, content: bytes) -> Parts:
-    return post("/predict", f"image/{kind}", content)
-
-
-def chunked(path: str, content_type: str, chunks: Iterator[bytes]) -> Parts:
+def chunked(path: str, content_type: str, chunks: Parts) -> Parts:
     return chain([head(path, content_type, "Transfer-Encoding: chunked")], chunks)
+
+
+def endless(path: str, content_type: str) -> Parts:
+    return chain([head(path, content_type, "Content-Length: 999999999999")], repeat(bytes(MIB), 10**6))
 
 
 def packed(path: str, content_type: str, unit: bytes) -> Parts:
@@ -76,6 +78,8 @@ def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object
 
 # PNG
 
+BLANK = zlib.compress(bytes(28 * 29))  # the rows of 28×28 pixels
+
 
 def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -94,14 +98,10 @@ def deflated_zeros(size: int) -> bytes:
     return b"".join([*parts, packer.compress(bytes(size % MIB)), packer.flush()])
 
 
-def png_of_many_chunks() -> bytes:
-    return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), png_chunk(b"teSt") * (PICTURE // 12 - 100))
-
-
 @cache
 def png_of_many_texts() -> bytes:
     texts = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(60_000))) * 20_000
-    return png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), texts[: PICTURE - 1_000])
+    return png(28, 28, 8, 0, BLANK, texts[: PICTURE - 1_000])
 
 
 @cache
@@ -118,10 +118,6 @@ def png_large(width: int, height: int, depth: int, colour: int, samples: int) ->
     return png(width, height, depth, colour, deflated_zeros(height * (1 + width * samples * depth // 8)))
 
 
-def png_interlaced() -> bytes:
-    return png(5_000, 5_000, 8, 6, deflated_zeros(5_000 * 20_005), interlace=1)
-
-
 # JPEG
 
 
@@ -129,12 +125,9 @@ def segment(marker: int, data: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
 
-def jpeg(side: int = 28) -> bytes:
-    return encode(Image.new("L", (side, side), 128), "JPEG")
-
-
 def jpeg_with(extra: bytes) -> bytes:
-    return jpeg()[:2] + extra[: PICTURE - 2_000] + jpeg()[2:]
+    plain = encode(Image.new("L", (28, 28), 128), "JPEG")
+    return plain[:2] + extra[: PICTURE - 2_000] + plain[2:]
 
 
 @cache
@@ -164,19 +157,6 @@ def gif(width: int, height: int, blocks: bytes, data: bytes) -> bytes:
     return screen + blocks + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02" + data + b"\0;"
 
 
-def gif_of_comments() -> bytes:
-    return gif(28, 28, (b"!\xfe" + b"\x01a\0") * (PICTURE // 5 - 100), b"\x02\x4c\x01")
-
-
-def gif_of_one_comment() -> bytes:
-    return gif(28, 28, b"!\xfe" + b"\x01a" * (PICTURE // 2 - 100) + b"\0", b"\x02\x4c\x01")
-
-
-def gif_of_clear_codes() -> bytes:
-    """Return a GIF of 5000×5000 whose data consists of clear codes."""
-    return gif(5_000, 5_000, b"", (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10))
-
-
 @cache
 def webp(side: int, lossless: bool) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
@@ -187,127 +167,106 @@ def webp(side: int, lossless: bool) -> bytes:
 
 # JSON and forms
 
-
-def infer(data: str) -> Parts:
-    tensor = f'{{"name":"image","datatype":"UINT8","shape":[1,28,28],"data":{data}}}'
-    return post("/v2/models/digits/infer", "application/json", f'{{"inputs":[{tensor}]}}'.encode())
-
-
-def predict(body: str) -> Parts:
-    return post("/predict", "application/json", body.encode())
-
-
-def repeated(item: str) -> str:
-    return item * ((BODY - 200) // len(item))
-
-
-def form(part: bytes, tail: bytes = b"") -> Parts:
-    body = part * ((BODY - len(tail) - 100) // len(part)) + tail + b"\r\n--b--\r\n"
-    return post("/predict", "multipart/form-data; boundary=b", body)
-
-
+JSON, FORM, RAW = "application/json", "multipart/form-data; boundary=b", "application/octet-stream"
+INFER = "/v2/models/digits/infer"
 FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 
 
-def many(content: bytes, count: int) -> Parts:
+def filled(start: str, item: str, end: str) -> bytes:
+    """Return a body of 16 MiB: `item` as often as fits."""
+    return (start + item * ((BODY - 200) // len(item)) + end).encode()
+
+
+def infer(start: str, item: str, end: str, count: int = 0) -> bytes:
+    """Return a request to /v2 whose tensor has the values `start`, `item` `count` times or as often as fits, `end`."""
+    before, after = '{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,28,28],"data":', "}]}"
+    items = item * (count or (BODY - 200) // len(item))
+    return (before + start + items + end + after).encode()
+
+
+def form(part: bytes, tail: bytes = b"") -> bytes:
+    return part * ((BODY - len(tail) - 100) // len(part)) + tail + b"\r\n--b--\r\n"
+
+
+def many(content: bytes, count: int) -> bytes:
     """Return a form with the same picture `count` times."""
-    body = (FILE + content + b"\r\n") * count + b"--b--\r\n"
-    return post("/predict", "multipart/form-data; boundary=b", body)
+    return (FILE + content + b"\r\n") * count + b"--b--\r\n"
 
 
-CASES: dict[str, Callable[[], Parts]] = {
-    # Bodies
-    **{
-        f"endless one-byte chunks to {path} as {content_type}": lambda path=path, content_type=content_type: chunked(
-            path, content_type, one_byte_chunks(ENDLESS)
-        )
-        for path, content_type in (
-            ("/predict", "application/octet-stream"),
-            ("/predict", "text/plain"),
-            ("/predict", "multipart/form-data; boundary=b"),
-            ("/nowhere", "application/json"),
-            ("/healthz", "application/json"),
-            ("/v2/models/digits/infer", "application/json"),
-        )
-    },
-    "3 million one-byte chunks": lambda: chunked("/predict", "application/octet-stream", one_byte_chunks(3_000_000)),
-    "endless body to /nowhere": lambda: chain(
-        [head("/nowhere", "application/json", "Content-Length: 999999999999")], repeat(bytes(MIB), 10**6)
-    ),
-    "endless body to /predict": lambda: chain(
-        [head("/predict", "image/png", "Content-Length: 999999999999")], repeat(bytes(MIB), 10**6)
-    ),
-    "endless trailers": lambda: chunked(
-        "/predict", "application/json", chain([b"2\r\n{}\r\n0\r\n"], repeat(b"a: b\r\n" * 1_000, 10**6))
-    ),
-    "endless chunk extension": lambda: chunked(
-        "/predict", "application/json", chain([b"2;"], repeat(b"a" * 10_000, 10**6))
-    ),
-    **{
-        f"gzip of zeros to {path} as {content_type}": lambda path=path, content_type=content_type: packed(
-            path, content_type, flushed_zeros()
-        )
-        for path, content_type in (
-            ("/predict", "application/json"),
-            ("/predict", "multipart/form-data; boundary=b"),
-            ("/v2/models/digits/infer", "application/json"),
-        )
-    },
-    "gzip of empty members": lambda: packed("/predict", "image/png", gzip.compress(b"")),
-    # Pictures
-    "PNG of many chunks": lambda: picture("png", png_of_many_chunks()),
-    "PNG of many texts": lambda: picture("png", png_of_many_texts()),
-    "PNG 1×25,000,000 RGBA16": lambda: picture("png", png_large(1, 25_000_000, 16, 6, 4)),
-    "PNG 25,000,000×1 RGBA16": lambda: picture("png", png_large(25_000_000, 1, 16, 6, 4)),
-    "PNG 5000×5000 RGBA16": lambda: picture("png", png_large(5_000, 5_000, 16, 6, 4)),
-    "PNG interlaced": lambda: picture("png", png_interlaced()),
-    "JPEG of 400 scans": lambda: picture("jpeg", jpeg_of_many_scans(400)),
-    "JPEG of 1,600 scans": lambda: picture("jpeg", jpeg_of_many_scans(1_600)),
-    "MPO of 1,600 scans": lambda: picture("jpeg", mpo_of_many_scans(1_600)),
-    "JPEG of Exif segments": lambda: picture("jpeg", jpeg_with(segment(0xE1, b"Exif\0\0MM\0*") * 600_000)),
-    "JPEG of padding": lambda: picture("jpeg", jpeg_with(b"\xff" * PICTURE)),
-    "JPEG of empty segments": lambda: picture("jpeg", jpeg_with(segment(0xEC, b"") * 2_000_000)),
-    "JPEG of ICC segments": lambda: picture("jpeg", jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1") * 500_000)),
-    "JPEG 5000×5000 in base64": lambda: predict(
-        json.dumps({"image": ""}).replace('""', '"' + "/9j/" * 2_000_000 + '"')
-    ),
-    "GIF of comments": lambda: picture("gif", gif_of_comments()),
-    "GIF of one comment": lambda: picture("gif", gif_of_one_comment()),
-    "GIF of clear codes": lambda: picture("gif", gif_of_clear_codes()),
-    "WebP lossless": lambda: picture("webp", webp(5_000, lossless=True)),
-    "WebP lossy": lambda: picture("webp", webp(5_000, lossless=False)),
-    "300 large pictures": lambda: many(png_large(3_000, 3_000, 8, 2, 3), 300),
-    "1,000 small PNGs": lambda: many(png_small(), 1_000),
-    # JSON and forms
-    "/predict: millions of numbers as images": lambda: predict('{"images":[' + repeated("1,") + "1]}"),
-    "/predict: millions of empty images": lambda: predict('{"images":[' + repeated("[],") + "[]]}"),
-    "/predict: millions of texts": lambda: predict('{"images":[' + repeated('"",') + '""]}'),
-    "/predict: a body of opening brackets": lambda: predict('{"images":' + repeated("[")),
-    "/predict: one number of millions of digits": lambda: predict('{"image":[' + repeated("1") + "]}"),
-    "/predict: base64 of blanks": lambda: predict('{"image":"' + repeated("AB ") + '"}'),
-    "/predict: millions of fields": lambda: predict("{" + repeated('"a":1,') + '"b":1}'),
-    "/predict: images nested in one": lambda: predict('{"image":[' + repeated("[1],") + "[1]]}"),
-    "/v2: millions of [[]]": lambda: infer("[" + repeated("[[]],") + "[[]]]"),
-    "/v2: millions of [[[]]], as many as pass": lambda: infer("[" + "[[]]," * 780_000 + "[[]]]"),
-    "/v2: rows of nothing": lambda: infer("[[" + "[]," * 780_000 + "[]]]"),
-    "/v2: millions of numbers": lambda: infer("[" + repeated("1,") + "1]"),
-    "/v2: millions of outputs": lambda: post(
-        "/v2/models/digits/infer",
-        "application/json",
-        ('{"inputs":[],"outputs":[' + repeated('{"name":"a"},') + "{}]}").encode(),
-    ),
-    "/v2: millions of parameters": lambda: post(
-        "/v2/models/digits/infer",
-        "application/json",
-        ('{"inputs":[],"parameters":{"a":[' + repeated("{},") + "{}]}}").encode(),
-    ),
+PICTURES: dict[str, Callable[[], bytes]] = {  # the first word is the format
+    "PNG of many chunks": lambda: png(28, 28, 8, 0, BLANK, png_chunk(b"teSt") * (PICTURE // 12 - 100)),
+    "PNG of many texts": png_of_many_texts,
+    "PNG 1×25,000,000 RGBA16": lambda: png_large(1, 25_000_000, 16, 6, 4),
+    "PNG 25,000,000×1 RGBA16": lambda: png_large(25_000_000, 1, 16, 6, 4),
+    "PNG 5000×5000 RGBA16": lambda: png_large(5_000, 5_000, 16, 6, 4),
+    "PNG interlaced": lambda: png(5_000, 5_000, 8, 6, deflated_zeros(5_000 * 20_005), interlace=1),
+    "JPEG of 400 scans": lambda: jpeg_of_many_scans(400),
+    "JPEG of 1,600 scans": lambda: jpeg_of_many_scans(1_600),
+    "MPO of 1,600 scans": lambda: mpo_of_many_scans(1_600),
+    "JPEG of Exif segments": lambda: jpeg_with(segment(0xE1, b"Exif\0\0MM\0*") * 600_000),
+    "JPEG of padding": lambda: jpeg_with(b"\xff" * PICTURE),
+    "JPEG of empty segments": lambda: jpeg_with(segment(0xEC, b"") * 2_000_000),
+    "JPEG of ICC segments": lambda: jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1") * 500_000),
+    "GIF of comments": lambda: gif(28, 28, (b"!\xfe" + b"\x01a\0") * (PICTURE // 5 - 100), b"\x02\x4c\x01"),
+    "GIF of one comment": lambda: gif(28, 28, b"!\xfe" + b"\x01a" * (PICTURE // 2 - 100) + b"\0", b"\x02\x4c\x01"),
+    "GIF of clear codes": lambda: gif(5_000, 5_000, b"", (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10)),
+    "WebP lossless": lambda: webp(5_000, lossless=True),
+    "WebP lossy": lambda: webp(5_000, lossless=False),
+}
+OBJECTS: dict[str, Callable[[], bytes]] = {
+    "JPEG in base64": lambda: b'{"image": "' + b"/9j/" * 2_000_000 + b'"}',
+    "/predict: millions of numbers as images": lambda: filled('{"images":[', "1,", "1]}"),
+    "/predict: millions of empty images": lambda: filled('{"images":[', "[],", "[]]}"),
+    "/predict: millions of texts": lambda: filled('{"images":[', '"",', '""]}'),
+    "/predict: a body of opening brackets": lambda: filled('{"images":', "[", ""),
+    "/predict: one number of millions of digits": lambda: filled('{"image":[', "1", "]}"),
+    "/predict: base64 of blanks": lambda: filled('{"image":"', "AB ", '"}'),
+    "/predict: millions of fields": lambda: filled("{", '"a":1,', '"b":1}'),
+    "/predict: images nested in one": lambda: filled('{"image":[', "[1],", "[1]]}"),
+    "/v2: millions of [[]]": lambda: infer("[", "[[]],", "[[]]]"),
+    "/v2: millions of [[]], as many as pass": lambda: infer("[", "[[]],", "[[]]]", 780_000),
+    "/v2: rows of nothing": lambda: infer("[[", "[],", "[]]]", 780_000),
+    "/v2: millions of numbers": lambda: infer("[", "1,", "1]"),
+    "/v2: millions of outputs": lambda: filled('{"inputs":[],"outputs":[', '{"name":"a"},', "{}]}"),
+    "/v2: millions of parameters": lambda: filled('{"inputs":[],"parameters":{"a":[', "{},", "{}]}}"),
+}
+FORMS: dict[str, Callable[[], bytes]] = {
     "form of millions of parts": lambda: form(b"--b\r\n\r\n\r\n"),
     "form of line ends": lambda: form(b"\r\n", FILE),
-    "form of half boundaries": lambda: form(FILE[:0] + b"\r\n--", FILE),
-    "form of one file of line ends": lambda: post(
-        "/predict", "multipart/form-data; boundary=b", FILE + b"\r" * (BODY - 200) + b"\r\n--b--\r\n"
-    ),
+    "form of half boundaries": lambda: form(b"\r\n--", FILE),
+    "form of one file of line ends": lambda: FILE + b"\r" * (BODY - 200) + b"\r\n--b--\r\n",
     "form of headers": lambda: form(b"--b\r\n" + b"a: b\r\n" * 100_000 + b"\r\n\r\n"),
+    "300 large pictures": lambda: many(png_large(3_000, 3_000, 8, 2, 3), 300),
+    "1,000 small PNGs": lambda: many(png_small(), 1_000),
+}
+CHUNKED = [("/predict", RAW), ("/predict", "text/plain"), ("/predict", FORM)]
+CHUNKED += [("/nowhere", JSON), ("/healthz", JSON), (INFER, JSON)]
+
+CASES: dict[str, Callable[[], Parts]] = {
+    **{
+        f"endless one-byte chunks to {path} as {kind}": lambda path=path, kind=kind: chunked(
+            path, kind, one_byte_chunks(ENDLESS)
+        )
+        for path, kind in CHUNKED
+    },
+    "3 million one-byte chunks": lambda: chunked("/predict", RAW, one_byte_chunks(3_000_000)),
+    "endless body to /nowhere": lambda: endless("/nowhere", JSON),
+    "endless body to /predict": lambda: endless("/predict", "image/png"),
+    "endless trailers": lambda: chunked(
+        "/predict", JSON, chain([b"2\r\n{}\r\n0\r\n"], repeat(b"a: b\r\n" * 1_000, 10**6))
+    ),
+    "endless chunk extension": lambda: chunked("/predict", JSON, chain([b"2;"], repeat(b"a" * 10_000, 10**6))),
+    **{
+        f"gzip of zeros to {path} as {kind}": partial(packed, path, kind, flushed_zeros())
+        for path, kind in (("/predict", JSON), ("/predict", FORM), (INFER, JSON))
+    },
+    "gzip of empty members": lambda: packed("/predict", "image/png", gzip.compress(b"")),
+    **{name: partial(post, "/predict", f"image/{name.split()[0].lower()}", make) for name, make in PICTURES.items()},
+    **{
+        name: partial(post, INFER if name.startswith("/v2") else "/predict", JSON, make)
+        for name, make in OBJECTS.items()
+    },
+    **{name: partial(post, "/predict", FORM, make) for name, make in FORMS.items()},
 }
 
 
@@ -334,11 +293,11 @@ class Bystander:
 
     def __init__(self, address: tuple[str, int], worker: int) -> None:
         self.statuses: Counter[int] = Counter()
-        self.slowest = 0.0  # seconds from connecting to the end of the response
+        self.blocked = 0.0  # seconds of CPU time that the worker took between a request and its answer, at most
         self.memory = 0.0  # MiB: maximum resident memory
-        self._address, self._worker = address, worker
+        self._url, self._worker = "http://{}:{}".format(*address), worker
         self._stop = threading.Event()
-        tasks = [self._watch, *(lambda request=request: self._send(*request) for request in self.REQUESTS)]
+        tasks = [self._watch, *(partial(self._send, *request) for request in self.REQUESTS)]
         self._threads = [threading.Thread(target=task) for task in tasks]
 
     def __enter__(self) -> "Bystander":
@@ -353,18 +312,13 @@ class Bystander:
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
         while not self._stop.is_set():
-            started = time.monotonic()
-            connection = http.client.HTTPConnection(*self._address, timeout=60)
+            before = cpu_seconds(self._worker)
             try:
-                connection.request(method, path, body, headers)
-                answer = connection.getresponse()
-                answer.read()
-                self.statuses[answer.status] += 1
-            except (OSError, http.client.HTTPException):
+                answer = requests.request(method, self._url + path, data=body, headers=headers, timeout=PATIENCE)
+                self.statuses[answer.status_code] += 1
+            except requests.RequestException:
                 self.statuses[0] += 1
-            finally:
-                connection.close()
-            self.slowest = max(self.slowest, time.monotonic() - started)
+            self.blocked = max(self.blocked, cpu_seconds(self._worker) - before)
             self._stop.wait(0.02)
 
     def _watch(self) -> None:
@@ -384,3 +338,9 @@ def resident(process: int) -> float:
     """Return the resident memory of a process in MiB."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time that a process has taken: other programs on a busy machine do not count."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

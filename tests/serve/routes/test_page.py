@@ -150,13 +150,6 @@ def number(percentage: str) -> float:
     return float(percentage.strip("> %"))
 
 
-def widths(page: Page) -> list[float]:
-    """Return the widths of the ten bars as fractions of the full width."""
-    return page.locator(".bar").evaluate_all(
-        "(bars) => bars.map((bar) => parseFloat(getComputedStyle(bar, '::before').width) / bar.clientWidth)"
-    )
-
-
 def pixels(canvas: Locator) -> list[int]:
     """Return the pixels of a canvas: red, green, blue and alpha of each."""
     return canvas.evaluate(f"(it) => [...({READ})(it)]")
@@ -206,7 +199,8 @@ def test_drawn_digit_is_recognised_and_announced_once(page, digit):
     assert sum(shares) == pytest.approx(100, abs=0.6)  # ten values, each rounded to 0.1
     assert shares.index(max(shares)) == digit
     until(page, "document.getAnimations().length === 0")  # the bars are animated
-    assert [100 * width for width in widths(page)] == pytest.approx(shares, abs=0.2)
+    widths = "(bars) => bars.map((bar) => 100 * parseFloat(getComputedStyle(bar, '::before').width) / bar.clientWidth)"
+    assert page.locator(".bar").evaluate_all(widths) == pytest.approx(shares, abs=0.2)
     assert number(page.locator("#confidence").inner_text()) == max(shares)
     said = page.evaluate("said")
     assert said[-1] == page.locator("#spoken").inner_text()
@@ -269,13 +263,14 @@ def test_undo_restores_the_drawing_before_a_stroke_or_a_clear(page):
     expect(undo).to_be_disabled()
 
 
+# Return a File of a name, a type, and its content as base64.
+FILE = """([name, type, content]) =>
+  new File([Uint8Array.from(atob(content), (c) => c.charCodeAt())], name, { type })"""
+
+
 def drop(page: Page, name: str, kind: str, content: bytes) -> None:
     transfer = page.evaluate_handle(
-        """([name, type, content]) => {
-          const transfer = new DataTransfer();
-          transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt())], name, { type }));
-          return transfer;
-        }""",
+        f"(it) => {{ const all = new DataTransfer(); all.items.add(({FILE})(it)); return all; }}",
         [name, kind, base64.b64encode(content).decode()],
     )
     for event in ("dragover", "drop"):
@@ -291,11 +286,8 @@ def choose(page: Page, name: str, kind: str, content: bytes) -> None:
 def paste(page: Page, name: str, kind: str, content: bytes) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate(
-        """async ([type, content]) => {
-          const blob = new Blob([Uint8Array.from(atob(content), (c) => c.charCodeAt())], { type });
-          await navigator.clipboard.write([new ClipboardItem({ [type]: blob })]);
-        }""",
-        [kind, base64.b64encode(content).decode()],
+        f"(it) => navigator.clipboard.write([new ClipboardItem({{ [it[1]]: ({FILE})(it) }})])",
+        [name, kind, base64.b64encode(content).decode()],
     )
     page.keyboard.press("Control+V")
 

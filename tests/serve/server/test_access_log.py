@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import socket
 import sys
 import time
 from select import PIPE_BUF
@@ -17,29 +16,32 @@ from serve.server.logs import StandardError
 RAW = {"Content-Type": "application/octet-stream"}
 
 
+def logged(service, request_id, path="/nowhere", body=None, **headers):
+    """Send a request and return its line; it has a body if it is a POST."""
+    headers = {"X-Request-ID": request_id, **headers}
+    answer = requests.request("POST" if body else "GET", service.url + path, data=body, headers=headers)
+    assert answer.headers["X-Request-ID"] == request_id
+    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
+    return line
+
+
 def test_every_request_has_one_line_of_json(service, images):
-    sent = {**RAW, "X-Request-ID": "order-66_a.b:c"}
     began = time.monotonic()
-    answer = requests.post(f"{service.url}/predict?preprocess=none", images[:3].tobytes(), headers=sent)
+    line = logged(service, "order-66_a.b:c", "/predict?preprocess=none", images[:3].tobytes(), **RAW)
     took = time.monotonic() - began
-    assert answer.headers["X-Request-ID"] == "order-66_a.b:c"
-    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "order-66_a.b:c"])
     assert (line["method"], line["path"], line["status"], line["images"]) == ("POST", "/predict", 200, 3)
     assert line["level"] == "info"
     assert 0 < line["milliseconds"] < 1000 * took
 
 
 def test_the_error_of_a_client_is_no_error_of_the_service(service):
-    assert requests.get(f"{service.url}/nowhere", headers={"X-Request-ID": "lost"}).status_code == 404
-    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "lost"])
+    line = logged(service, "lost")
     assert (line["status"], line["level"]) == (404, "info")
 
 
 def test_the_line_of_an_inference_has_the_number_of_images(service, images):
     tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 28, 28], "data": images[:2].tolist()}
-    sent = {"X-Request-ID": "inference"}
-    assert requests.post(f"{service.url}/v2/models/digits/infer", json={"inputs": [tensor]}, headers=sent).ok
-    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == "inference"])
+    line = logged(service, "inference", "/v2/models/digits/infer", json.dumps({"inputs": [tensor]}))
     assert (line["path"], line["images"]) == ("/v2/models/digits/infer", 2)
 
 
@@ -52,9 +54,7 @@ def test_a_request_id_is_made_if_none_of_its_form_is_sent(service, sent):
 
 
 def test_a_pipe_takes_the_longest_line_in_one_write(service):
-    headers = {"X-Request-ID": "x" * 128}
-    requests.get(f"{service.url}/{'%01' * 1_300}", headers=headers)
-    service.wait(lambda: [line for line in service.lines() if line.get("request_id") == headers["X-Request-ID"]])
+    logged(service, "x" * 128, f"/{'%01' * 1_300}")
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
@@ -79,19 +79,14 @@ def test_a_pipe_takes_a_long_message_and_traceback_in_one_write(monkeypatch):
 
 
 def test_a_pipe_takes_the_line_of_a_malformed_request_in_one_write(service):
-    with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        connection.sendall(b"\x80" * 4_000 + b"\r\n\r\n")
-        assert connection.recv(1_000).startswith(b"HTTP/1.1 400 ")
+    assert service.exchange(b"\x80" * 4_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     service.wait(lambda: [line for line in service.lines() if "Invalid request from" in line["message"]])
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
 def malformed(service):
-    with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        connection.sendall(b"nonsense\r\n\r\n")
-        answer = connection.recv(1_000)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    return re.search(rb"X-Request-ID: (\w+)", answer)[1].decode()
+    """Send a malformed request and return the id in the answer."""
+    return re.search(rb"X-Request-ID: (\w+)", service.exchange(b"nonsense\r\n\r\n"))[1].decode()
 
 
 def test_the_line_of_a_malformed_request_has_the_id_and_the_reason(service):
@@ -109,20 +104,12 @@ def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
 
 
 def test_log_lines_stay_lines_whatever_is_asked_for(service):
-    requests.get(f"{service.url}/a%0a{{%22b%22:1}}%1b[31m")
-    service.wait(lambda: [line for line in service.lines() if line.get("path") == '/a\n{"b":1}\x1b[31m'])
+    assert logged(service, "lines", "/a%0a{%22b%22:1}%1b[31m")["path"] == '/a\n{"b":1}\x1b[31m'
 
 
 @pytest.fixture(scope="module")
 def behind_proxies(start_for_module):
     return start_for_module(WEB_CONCURRENCY=1, TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8", LOG_LEVEL="DEBUG")
-
-
-def logged(service, request_id, path="/nowhere", **headers):
-    """Ask for a path and return the line of the request."""
-    requests.get(service.url + path, headers={"X-Request-ID": request_id, **headers})
-    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
-    return line
 
 
 @pytest.mark.slow  # starts a service of its own

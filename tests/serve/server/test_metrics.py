@@ -1,7 +1,5 @@
 """Prometheus metrics of a real gunicorn."""
 
-import os
-import signal
 import socket
 import time
 
@@ -89,12 +87,7 @@ def test_metrics_are_continued_after_a_reload_and_a_death(start):
     service = start(WEB_CONCURRENCY=1)
     for count in range(1, 4):
         assert requests.get(f"{service.url}/no/such/path").status_code == 404
-        (old,) = service.workers()
-        if count % 2:
-            service.signal(signal.SIGHUP)
-        else:
-            os.kill(old, signal.SIGKILL)
-        service.wait(lambda old=old: len(service.workers()) == 1 and old not in service.workers())
+        (service.reload if count % 2 else service.kill_worker)()
         after = metrics(service)
         assert change({}, after, "digits_requests_total", route="unmatched", method="any", status="404") == count
         model = (("host", socket.gethostname()), ("model", "Model_3"), ("version", read(RELEASE).version))
@@ -105,13 +98,9 @@ def test_metrics_are_continued_after_a_reload_and_a_death(start):
 def test_metrics_count_the_workers_that_died_and_not_those_of_a_reload(start):
     service = start(WEB_CONCURRENCY=2)
     restarts = "digits_worker_restarts_total", ()
-    first = set(service.workers())
-    service.signal(signal.SIGHUP)
-    service.wait(lambda: len(service.workers()) == 2 and not first & set(service.workers()))
+    service.reload()
     assert metrics(service)[restarts] == 0
     for count in (1, 2, 3):
-        victim = service.workers()[-1]  # the newest, which may not have booted yet
-        os.kill(victim, signal.SIGKILL)
-        service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
+        service.kill_worker(-1)  # the newest, which may not have booted yet
         assert metrics(service)[restarts] == count
     assert service.stop() == 0

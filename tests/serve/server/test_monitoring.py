@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 from contextlib import contextmanager
 
@@ -135,9 +133,7 @@ def test_a_real_prometheus_answers_the_dashboard_and_fires(start, images, tmp_pa
             service.wait(lambda query=query: has_data(query))
         assert states() == set()
         for _ in range(3):
-            victim = service.workers()[0]
-            os.kill(victim, signal.SIGKILL)
-            service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
+            service.kill_worker()
         service.wait(lambda: states() == {("DigitsWorkerRestarts", "firing")})
         (alert,) = ask("alerts")["alerts"]
         assert alert["labels"]["instance"] == target

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ import requests
 
 from tests.polling import PATIENCE, answers
 from tests.serve.conftest import Service
+from tests.serve.hostile import head
 from tests.serve.releases import make_graph, put_graph
 from tests.serve.server.test_metrics import metrics
 from train.paths import RELEASE, ROOT
@@ -128,16 +128,15 @@ def test_a_large_batch_does_not_starve_new_connections(start, images):
     assert answered >= 30  # of the hundred chunks in which the batch is preprocessed and predicted
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 784\r\n"
+HEAD = head("/predict", "application/octet-stream", "Content-Length: 784")
 
 
 def test_slow_clients_do_not_block_others(start, images):
     """A worker has 1,000 connections: 900 whose body never ends leave room for others."""
     service = start(REQUEST_TIMEOUT=2 * PATIENCE, WEB_CONCURRENCY=1)
     with ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(900)]
-        for connection in slow:
-            connection.sendall(HEAD + b"\r\nslow")
+        for _ in range(900):
+            stack.enter_context(service.connect()).sendall(HEAD + b"slow")
         for _ in range(10):
             assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
         assert metrics(service)["digits_requests_in_flight", ()] == 901
@@ -151,9 +150,7 @@ def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
         for _ in range(6):
             load.wait_for_responses()
             before = len(load.failures)
-            victim = service.workers()[0]
-            os.kill(victim, signal.SIGKILL)
-            service.wait(lambda victim=victim: len(service.workers()) == 2 and victim not in service.workers())
+            service.kill_worker()
             load.wait_for_responses()  # clients whose request was lost have been served again
             clients = [client for client, *_ in load.failures[before:]]
             assert len(set(clients)) == len(clients)  # no client failed twice per kill
@@ -175,25 +172,12 @@ def test_a_model_reload_fails_no_request(start, images, model_dir):
         for new in (1, 0, 1, 0, 1):
             load.wait_for_responses()
             put_graph(model_dir, graphs[new])
-            before = service.workers()
-            service.signal(signal.SIGHUP)
-            service.wait(lambda before=before: len(service.workers()) == 2 and not set(before) & set(service.workers()))
+            service.reload()
             served = requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).json()["model"]
             assert served["version"] == versions[new]
         load.wait_for_responses()
     assert load.failures == []
     assert set(load.answers) == {(200, version) for version in versions}
-
-
-def test_sighup_serves_the_new_model(start, images, model_dir):
-    service = start(WEB_CONCURRENCY=1, MODEL_DIR=model_dir)
-    (old,) = service.workers()
-    put_graph(model_dir, make_graph())
-    service.signal(signal.SIGHUP)
-    service.wait(lambda: len(service.workers()) == 1 and old not in service.workers())
-    answer = requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).json()
-    assert answer["predictions"][0]["confidence"] == pytest.approx(0.1)  # that of every image
-    assert answer["model"]["version"] == hashlib.sha256(make_graph()).hexdigest()[:12]
 
 
 @pytest.mark.parametrize("damage", [lambda folder: put_graph(folder, b"no graph"), shutil.rmtree])
@@ -205,8 +189,8 @@ def test_an_invalid_new_model_is_refused(start, images, model_dir, damage):
     service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
     assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).ok
     assert service.workers() == [worker]
-    os.kill(worker, signal.SIGKILL)  # its replacement serves the old model, too
-    service.wait(lambda: service.workers() not in ([], [worker]) and answers(service.url))
+    service.kill_worker()  # its replacement serves the old model, too
+    service.wait(lambda: answers(service.url))
     assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW).ok
 
 
@@ -214,8 +198,8 @@ def test_an_invalid_new_model_is_refused(start, images, model_dir, damage):
 def arriving(start, images):
     """Return a service, and a connection to it on which half of a request's body has arrived."""
     service = start(WEB_CONCURRENCY=1)
-    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
-        connection.sendall(HEAD + b"\r\n" + images[0].tobytes()[:400])
+    with service.connect() as connection:
+        connection.sendall(HEAD + images[0].tobytes()[:400])
         service.wait(lambda: metrics(service)["digits_requests_in_flight", ()] == 2)  # that one and this one
         yield service, connection
 
@@ -254,8 +238,7 @@ def test_sigterm_finishes_accepted_requests(start, images):
 
 def request(body: bytes, content_type: str) -> bytes:
     """Return a request to /predict as sent over the connection."""
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    return head("/predict", content_type, f"Content-Length: {len(body)}") + body
 
 
 @pytest.mark.slow
@@ -271,31 +254,20 @@ def test_memory_does_not_grow(start, images):
         request(b"nonsense", "image/png"),
     ]
 
-    def ask(count):
-        """Pipeline the requests in groups, because a client in Python takes longer than the service."""
-        with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
-            for _ in range(count // len(forms)):
-                connection.sendall(b"".join(forms))
-                answers = b""
-                while answers.count(b"HTTP/1.1 ") < len(forms):
-                    part = connection.recv(2**16)
-                    assert part, answers
-                    answers += part
-                assert b"HTTP/1.1 5" not in answers
-
-    def clients(count):
-        with ThreadPoolExecutor(4) as pool:
-            for done in [pool.submit(ask, count // 4) for _ in range(4)]:
-                done.result()
+    def ask(_):
+        """Pipeline 25 requests: a client in Python takes longer than the service."""
+        answers = service.exchange(5 * b"".join(forms))
+        assert (answers.count(b"HTTP/1.1 "), answers.count(b"HTTP/1.1 5")) == (25, 0)
 
     def memory():
         """Return the worker's own memory in kB. Pss would change when other processes load the same libraries."""
         (pid,) = service.workers()
         return int(re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
 
-    clients(2_000)
-    early = memory()
-    clients(18_000)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(80)))
+        early = memory()
+        list(pool.map(ask, range(720)))
     assert memory() <= 1.1 * early
 
 
@@ -337,37 +309,26 @@ def test_nothing_is_sent_to_the_network(tmp_path, images, habit, sent):
 @pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=b"])
 @pytest.mark.parametrize("chunks", [b"zz\r\nabc\r\n0\r\n\r\n", b"3\r\nabcdef\r\n0\r\n\r\n"])
 def test_invalid_chunked_encoding_returns_400(service, path, content_type, chunks):
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
-        connection.sendall(head.encode() + chunks)
-        answer = connection.recv(65_536)
+    answer = service.exchange(head(path, content_type, "Transfer-Encoding: chunked") + chunks)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"\r\nConnection: close\r\n" in answer
 
 
 def test_a_response_without_a_body_is_sent(service):
-    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
-        connection.sendall(2 * b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
-        connection.shutdown(socket.SHUT_WR)  # the service closes the connection after the last answer
-        answers = connection.makefile("rb").read()
+    answers = service.exchange(2 * b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answers.count(b"HTTP/1.1 200 ") == answers.count(b"\r\n\r\n") == 2
 
 
 def test_no_client_may_set_the_path_by_a_header(service):
-    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /nowhere\r\n\r\n")
-        assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
+    answer = service.exchange(b"GET /healthz HTTP/1.1\r\nHost: x\r\nSCRIPT_NAME: /nowhere\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize(
-    "body", ["Content-Length: 1568\r\n\r\n" + "x" * 784, "Transfer-Encoding: chunked\r\n\r\n5\r\nxx"]
+    ("length", "body"), [("Content-Length: 1568", 784 * b"x"), ("Transfer-Encoding: chunked", b"5\r\nxx")]
 )
-def test_a_body_that_ends_early_returns_400(service, body):
-    head = "POST /predict?preprocess=none HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
-        connection.sendall((head + body).encode())
-        connection.shutdown(socket.SHUT_WR)
-        answer = b"".join(iter(lambda: connection.recv(1_000), b""))
+def test_a_body_that_ends_early_returns_400(service, length, body):
+    answer = service.exchange(head("/predict?preprocess=none", "application/octet-stream", length) + body)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"expected the whole body, found the end of the connection" in answer
 
