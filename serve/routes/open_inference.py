@@ -71,7 +71,6 @@ class InferenceRequest(Struct):
 
 _inference = msgspec.json.Decoder(InferenceRequest)
 _pixels = msgspec.json.Decoder(list[UInt8])
-_encoder = msgspec.json.Encoder()
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
@@ -120,7 +119,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         metrics.count_predictions(found.digits.tolist(), confidences, int(found.doubtful.sum()))
         outputs, parts = _outputs(found, requested)
         answer = {"model_name": MODEL, "model_version": release.version, "outputs": outputs}
-        head = _encoder.encode(answer if inference.id is None else {**answer, "id": inference.id})
+        head = msgspec.json.encode(answer if inference.id is None else {**answer, "id": inference.id})
         if not parts:
             return Response(head, content_type="application/json")
         response = Response(b"".join((head, *parts)), content_type="application/octet-stream")

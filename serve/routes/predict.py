@@ -25,9 +25,6 @@ class Prediction(msgspec.Struct):
     pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], what the model was given
 
 
-_encoder = msgspec.json.Encoder()
-
-
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
     """Return the route POST /predict."""
     routes = Blueprint("predict", __name__)
@@ -56,7 +53,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         if with_pixels:
             for prediction, pixels in zip(predictions, images.tolist(), strict=True):
                 prediction.pixels = pixels
-        body = _encoder.encode({"predictions": predictions, "model": model})
+        body = msgspec.json.encode({"predictions": predictions, "model": model})
         return Response(body, content_type="application/json")
 
     return routes

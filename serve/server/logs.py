@@ -17,7 +17,6 @@ STDERR = 2
 MAX_MESSAGE, MAX_TRACEBACK = 1_000, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written
-_encoder = msgspec.json.Encoder()
 
 
 class StandardError(logging.Handler):
@@ -65,7 +64,7 @@ def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[
     moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     line = {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
     try:
-        encoded = _encoder.encode(line)
+        encoded = msgspec.json.encode(line)
     except UnicodeEncodeError:  # a path that is not UTF-8 has surrogates
         encoded = json.dumps(line).encode()
     try:
