@@ -41,9 +41,9 @@ def head(path: str, content_type: str, *headers: str) -> bytes:
 
 
 def post(path: str, content_type: str, make: Callable[[], bytes]) -> Parts:
-    """Yield a request; its body is made when it is sent."""
+    """Return a request. Its body is made here: an open connection would be closed meanwhile."""
     body = make()
-    yield head(path, content_type, f"Content-Length: {len(body)}") + body
+    return iter([head(path, content_type, f"Content-Length: {len(body)}") + body])
 
 
 def chunked(path: str, content_type: str, chunks: Parts) -> Parts:
