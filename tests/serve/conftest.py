@@ -46,7 +46,10 @@ class Service:
         command = ["sh", "-c", f'exec "$0" -m serve {"" if log else "2>&-"}', sys.executable]
         with self.log.open("wb", buffering=0) as file:
             environ = {"PATH": os.environ["PATH"], "PORT": str(self.port), **variables}
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=file, stderr=file)
+            # In a process group of its own, so that its workers end with it.
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environ, stdout=file, stderr=file, start_new_session=True
+            )
         try:
             self.wait(self._answers)
         except BaseException:
@@ -104,12 +107,8 @@ class Service:
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
-            workers = self.workers()
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            for worker in workers:
-                with suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,15 +114,20 @@ def test_a_chunked_body_is_read_and_limited(start, images, path):
         assert session.post(service.url + path, (bytes(784) for _ in range(200)), headers=RAW).status_code == 413
 
 
+@pytest.fixture(scope="module")
+def patient(start_for_module):
+    """Return a service with one worker that waits long for large batches and slow clients."""
+    return start_for_module(WEB_CONCURRENCY=1, MAX_BATCH=5_000, REQUEST_TIMEOUT=5 * PATIENCE)
+
+
 @pytest.mark.slow
-def test_a_large_batch_does_not_starve_new_connections(start, images):
-    service = start(WEB_CONCURRENCY=1, MAX_BATCH=5_000, REQUEST_TIMEOUT=5 * PATIENCE)
+def test_a_large_batch_does_not_starve_new_connections(patient, images):
     answered = 0
     with ThreadPoolExecutor() as pool:
-        url = f"{service.url}/predict?preprocess=mnist"  # seconds of work, in chunks of a hundred images
+        url = f"{patient.url}/predict?preprocess=mnist"  # seconds of work, in chunks of a hundred images
         batch = pool.submit(requests.post, url, images[:5_000].tobytes(), headers=RAW)
         while not batch.done():
-            assert requests.get(f"{service.url}/healthz").ok
+            assert requests.get(f"{patient.url}/healthz").ok
             answered += 1
     assert batch.result().ok
     assert answered >= 30  # of the hundred chunks in which the batch is preprocessed and predicted
@@ -131,15 +136,14 @@ def test_a_large_batch_does_not_starve_new_connections(start, images):
 HEAD = head("/predict", "application/octet-stream", "Content-Length: 784")
 
 
-def test_slow_clients_do_not_block_others(start, images):
+def test_slow_clients_do_not_block_others(patient, images):
     """A worker has 1,000 connections: 900 whose body never ends leave room for others."""
-    service = start(REQUEST_TIMEOUT=2 * PATIENCE, WEB_CONCURRENCY=1)
     with ExitStack() as stack:
         for _ in range(900):
-            stack.enter_context(service.connect()).sendall(HEAD + b"slow")
+            stack.enter_context(patient.connect()).sendall(HEAD + b"slow")
         for _ in range(10):
-            assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
-        assert metrics(service)["digits_requests_in_flight", ()] == 901
+            assert requests.post(f"{patient.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
+        assert metrics(patient)["digits_requests_in_flight", ()] == 901
 
 
 @pytest.mark.slow
@@ -243,8 +247,7 @@ def request(body: bytes, content_type: str) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("load")
-def test_memory_does_not_grow(start, images):
-    service = start(WEB_CONCURRENCY=1)  # of several workers, one may not get its first request before `early`
+def test_memory_does_not_grow(patient, images):
     picture = json.dumps({"image": base64.b64encode(b"P5 28 28 255\n" + images[0].tobytes()).decode()})
     forms = [
         request(images[:1].tobytes(), "application/octet-stream"),
@@ -256,12 +259,12 @@ def test_memory_does_not_grow(start, images):
 
     def ask(_):
         """Pipeline 25 requests: a client in Python takes longer than the service."""
-        answers = service.exchange(5 * b"".join(forms))
+        answers = patient.exchange(5 * b"".join(forms))
         assert (answers.count(b"HTTP/1.1 "), answers.count(b"HTTP/1.1 5")) == (25, 0)
 
     def memory():
         """Return the worker's own memory in kB. Pss would change when other processes load the same libraries."""
-        (pid,) = service.workers()
+        (pid,) = patient.workers()  # of several, one may not get its first request before `early`
         return int(re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
 
     with ThreadPoolExecutor(4) as pool:
