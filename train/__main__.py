@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
@@ -86,10 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     options = _parser(name).parse_args(arguments[1:] if name else arguments)
     try:
+        import_module("fcntl")  # which Windows lacks
         COMMANDS[name][0](**vars(options))
     except ModuleNotFoundError as missing:
-        install = "`make setup` installs it into .venv, then run .venv/bin/python -m train"
-        print(f"error: expected the module {missing.name}, found none; {install}", file=sys.stderr)
+        fault = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, then run"
+        fault += " .venv/bin/python -m train"
+        if missing.name == "fcntl":
+            fault = f"expected Linux, macOS or WSL, found {platform.system()}: use Docker (docs/containers.md)"
+        print(f"error: {fault}", file=sys.stderr)
     except (TrainError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     else:

@@ -1,6 +1,7 @@
 """The training device: select CPU or GPU and describe it."""
 
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,18 +11,37 @@ from train.errors import SettingsError
 
 
 def pick(name: str) -> torch.device:
-    """Return the device for `auto` (CUDA if available), `cpu` or `cuda`, and configure torch for it.
+    """Return the device for `auto` (a usable GPU, else the CPU), `cpu` or `cuda`, and configure torch for it.
 
     Limits torch's threads to the container's CPU limit, which torch itself ignores. Raises SettingsError for `cuda` if
-    torch finds no usable GPU.
+    there is no usable GPU; `auto` says in one line if torch has found one that it cannot use.
     """
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     # Full fp32: exports are compared with fp32 on the CPU, and convolutions would use tf32 by default.
     torch.backends.cudnn.allow_tf32 = False
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise SettingsError("--device cuda: expected a CUDA GPU, found none; use --device auto or cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not (fault := _gpu_fault()):
+        return torch.device("cuda")
+    if name == "cuda":
+        raise SettingsError(f"--device cuda: expected a CUDA GPU, found {fault}; use --device auto or cpu")
+    _print_once(f"--device auto: expected a CUDA GPU, found {fault}; training on the CPU")
+    return torch.device("cpu")
+
+
+_print_once = cache(print)
+
+
+@cache
+def _gpu_fault() -> str:
+    """Return what is wrong with the GPU; nothing if a kernel runs on it."""
+    if not torch.cuda.is_available():
+        return "none"
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+    except (RuntimeError, AssertionError) as error:  # a driver too old, a GPU without kernels in this torch
+        return f"one that torch {torch.__version__} cannot use ({str(error).partition(chr(10))[0]})"
+    return ""
 
 
 def describe(device: torch.device) -> str:

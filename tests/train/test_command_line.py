@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import resource
 import shutil
@@ -156,6 +157,14 @@ def test_help_does_not_import_torch():
     script = "import atexit, os, sys; from train.__main__ import main; "
     script += "atexit.register(lambda: os._exit('torch' in sys.modules)); main(['--help'])"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_without_fcntl_as_on_windows_the_error_names_docker():
+    script = "import sys; sys.modules['fcntl'] = None; from train.__main__ import main; sys.exit(main([]))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    expected = f"expected Linux, macOS or WSL, found {platform.system()}: use Docker (docs/containers.md)"
+    assert run.stderr == f"error: {expected}\n"
 
 
 def test_error_without_torch_is_one_line_that_names_make_setup():

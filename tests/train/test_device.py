@@ -1,12 +1,14 @@
 """Device selection: CPU or GPU as requested, and no more threads than a container may use."""
 
 import os
+import re
 from functools import partial
 
 import pytest
 import torch
 
 from model.cores import available_cores
+from train import device
 from train.device import describe, pick
 from train.errors import SettingsError
 
@@ -22,6 +24,29 @@ def test_without_a_gpu_auto_selects_the_cpu_and_cuda_is_refused():
 def test_with_a_gpu_auto_selects_it():
     assert pick("auto").type == pick("cuda").type == "cuda"
     assert pick("cpu") == torch.device("cpu")
+
+
+@pytest.fixture
+def unusable_gpu(monkeypatch):
+    """Let torch report a GPU that it cannot use."""
+
+    def ones(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    for cached in (device._gpu_fault, device._print_once):
+        cached.cache_clear()
+    yield
+    device._gpu_fault.cache_clear()
+
+
+def test_a_gpu_that_torch_cannot_use_is_named_in_one_line(unusable_gpu, capfd):
+    found = rf"expected a CUDA GPU, found one that torch {re.escape(torch.__version__)} cannot use \(CUDA error: no "
+    assert pick("auto") == pick("auto") == torch.device("cpu")
+    assert re.fullmatch(rf"--device auto: {found}.*; training on the CPU\n", capfd.readouterr().out)
+    with pytest.raises(SettingsError, match=rf"^--device cuda: {found}.*; use --device auto or cpu$"):
+        pick("cuda")
 
 
 @pytest.mark.parametrize(("limit", "threads"), [("100000 100000", 1), ("max 100000", 2)])
