@@ -129,7 +129,7 @@ TURNS = (
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize(("orientation", "turn"), enumerate(TURNS, 1))
+@pytest.mark.parametrize(("orientation", "turn"), list(enumerate(TURNS, 1)))
 def test_exif_orientation_is_followed(form, orientation, turn):
     exif = Image.Exif()
     exif[0x0112] = orientation
