@@ -107,8 +107,9 @@ def test_make_run_serve_serves_a_model_of_your_own_at_another_port(commands):
 
 def dry_run(*arguments):
     """Return the commands, as lists of words, that make would run."""
-    lines = make("--dry-run", "--always-make", *arguments).stdout
-    return [shlex.split(line, comments=True) for line in lines.replace("\\\n", " ").splitlines()]
+    done = make("--dry-run", "--always-make", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line, comments=True) for line in done.stdout.replace("\\\n", " ").splitlines()]
 
 
 @pytest.mark.parametrize(
