@@ -17,19 +17,20 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, in_for
 MAX_PIXELS = 25_000_000
 MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoder has 224 MiB
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
-SIGNATURES = {  # the first bytes of a file, also of formats that errors name
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "JPEG": rb"\xff\xd8\xff",
-    "WebP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    "AVIF": rb"....ftyp(....){0,8}?avi[fs]",
-    "HEIC": rb"....ftyp(....){0,8}?(hei[cmsx]|hev[cmsx]|mif1|msf1)",
-    "SVG": rb"(?i)(\xef\xbb\xbf)?\s{0,99}<(svg|[?!].{0,1000}?<svg)",
-    "PDF": rb"%PDF-",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "BMP": rb"BM.{4}\0\0\0\0",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-}
+SIGNATURES = re.compile(  # the first bytes of a file, also of formats that errors name
+    rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
+    |(?P<JPEG>\xff\xd8\xff)
+    |(?P<WebP>RIFF....WEBP)
+    |(?P<GIF>GIF8[79]a)
+    |(?P<AVIF>....ftyp(....){0,8}?avi[fs])
+    |(?P<HEIC>....ftyp(....){0,8}?(hei[cmsx]|hev[cmsx]|mif1|msf1))
+    |(?P<SVG>(?i:(\xef\xbb\xbf)?\s{0,99}<(svg|[?!].{0,1000}?<svg)))
+    |(?P<PDF>%PDF-)
+    |(?P<TIFF>II[*+]\0|MM\0[*+])
+    |(?P<BMP>BM.{4}\0\0\0\0)
+    |(?P<JPEG_XL>\xff\x0a|\0\0\0\x0cJXL\x20)""",
+    re.DOTALL | re.VERBOSE,
+)
 WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
 LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, as in Pillow
@@ -37,7 +38,8 @@ LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green
 
 def format_of(content: bytes) -> str | None:
     """Return the name of the format that `content` has by its first bytes, or None if it is not in SIGNATURES."""
-    return next((name for name, signature in SIGNATURES.items() if re.match(signature, content, re.DOTALL)), None)
+    found = SIGNATURES.match(content)
+    return str(found.lastgroup).replace("_", " ") if found else None
 
 
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
