@@ -64,7 +64,7 @@ def serve(docker) -> Iterator[Callable[..., Container]]:
     def run(*options: object, network: bool = True) -> Container:
         names.append(f"test-serve-{os.getpid()}-{time.monotonic_ns()}")
         published = ["--publish", "127.0.0.1::8000"] if network else ["--network", "none"]
-        docker("run", "--detach", "--name", names[-1], *published, *options, "serve")
+        docker("run", "--detach", "--health-interval=1s", "--name", names[-1], *published, *options, "serve")
         url = f"http://{docker('port', names[-1], 8000)}" if network else None
         container = Container(docker, names[-1], url)
         if network:

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import shutil
-import subprocess
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -21,8 +22,12 @@ URL = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def compose(docker, tmp_path):
-    """Return a function that runs `docker compose` on a copy of the file and of the model that ships."""
+    """Return a function that runs `docker compose` on a copy of the file and of the model that ships.
+
+    The health is checked every second, not every ten: `up --wait` waits for the first check.
+    """
     shutil.copy(ROOT / "compose.yaml", tmp_path)
+    (tmp_path / "compose.override.yaml").write_text("services: {serve: {healthcheck: {interval: 1s}}}")
     shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
 
@@ -33,20 +38,12 @@ def compose(docker, tmp_path):
     compose("down", "--timeout", "5")
 
 
-def replicas(compose):
-    return compose("ps", "--quiet", "serve").split()
-
-
 def test_the_model_that_ships_is_served_and_the_client_s_address_is_logged(docker, compose, images):
     compose("up", "--detach", "--no-build", "--wait")
     answer = requests.post(f"{URL}/predict", images[:3].tobytes(), headers=RAW | {"X-Forwarded-For": "203.0.113.9"})
     assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7, 2, 1]
-    proxy, gateway = docker(
-        "inspect",
-        "--format",
-        "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}",
-        compose("ps", "--quiet", "proxy"),
-    ).split()
+    addresses = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}"
+    proxy, gateway = docker("inspect", "--format", addresses, compose("ps", "--quiet", "proxy")).split()
     (line,) = [line for line in compose("logs", "--no-log-prefix", "serve").splitlines() if '"POST"' in line]
     assert gateway in line  # Docker forwards a request from this machine through it
     assert proxy not in line
@@ -70,7 +67,10 @@ def test_a_missing_folder_is_named_and_not_created(compose, tmp_path, monkeypatc
 
 def test_three_replicas_share_the_requests_and_killing_one_fails_none(docker, compose, images):
     compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
-    assert len(replicas(compose)) == 3
+    replicas = compose("ps", "--quiet", "serve").split()
+    scrapes = [requests.get(f"{URL}/metrics").text for _ in range(40)]
+    hosts = {host for text in scrapes for host in re.findall(r'^digits_model_info\{.*host="(\w+)"', text, re.M)}
+    assert hosts == {container[:12] for container in replicas}  # the metrics name the replica
     answers: Counter[tuple[str, int]] = Counter()
     stopping = threading.Event()
 
@@ -80,38 +80,20 @@ def test_three_replicas_share_the_requests_and_killing_one_fails_none(docker, co
                 answer = session.post(f"{URL}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE)
                 answers[answer.headers["X-Replica"].split(", ")[-1], answer.status_code] += 1
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        wait(lambda: len(answers) == 3 and min(answers.values()) > 20, PATIENCE, lambda: f"not distributed: {answers}")
-        docker("kill", replicas(compose)[0])
-        total = answers.total() + 200
-        wait(lambda: answers.total() > total, PATIENCE, lambda: f"no more answers: {answers}")
-    finally:
-        stopping.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(load) for _ in range(4)]
+        try:
+            wait(lambda: len(answers) == 3 and min(answers.values()) > 20, PATIENCE, lambda: f"only {answers}")
+            docker("kill", replicas[0])
+            total = answers.total() + 200
+            wait(lambda: answers.total() > total, PATIENCE, lambda: f"no more than {answers}")
+        finally:
+            stopping.set()
+    for client in clients:
+        client.result()  # raises what failed
     assert {status for _, status in answers} == {200}  # nginx retried on another replica
 
 
-def test_metrics_name_the_replica(compose):
-    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=2")
-    hosts = set()
-    for _ in range(20):
-        text = requests.get(f"{URL}/metrics").text
-        (line,) = [line for line in text.splitlines() if line.startswith("digits_model_info{")]
-        hosts.add(line.split('host="')[1].split('"')[0])
-    assert hosts == {container[:12] for container in replicas(compose)}
-
-
-def test_the_file_defines_all_services():
-    config = json.loads(
-        subprocess.run(
-            ["docker", "compose", "--profile", "*", "config", "--format", "json"],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-        ).stdout
-    )
-    assert set(config["services"]) == {"train", "serve", "proxy", "prometheus", "grafana"}
+def test_the_file_defines_all_services(docker):
+    services = docker("compose", "--file", ROOT / "compose.yaml", "--profile", "*", "config", "--services").split()
+    assert set(services) == {"train", "serve", "proxy", "prometheus", "grafana"}
