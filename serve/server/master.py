@@ -19,8 +19,6 @@ from serve.release import ModelError, verify
 from serve.server import logs
 from serve.server.worker import Worker
 
-MEMORY_DISK = "/dev/shm"  # on Linux: a full disk does not matter there
-
 
 class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """The service as gunicorn runs it. The workers inherit its configuration and its release when they are forked."""
@@ -29,9 +27,10 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Verify the release in MODEL_DIR. Raises ModelError, or OSError if no temporary folder is writable."""
         self.config = config
         self.release = verify(config.model_dir)
-        # For the metrics and for gunicorn's heartbeats. prometheus_client reads the variable when it is imported.
+        # For the metrics and gunicorn's heartbeats; on Linux in memory: a full disk does not matter there.
+        # prometheus_client reads the variable when it is imported.
         self.folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
-            prefix="serve-", dir=MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
+            prefix="serve-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         )
         super().__init__()
 
