@@ -24,27 +24,32 @@ from benchmarks import pages
 from benchmarks.forms import FORMS
 from benchmarks.pictures import Pixels, chunks, load_sources, predict_digits, render_all
 from serve.pictures import preprocess
-from serve.pictures.background import perimeter
+from serve.pictures.background import Floats, reduced
 from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
-from serve.pictures.ink import NO_INK
+from serve.pictures.ink import NO_INK, threshold_decomposition
 from serve.pictures.preprocess import ImageError
-from serve.pictures.sheet import otsu
+from serve.pictures.sheet import perimeter
 from train.markdown import table
 from train.provenance import source_revision
 
+
+def _global_contrast(values: Floats, background: float | None) -> Floats:
+    """Return the contrast to the border's median instead of to what surrounds each region."""
+    return threshold_decomposition(values, float(np.median(perimeter(values))) if background is None else background)
+
+
 # What switches each stage off: names in serve.pictures, and their values.
 WITHOUT: dict[str, dict[str, Any]] = {
-    "sheet": {"preprocess.without_surround": lambda grey, reduced: None},
-    "uniform background": {"preprocess.uniform_background": lambda thumbnail: None},
-    "polarity": {"preprocess.ink_is_light": lambda thumbnail, background: False},
-    "shadow": {"preprocess.has_shadow": lambda thumbnail, background: False},
+    "sheet": {"background.find_sheet": lambda values: None},
+    "uniform background": {"background._uniform": lambda values: (None, False)},
+    "ink at the border": {"background.MAX_SHARE": 1.0},
     "closing": {"preprocess.correct_illumination": lambda values, background: values},
-    "threshold decomposition": {"ink.FLAT_BORDER": 255},
+    "threshold decomposition": {"preprocess.threshold_decomposition": _global_contrast},
     "frames": {"ink._is_frame": lambda frame, other, labels: False},
     "dirt and texture": {"ink.MIN_INK": 0.0, "ink.MIN_LIKENESS": 0.0},
     "inner components": {"ink.MIN_INNER_INK": np.inf},
     "noise": {"preprocess.MIN_SIGNAL": 0.0},
-    "second pass": {"preprocess._surroundings": lambda mask, shape: [(0, length) for length in shape]},
+    "second pass": {"preprocess.SECOND_PASS_SIZE": 0},
     "local contrast": {"ink.MIN_NEARBY_CONTRAST": 1.0},
     "edge width": {"preprocess.MAX_EDGE": np.inf},
     "stroke width": {"preprocess.MIN_STROKE": 0.0, "preprocess.MAX_STROKE": 20.0},
@@ -57,14 +62,23 @@ def baseline(picture: Pixels) -> Pixels:
     The contrast is the distance to the border's median, Otsu's threshold separates ink from background, and the ink's
     bounding box is fitted into 20×20 and centred by its centre of mass.
     """
-    values = preprocess._reduced(picture.astype(np.float32), 160)
+    values = reduced(picture, 160)
     border = float(np.median(perimeter(values)))
     contrast = abs(values - border)
-    level = otsu(contrast)
+    level = _otsu(contrast)
     if contrast.max() <= level:
         raise ImageError(NO_INK)
     ink = np.where(ndimage.binary_dilation(contrast > level), contrast / contrast.max(), 0).astype(np.float32)
     return preprocess._centred(preprocess._fit(ink, 0.2, preprocess.BOX, 0))
+
+
+def _otsu(values: Floats) -> float:
+    """Return Otsu's threshold: the variance between the values above it and the others is largest."""
+    counts, edges = np.histogram(values, 256)
+    below, mass = counts.cumsum(), (counts * edges[:-1]).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mass[-1] * below / below[-1] - mass) ** 2 / (below * (below[-1] - below))
+    return float(edges[int(np.nan_to_num(between[:-1]).argmax()) + 1])
 
 
 def main() -> None:

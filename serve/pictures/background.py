@@ -1,87 +1,72 @@
 """The background of a grey picture of a digit, whether the ink is lighter or darker, the illumination and the noise."""
 
-from typing import Any
-
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
+from serve.pictures.sheet import find_sheet, perimeter
+
 Floats = NDArray[np.float32]
+Grey = NDArray[np.uint8]
 
 # Differences in grey levels.
-THUMBNAIL_SIDE = 40  # longer side of the picture from which background and polarity are estimated
-UNIFORM = 24  # largest difference between the corners of a uniform background
-MIN_BORDER_CONTRAST = 60  # between ink that touches the border and the background
-MAX_SHARE = 0.15  # largest part of the border that is ink, if the ink touches it in one place only
-SHADOW_WINDOW, MIN_SHADOW = 7, 80  # width and area, in pixels of the thumbnail, of a region that may be a shadow
-MAX_SHADOW, MIN_STEP = 0.8, 0.4  # of the ink's contrast: that of a shadow, and that between neighbours of sharp ink
+WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
+UNIFORM = 24  # largest difference from the border's median, in grey levels
+MIN_INK = 0.65  # of the largest contrast: that of ink that crosses the border
+MAX_SHARE = 0.1  # largest part of the border that is ink, unless the digit is cropped to its ink
 CLOSING_WINDOW = 0.2  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
-MEDIAN_WINDOW = 7  # pixels of the thumbnail: wider than a stroke
-FLAT_BORDER = 16  # largest difference along a border that no ink crosses
 
 
-def perimeter(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the pixels of the border, clockwise."""
-    return np.concatenate([values[0], values[1:, -1], values[-1, -2::-1], values[-2:0:-1, 0]])
+def reduced(grey: Grey, side: int) -> Floats:
+    """Return the picture, resampled if its longer side exceeds `side`."""
+    picture = Image.fromarray(grey)
+    picture.thumbnail((side, side), Image.Resampling.HAMMING)
+    return np.asarray(picture, np.float32)
 
 
-def uniform_background(thumbnail: Floats) -> float | None:
-    """Background estimation: return its grey level if it is uniform and surrounds the ink, else None.
+def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
+    """Return the picture with dark ink on a light background, and the background's grey level if it is uniform.
 
-    It is uniform if all corners are similar, or if a digit that is cropped to its ink touches the border: in a short
-    place, or in several that are no longer than a side. A shadow or a table touches the border in a longer place.
+    If a sheet is in view, what surrounds it is removed.
     """
-    corners = [thumbnail[y, x].mean() for y in (slice(2), slice(-2, None)) for x in (slice(2), slice(-2, None))]
-    if np.ptp(corners) <= UNIFORM:
-        return float(np.median(corners))
-    border = perimeter(thumbnail)
-    if np.ptp(border) < MIN_BORDER_CONTRAST:
-        return None
-    light = border > (border.min() + border.max()) / 2
-    background = light == (light.mean() > 0.5)
-    starts = np.flatnonzero(background != np.roll(background, 1))
-    places = np.diff(starts, append=starts[0] + len(border))[~background[starts]]  # lengths
-    longest = MAX_SHARE * len(border) if len(places) == 1 else min(thumbnail.shape)
-    return float(np.median(border[background])) if places.max() <= longest else None
+    values = reduced(grey, WORKING_SIDE)
+    if sheet := find_sheet(values):
+        mask, is_light = sheet
+        grey, level = _cropped(grey, mask), None
+    else:
+        level, is_light = _uniform(values)
+    return (255 - grey, None if level is None else 255 - level) if is_light else (grey, level)
 
 
-def ink_is_light(thumbnail: Floats, background: float | None) -> bool:
-    """Polarity estimation: return whether the ink is lighter than the background, by the skewness of the contrast.
+def _uniform(values: Floats) -> tuple[float | None, bool]:
+    """Return the background's grey level, the median of the border, and whether the ink is lighter.
 
-    Ink covers a smaller area than the background, so its contrast is the long tail of the distribution. If the
-    background is not uniform, dark contrasts count more, because most such pictures have dark ink.
+    The background is uniform if ink crosses the border in one short place, or in several that are no longer than a
+    side: the digit is cropped to its ink. A table touches the border in a longer place, and so does a shadow, which is
+    less dark. Uneven light makes the border also lighter. If it is not uniform, the level is None, and the ink dark.
     """
-    if background is not None and background > 127 and thumbnail.max() <= background + FLAT_BORDER:
-        return False  # also if strokes are so thick that the area they enclose looks like ink
-    windows = sliding_window_view(np.pad(thumbnail, MEDIAN_WINDOW // 2, mode="edge"), (MEDIAN_WINDOW, MEDIAN_WINDOW))
-    middle = MEDIAN_WINDOW**2 // 2
-    # A third of the time of ndimage.median_filter.
-    median = np.partition(windows.reshape(*thumbnail.shape, -1), middle)[..., middle]
-    if background is None:
-        return _skewness((thumbnail - median) / (thumbnail + 120)) > 0
-    local, uniform = ((thumbnail - level) / (np.maximum(thumbnail, level) + 20) for level in (median, background))
-    return _skewness(local) + 2 * _skewness(uniform) > 0
+    level = float(np.median(perimeter(values)))
+    is_light = level < (float(values.min()) + float(values.max())) / 2
+    contrast = values - level if is_light else level - values
+    border = perimeter(contrast)
+    if abs(border).max() <= UNIFORM:
+        return level, is_light
+    is_ink = border > border.max() / 2
+    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # lengths
+    is_cropped = len(places) > 1 and border.max() > MIN_INK * contrast.max()
+    longest = max(MAX_SHARE * len(border), min(values.shape) if is_cropped else 0)
+    is_uniform = border.max() >= -border.min() and places.max(initial=0) <= longest
+    return (level, is_light) if is_uniform else (None, False)
 
 
-def _skewness(contrast: Floats) -> float:
-    """Return the skewness about zero, up to a factor that depends only on the number of values."""
-    return float((contrast**3).sum() / (float((contrast**2).sum()) ** 1.5 + 1e-9))
-
-
-def has_shadow(thumbnail: Floats, background: float) -> bool:
-    """Return whether a shadow is on the uniform background: a region wider than strokes, less dark than the ink.
-
-    A picture smaller than a thumbnail, or without sharp ink, is no photograph of a sheet.
-    """
-    if max(thumbnail.shape) < THUMBNAIL_SIDE:
-        return False
-    wide = thumbnail[background - _closing(thumbnail, SHADOW_WINDOW) > UNIFORM]
-    if wide.size <= MIN_SHADOW:
-        return False
-    ink = background - float(thumbnail.min())
-    step = max(float(abs(np.diff(thumbnail, axis=axis)).max(initial=0)) for axis in (0, 1))
-    return background - float(np.median(wide)) < MAX_SHADOW * ink and step > MIN_STEP * ink
+def _cropped(grey: Grey, sheet: NDArray[np.bool_]) -> Grey:
+    """Crop to the sheet; what remains of the surround is filled with the sheet's median."""
+    inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # without the blurred edge
+    mask = np.asarray(Image.fromarray(inner).resize(grey.shape[::-1]))
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    cropped, mask = grey[box], mask[box]
+    return np.where(mask, cropped, np.uint8(np.median(cropped[mask])))
 
 
 def correct_illumination(values: Floats, background: float | None) -> Floats:
@@ -92,12 +77,8 @@ def correct_illumination(values: Floats, background: float | None) -> Floats:
     if background is not None:
         return values
     side = max(3, int(CLOSING_WINDOW * min(values.shape))) | 1
-    return np.asarray(values / np.maximum(_closing(values, side), 1) * 255, np.float32)
-
-
-def _closing(values: Floats, side: int) -> Floats:
-    """Return the picture without its dark regions that are narrower than the window, of side × side pixels."""
-    return np.asarray(ndimage.grey_closing(values, (side, side), mode="nearest"))
+    closing = ndimage.grey_closing(values, (side, side), mode="nearest")
+    return np.asarray(values / np.maximum(closing, 1) * 255, np.float32)
 
 
 def noise(values: Floats) -> float:

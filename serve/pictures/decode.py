@@ -7,14 +7,16 @@ import io
 import re
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, ImageStat
 
-from serve.pictures.background import Floats
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
+Image.MAX_IMAGE_PIXELS = None  # _read has a lower limit than Pillow
 MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoder has 224 MiB
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of a file, also of formats that errors name
@@ -33,7 +35,6 @@ SIGNATURES = re.compile(  # the first bytes of a file, also of formats that erro
 )
 WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
-LUMINANCE: Floats = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, as in Pillow
 
 
 def format_of(content: bytes) -> str | None:
@@ -66,32 +67,31 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
         found = name or f"{len(content):,} bytes of another format"
         raise ImageError(f"expected a PNG, JPEG, WebP or GIF picture, found {found}")
     limit = min(max_pixels, MAX_WEBP_PIXELS) if name == "WebP" else max_pixels
-    try:
-        # Pillow warns about large pictures, which are refused below, and about metadata, which is not used.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(_without_metadata(content) if name == "PNG" else content), formats=[name])
-    except Image.DecompressionBombError:
-        raise ImageError(f"expected at most {limit:,} pixels, found far more") from None
-    except MemoryError:
-        raise
-    except Exception:  # Pillow's parsers raise many types; libwebp also fails for too many pixels
-        found = f"{limit:,} pixels, found a truncated, damaged or larger one"
-        raise ImageError(f"expected a whole {name} picture of at most {found}") from None
+    refusal = f"expected a whole {name} picture of at most {limit:,} pixels, found a truncated, damaged or larger one"
+    with _raising(refusal), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about metadata, which is not used
+        image = Image.open(io.BytesIO(_without_metadata(content) if name == "PNG" else content), formats=[name])
     width, height = image.size
     if not 0 < width * height <= limit:
         raise ImageError(f"expected at most {limit:,} pixels, found {width:,}×{height:,}")
     if expected and image.size != expected:
         raise ImageError(f"expected {expected[0]}×{expected[1]} pixels, found {width}×{height}")
-    try:
+    with _raising(refusal):
         factor = _factor(image)
         image.draft(None, (max(1, width // factor), max(1, height // factor)))  # reduces a JPEG while it is decoded
         image.load()
         return _upright(_reduced(image), image)
+
+
+@contextmanager
+def _raising(refusal: str) -> Iterator[None]:
+    """Raise ImageError with this message for the many types that Pillow's parsers raise, but not for MemoryError."""
+    try:
+        yield
     except MemoryError:
         raise
     except Exception:
-        raise ImageError(f"expected a whole {image.format} picture, found a truncated or damaged one") from None
+        raise ImageError(refusal) from None
 
 
 def _without_metadata(png: bytes) -> bytes:
@@ -126,35 +126,23 @@ def _factor(image: Image.Image) -> int:
 
 def _reduced(image: Image.Image) -> Image.Image:
     """Return the picture opaque, in L or RGB, reduced to about WORKING_SIDE; other modes in bands, to save memory."""
-    width, height = image.size
     factor = _factor(image)
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image.reduce(factor) if factor > 1 else image
     rows = BAND * factor
-    crops = (image.crop((0, top, width, min(height, top + rows))) for top in range(0, height, rows))
-    bands = [_plain(crop).reduce(factor) for crop in crops]
-    result = Image.new(bands[0].mode, (bands[0].width, sum(band.height for band in bands)))
-    for index, band in enumerate(bands):
-        result.paste(band, (0, index * BAND))
-    if result.mode == "F":
-        return _eight_bit(result)
-    return _opaque(result) if result.mode == "RGBA" else result
+    boxes = ((0, top, image.width, min(image.height, top + rows)) for top in range(0, image.height, rows))
+    values = np.concatenate([np.asarray(_plain(image.crop(box)).reduce(factor)) for box in boxes])
+    if values.ndim == 2:  # more than 8 bits, of which the file may use some only
+        return Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
+    picture = Image.fromarray(values)
+    return _opaque(picture) if picture.mode == "RGBA" else picture
 
 
 def _plain(band: Image.Image) -> Image.Image:
-    """Convert the band to one of four modes: F if it has more than 8 bits, RGBA, L or RGB."""
+    """Convert the band to one of three modes: F if it has more than 8 bits, RGBA or RGB."""
     if band.mode[0] in "IF":  # Pillow's own conversion of I;16 clips at 255
         return Image.fromarray(np.asarray(band, np.float32))
-    if band.has_transparency_data:
-        return band.convert("RGBA")
-    return band.convert("L" if band.mode in ("1", "L") else "RGB")
-
-
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Scale to 0–255 by the smallest depth that holds all values: 1, 8, 12 or 16 bits."""
-    values = np.asarray(picture)
-    white = next(white for white in (1, 255, 4095, 65535) if values.max() <= white)
-    return Image.fromarray((values / white * 255).round().astype(np.uint8))
+    return band.convert("RGBA" if band.has_transparency_data else "RGB")
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
@@ -170,17 +158,15 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 
 def _to_grey(picture: Image.Image) -> Image.Image:
-    """Convert to grey by luminance, or by the principal component of the colours if luminance has little contrast.
+    """Convert to grey by luminance, or by the colour channel of the most contrast if luminance has less than half.
 
     Examples of the latter are yellow on white, blue on black and red on green.
     """
+    grey = picture.convert("L")
     if picture.mode == "L":
-        return picture
-    sample = np.array(picture.reduce(-(-max(picture.size) // 32)), np.float32).reshape(-1, 3)
-    sample -= sample.mean(axis=0)
-    covariance = sample.T @ sample / len(sample)
-    if LUMINANCE @ covariance @ LUMINANCE >= covariance.trace() / 8:
-        return picture.convert("L")
-    axis = np.linalg.eigh(covariance)[1][:, -1]
-    values = np.asarray(picture, np.float32) @ axis.astype(np.float32)
-    return Image.fromarray(((values - values.min()) * (255 / max(float(np.ptp(values)), 1))).astype(np.uint8))
+        return grey
+    factor = -(-max(picture.size) // 32)
+    contrasts = ImageStat.Stat(picture.reduce(factor)).stddev
+    if ImageStat.Stat(grey.reduce(factor)).stddev[0] >= max(contrasts) / 2:
+        return grey
+    return picture.getchannel(contrasts.index(max(contrasts)))

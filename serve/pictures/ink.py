@@ -1,13 +1,15 @@
 """The ink of a digit: contrast by threshold decomposition, and the connected components that are the digit."""
 
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from serve.pictures.background import FLAT_BORDER, Floats, perimeter, quantile
+from serve.pictures.background import Floats, quantile
+from serve.pictures.sheet import perimeter
 
 # Contrast is 0 to 1.
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
@@ -40,48 +42,40 @@ class Component(NamedTuple):
     """A connected component of ink: label, bounding box in pixels, ink (area × mean contrast) and mean contrast."""
 
     label: int
-    top: int
-    bottom: int
-    left: int
-    right: int
+    y: slice
+    x: slice
     ink: float
     contrast: float
 
     @property
     def size(self) -> int:
         """The longer side of the bounding box."""
-        return max(self.bottom - self.top, self.right - self.left)
+        return int(max(self.y.stop - self.y.start, self.x.stop - self.x.start))
 
     def is_part_of(self, main: "Component") -> bool:
         """Return whether this is a part of the digit whose component with the most ink is `main`."""
         if self.contrast >= MIN_LIKENESS * main.contrast:
             return self.ink >= MIN_INK * main.ink
         # Thin parts of a stroke are faint, and inside the digit.
-        return min(self.top - main.top, main.bottom - self.bottom, self.left - main.left, main.right - self.right) >= 0
+        return all(b.start <= a.start and a.stop <= b.stop for a, b in ((self.y, main.y), (self.x, main.x)))
 
 
-def threshold_decomposition(values: Floats, outside: tuple[float | None, ...]) -> Floats:
-    """Threshold decomposition: return the contrast, 0–1, of dark regions that a lighter region surrounds.
+def threshold_decomposition(values: Floats, background: float | None) -> Floats:
+    """Return the contrast, 0–1, of dark ink on a background of one grey level, or of None, which is unknown.
 
-    For each of LEVELS thresholds, the connected components that are darker and do not touch the border are added up. If
-    the border has one grey level, that equals the quantised difference from it. `outside` is the background beyond
-    the top, bottom, left and right border, or None if it is unknown.
+    Threshold decomposition: if the background is unknown, ink is what a lighter region surrounds. For each of LEVELS
+    thresholds, the connected components that are darker and do not touch the border are added up.
     """
-    padded: Floats = np.pad(values, 1, mode="edge")
-    for edge, background in zip((padded[0], padded[-1], padded[:, 0], padded[:, -1]), outside, strict=True):
-        if background is not None:
-            edge[:] = background
-    border = perimeter(padded)
-    thresholds, step = np.linspace(padded.min(), padded.max(), LEVELS, endpoint=False, retstep=True)
-    if np.ptp(border) <= FLAT_BORDER:
-        depth = ((np.median(border) - padded) / max(step, 1e-3)).clip(0).round() * step
+    thresholds, step = np.linspace(values.min(), values.max(), LEVELS, endpoint=False, retstep=True)
+    if background is not None:
+        depth = (background - values).clip(0)
     else:
-        labels, count = ndimage.label(padded < (thresholds + step / 2)[:, None, None], WITHIN_LEVELS)
+        labels, count = ndimage.label(values < (thresholds + step / 2)[:, None, None], WITHIN_LEVELS)
         depths = np.full(count + 1, step, np.float32)
         depths[0] = 0
         depths[perimeter(labels.transpose(1, 2, 0))] = 0
         depth = depths[labels].sum(axis=0)
-    return np.asarray((depth / (padded + depth + CONTRAST_OFFSET))[1:-1, 1:-1], np.float32)
+    return np.asarray(depth / (values + depth + CONTRAST_OFFSET), np.float32)
 
 
 def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
@@ -91,31 +85,29 @@ def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     labels, count = ndimage.label(contrast > max(MIN_RELATIVE_CONTRAST * top, MIN_CONTRAST), EIGHT_CONNECTED)
     inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1).tolist()
     areas = np.bincount(labels.ravel(), minlength=count + 1).tolist()
-    found = [
-        Component(label, y.start, y.stop, x.start, x.stop, inks[label], inks[label] / areas[label])
-        for label, (y, x) in enumerate(ndimage.find_objects(labels), start=1)
-    ]
+    boxes = enumerate(ndimage.find_objects(labels), start=1)
+    found = [Component(label, y, x, inks[label], inks[label] / areas[label]) for label, (y, x) in boxes]
     return labels, sorted(found, key=lambda component: -component.ink)
 
 
 def _is_frame(frame: Component, other: Component, labels: NDArray[np.int32]) -> bool:
     """Return whether `frame` is on all four sides of `other` and `other` is too large to be dirt in a digit's hole."""
-    if other.size < MIN_FRAMED_SIZE * frame.size or other.ink < 0.1 * frame.ink:
+    if other.size < MIN_FRAMED_SIZE * frame.size or other.ink < MIN_INNER_INK * frame.ink:
         return False
-    y, x = (other.top + other.bottom) // 2, (other.left + other.right) // 2
-    sides = labels[y, : other.left], labels[y, other.right :], labels[: other.top, x], labels[other.bottom :, x]
+    row, column = labels[(other.y.start + other.y.stop) // 2], labels[:, (other.x.start + other.x.stop) // 2]
+    sides = row[: other.x.start], row[other.x.stop :], column[: other.y.start], column[other.y.stop :]
     return all(frame.label in side for side in sides)
 
 
-def find_digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], list[Component]]:
+def find_digit(contrast: Floats, least: float) -> tuple[NDArray[np.bool_], list[Component]]:
     """Return the digit's mask, [H, W], and its connected components by decreasing ink.
 
     Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains, or
     if no pixel of the component with the most ink has a contrast above `least`.
     """
     labels, found = _components(contrast)
-    height, width = labels.shape
-    inner = [c for c in found if c.top > 0 and c.left > 0 and c.bottom < height and c.right < width]
+    at_border = set(perimeter(labels).tolist())
+    inner = [component for component in found if component.label not in at_border]
     found = inner if inner and inner[0].ink >= MIN_INNER_INK * found[0].ink else found
     large = found[:50]
     frames = [component for component in large if any(_is_frame(component, other, labels) for other in large)]
@@ -130,10 +122,11 @@ def find_digit(contrast: Floats, least: float = 0) -> tuple[NDArray[np.bool_], l
 
 def check_single(chosen: list[Component], width: int) -> None:
     """Raise ImageError if the components are several digits: side by side, with gaps, of similar height."""
-    tallest = max(component.bottom - component.top for component in chosen)
-    digits = sorted((c for c in chosen if c.bottom - c.top >= MIN_HEIGHT * tallest), key=lambda c: c.left)
-    if len(digits) > 1 and all(b.left - a.right >= MIN_GAP * tallest for a, b in pairwise(digits)):
-        places = " and ".join(f"{100 * c.left // width}–{100 * c.right // width} %" for c in digits)
+    tallest = max(component.y.stop - component.y.start for component in chosen)
+    digits = [component.x for component in chosen if component.y.stop - component.y.start >= MIN_HEIGHT * tallest]
+    digits.sort(key=attrgetter("start"))
+    if len(digits) > 1 and all(b.start - a.stop >= MIN_GAP * tallest for a, b in pairwise(digits)):
+        places = " and ".join(f"{100 * x.start // width}–{100 * x.stop // width} %" for x in digits)
         raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
 
 

@@ -14,25 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from serve.pictures.background import (
-    THUMBNAIL_SIDE,
-    Floats,
-    correct_illumination,
-    has_shadow,
-    ink_is_light,
-    noise,
-    uniform_background,
-)
+from serve.pictures.background import WORKING_SIDE, Floats, correct_illumination, dark_on_light, noise, reduced
+from serve.pictures.background import Grey as Grey
 from serve.pictures.ink import MIN_SIGNAL, check_single, find_digit, normalised, threshold_decomposition
 from serve.pictures.ink import ImageError as ImageError
-from serve.pictures.sheet import without_surround
 
 Preprocess = Literal["auto", "none", "mnist"]
-Grey = NDArray[np.uint8]
 
 # Sizes in pixels.
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
-WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
 SECOND_PASS_SIZE = 48  # a digit of this size or larger in the reduced picture has no second pass
 MIN_SIZE = 6  # of a digit: with 8, 2 % are read wrong, with 6 14 %, with 5 30 %
 FINE_SIDE, FINE_MARGIN = 80, 6  # the digit when its strokes are measured and redrawn, and the margin around it
@@ -96,61 +86,35 @@ def to_mnist(grey: Grey) -> Grey:
 
     Raises ImageError if the picture has no ink, several digits, or one that is too small to read.
     """
-    return _centred(_fitted(_foreground(grey)))
+    grey, background = dark_on_light(grey)
+    contrast, mask, size = _segmented(grey, background)
+    if size < SECOND_PASS_SIZE and max(grey.shape) > WORKING_SIDE:  # again, at a higher resolution
+        contrast, mask, size = _segmented(grey[_surroundings(mask, grey.shape)], background)
+    if size < MIN_SIZE:
+        raise ImageError(f"expected a digit of at least {MIN_SIZE} pixels, found {size}: crop closer")
+    return _centred(_fitted(normalised(contrast, mask, size)))
 
 
-def _foreground(grey: Grey) -> Floats:
-    """Segment the digit: return its ink and surroundings, float32 [H, W] from 0 (background) to 1 (full ink).
-
-    The first pass finds the digit in the whole picture. If it is small, the second segments it at a higher resolution.
-    """
-    reduced = _reduced(grey, WORKING_SIDE)
-    sheet = without_surround(grey, reduced)
-    if sheet is not None:
-        grey, reduced = sheet, _reduced(sheet, WORKING_SIDE)
-    thumbnail = _reduced(reduced, THUMBNAIL_SIDE)
-    background = uniform_background(thumbnail)
-    light = ink_is_light(thumbnail, background)
-    if background is not None and light == (background > thumbnail.mean()):
-        background = None  # the border shows the table, not the paper
-    if light:
-        grey, reduced = 255 - grey, 255 - reduced
-        background = None if background is None else 255 - background
-        thumbnail = 255 - thumbnail
-    if background is not None and has_shadow(thumbnail, background):
-        background = None
-    contrast = threshold_decomposition(correct_illumination(reduced, background), (background,) * 4)
-    mask, chosen = find_digit(contrast, MIN_SIGNAL * noise(reduced))
-    check_single(chosen, reduced.shape[1])
-    if reduced.shape != grey.shape and chosen[0].size < SECOND_PASS_SIZE:
-        (top, bottom), (left, right) = _surroundings(mask, grey.shape)
-        reduced = _reduced(grey[top:bottom, left:right], WORKING_SIDE)
-        at_border = (top == 0, bottom == grey.shape[0], left == 0, right == grey.shape[1])
-        outside = tuple(background if at else None for at in at_border)
-        contrast = threshold_decomposition(correct_illumination(reduced, background), outside)
-        mask, chosen = find_digit(contrast)
-    if chosen[0].size < MIN_SIZE:
-        raise ImageError(f"expected a digit of at least {MIN_SIZE} pixels, found {chosen[0].size}: crop closer")
-    return normalised(contrast, mask, chosen[0].size)
+def _segmented(grey: Grey, background: float | None) -> tuple[Floats, NDArray[np.bool_], int]:
+    """Return the contrast of a picture with dark ink, 0-1 [H, W], the digit's mask, and its size in pixels."""
+    values = reduced(grey, WORKING_SIDE)
+    contrast = threshold_decomposition(correct_illumination(values, background), background)
+    mask, chosen = find_digit(contrast, MIN_SIGNAL * noise(values))
+    check_single(chosen, values.shape[1])
+    return contrast, mask, chosen[0].size
 
 
-def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """Return the mask's bounding box with a margin, [[top, bottom], [left, right]], in a picture of that shape."""
-    box = np.array([[side.start, side.stop] for side in ndimage.find_objects(mask.astype(np.int8))[0]])
-    margin = MARGIN * np.ptp(box, axis=1).max() + 1
-    lengths = np.array(shape)[:, None]
-    scaled: Floats = (box + np.array([-margin, margin])) * lengths / np.array(mask.shape)[:, None]
-    return scaled.round().clip(0, lengths).astype(np.intp)
+def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return the mask's bounding box with a margin, as slices of a picture of that shape."""
+    (box,) = ndimage.find_objects(mask.astype(np.int8))
+    margin = MARGIN * max(side.stop - side.start for side in box) + 1
+    return tuple(
+        slice(max(0, round((side.start - margin) * length / short)), round((side.stop + margin) * length / short))
+        for side, length, short in zip(box, shape, mask.shape, strict=True)
+    )
 
 
 # MNIST's form.
-
-
-def _reduced(values: Grey | Floats, side: int) -> Floats:
-    """Return the picture, resampled if its longer side exceeds `side`."""
-    picture = Image.fromarray(values)
-    picture.thumbnail((side, side), Image.Resampling.HAMMING)
-    return np.asarray(picture, np.float32)
 
 
 def _resampled(values: Floats, height: int, width: int) -> Floats:
