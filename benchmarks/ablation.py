@@ -29,8 +29,8 @@ from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
 from serve.pictures.ink import NO_INK, threshold_decomposition
 from serve.pictures.preprocess import ImageError
 from serve.pictures.sheet import perimeter
+from train.machine import source_revision
 from train.markdown import table
-from train.provenance import source_revision
 
 
 def _global_contrast(values: Floats, background: float | None) -> Floats:

@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks import pages, servers
 from benchmarks.servers import BARE, OURS, WITH_DUTIES, Server
-from train import device as devices
+from train import machine
+from train.machine import source_revision
 from train.markdown import table
-from train.provenance import source_revision
 
 MS_PER_UNIT = {"us": 0.001, "ms": 1.0, "s": 1_000.0}  # of wrk's latencies
 
@@ -40,7 +40,7 @@ def main() -> None:
     result = {
         "date": str(datetime.now(UTC).date()),
         "source_revision": source_revision(),
-        "device": devices.describe(devices.pick("cpu")),
+        "device": machine.describe(machine.pick("cpu")),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "versions": _versions(),

@@ -15,10 +15,10 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import pages
 from model.classifier import MEAN, STD
-from train import device as devices
+from train import machine
 from train.data import Data, Split, load
 from train.loop import fit
+from train.machine import source_revision
 from train.markdown import table
-from train.parallel import run_all
 from train.paths import ROOT
 from train.progression import PROGRESSION, Experiment, with_epochs
-from train.provenance import source_revision
-from train.training import max_workers
+from train.trainings import Training, train_all
 
 REFERENCE, WORKER, OURS = "the reference's way", "with a worker process", "ours"
 ALL = "all three"
 STEPS, BATCH_SIZE = 150, 64
-DEVICE = devices.pick("auto")
+DEVICE = machine.pick("auto")
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -117,15 +116,14 @@ def ours(experiment: Experiment) -> float:
 
 def ours_together() -> float:
     """Return the seconds of an epoch of each model in parallel, from the start of the first to the end of the last."""
-    tasks = [partial(_span, experiment) for experiment in PROGRESSION.values()]
-    spans = [span for _, span in run_all(tasks, load(), max_workers=max_workers(len(tasks), DEVICE.type))]
-    return max(end for _, end in spans) - min(start for start, _ in spans)
-
-
-def _span(experiment: Experiment, data: Data) -> tuple[float, float]:
-    start = time.monotonic()
-    fit(with_epochs(experiment, 1), data, seed=1, device=DEVICE)
-    return start, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = [
+            Training(with_epochs(experiment, 1), 1, Path(folder) / name, DEVICE.type)
+            for name, experiment in PROGRESSION.items()
+        ]
+        trained, _ = train_all(trainings, load())
+        ends = [(training.folder / "checkpoint.json").stat().st_mtime for training in trainings]
+    return max(ends) - min(end - one.history[0].seconds for end, one in zip(ends, trained, strict=True))
 
 
 VARIANTS: dict[str, Callable[[Experiment], float]] = {
@@ -146,7 +144,8 @@ def _seconds(work: Callable[[], object]) -> float:
 def _run_variant(variant: str) -> dict[str, float]:
     """Return the seconds per epoch of one variant by model, measured in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.train", "--variant", variant]
-    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(printed.splitlines()[-1])  # after the lines of the trainings
 
 
 def _measure_variant(variant: str) -> dict[str, float]:
@@ -170,7 +169,7 @@ def main() -> None:
     result = {
         "date": str(datetime.now(UTC).date()),
         "source_revision": source_revision(),
-        "device": devices.describe(DEVICE),
+        "device": machine.describe(DEVICE),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rounds": options.rounds,

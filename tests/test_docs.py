@@ -15,7 +15,7 @@ from benchmarks import ablation, doubt, pictures, serve, train
 from benchmarks.pages import fill
 from serve.app import create_app
 from serve.config import Config
-from train import consistency, frontier
+from train import studies
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -60,8 +60,8 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
 @pytest.mark.parametrize(
     ("page", "figures", "write"),
     [
-        ("consistency", "consistency", lambda _, values: consistency.markdown(values)),
-        ("frontier", "frontier", lambda _, values: frontier.markdown(values)),
+        ("consistency", "consistency", lambda _, values: studies.consistency_page(values)),
+        ("frontier", "frontier", lambda _, values: studies.frontier_page(values)),
         ("ablation", "ablation", lambda page, values: fill(page, ablation.figures(values))),
         ("doubt", "doubt", lambda page, values: fill(page, doubt.figures(values))),
         ("pictures", "pictures", lambda page, values: fill(page, pictures.figures(values))),

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from train import SettingsError, TrainError
 from train.data import Data
-from train.errors import SettingsError, TrainError
-from train.files import read_bytes, read_json, sha256, write_bytes, write_json
+from train.files import read_bytes, read_json, sha256, to_json, write_bytes
+from train.machine import provenance
 from train.progression import Experiment
-from train.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,27 @@ class CheckpointFolder:
         for index, buffers in state["state"].items():
             tensors[f"momentum.{index}"] = buffers["momentum_buffer"].contiguous()
         content = safetensors.torch.save(tensors)
-        weights = self.path / f"epoch-{len(history):02d}.safetensors"
-        write_bytes(weights, content)
+        weights = f"epoch-{len(history):02d}.safetensors"
         checkpoint = {
             "settings": self.settings,
             "provenance": provenance(network),
-            "weights": {"file": weights.name, "sha256": sha256(content)},
+            "weights": {"file": weights, "sha256": sha256(content)},
             "optimizer": state["param_groups"],
             "scheduler": _json_values(scheduler.state_dict()),
             "history": [asdict(epoch) for epoch in history],
         }
-        write_json(self.path / "checkpoint.json", checkpoint | {"sha256": _digest(checkpoint)})
+        self.write({weights: content, "checkpoint.json": to_json(checkpoint | {"sha256": _digest(checkpoint)})})
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of the checkpoint's files by name, checkpoint.json last."""
+        return {path.name: read_bytes(path) for path in (*self.path.glob("epoch-*"), self.path / "checkpoint.json")}
+
+    def write(self, files: dict[str, bytes]) -> None:
+        """Write the `files` of a checkpoint one after the other, and delete the weights of the one before."""
+        for name, content in files.items():
+            write_bytes(self.path / name, content)
         for other in self.path.glob("epoch-*.safetensors"):
-            if other != weights:
+            if other.name not in files:
                 other.unlink()
 
     def load(

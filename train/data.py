@@ -1,24 +1,25 @@
-"""The data set: read four IDX files, check their SHA-256, and split them into training, validation and test set.
+"""The data set: four IDX files, their SHA-256 checked, split into training, validation and test set.
 
-Reads any data set in MNIST's format, for example Fashion-MNIST, KMNIST or QMNIST.
+Any data set in MNIST's format will do, for example Fashion-MNIST, KMNIST or QMNIST.
 """
 
 import gzip
-import math
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.datasets import MNIST
 
 from model.contract import CLASSES, IMAGE
-from train import paths
-from train.errors import DataError
+from train import DataError, paths
 from train.files import read_bytes, sha256
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SUMS = "SHA256SUMS"
+RAW = Path("MNIST", "raw")  # where torchvision keeps the files
 VALIDATION_DIVISOR = 12  # one of 12 training images: 5,000 of MNIST's 60,000
 VALIDATION_SEED = 20_120  # separate, so that every run and every seed holds out the same images
 
@@ -40,30 +41,44 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its name, the SHA-256 of each unpacked file, and its three splits."""
+    """A data set: its folder, the SHA-256 of each unpacked file, and its three splits."""
 
-    name: str
+    directory: Path
     sha256: dict[str, str]
     train: Split
     validation: Split
     test: Split
 
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return self.directory.resolve().name
+
 
 def load(directory: Path = paths.DATA) -> Data:
-    """Read the four IDX files, gzipped or plain, in `directory`.
+    """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision keeps them, in its MNIST/raw.
 
     If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises DataError with the
     file, the expected and the found if a file is missing, damaged or altered.
     """
-    expected = _expected_hashes(directory / SUMS)
-    files, contents = zip(*(_read(directory, name, expected.get(name)) for name in FILES), strict=True)
-    tensors = [_parse(path, content) for path, content in zip(files, contents, strict=True)]
-    training, test = (_split(files[i], files[i + 1], tensors[i], tensors[i + 1]) for i in (0, 2))
+    folder = directory / RAW if (directory / RAW).is_dir() else directory
+    expected = _expected_hashes(folder / SUMS)
+    hashes = {}
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, RAW).mkdir(parents=True)
+        for name in FILES:
+            path, content = _unpacked(folder, name, expected.get(name))
+            hashes[name] = sha256(content)
+            if path.name == name:
+                Path(root, RAW, name).symlink_to(path.resolve())
+            else:
+                Path(root, RAW, name).write_bytes(content)
+        training, test = (_split(root, folder, train=train) for train in (True, False))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(VALIDATION_SEED))
     held_out, kept = order.tensor_split([len(training) // VALIDATION_DIVISOR])
     return Data(
-        name=directory.resolve().name,
-        sha256={name: sha256(content) for name, content in zip(FILES, contents, strict=True)},
+        directory,
+        hashes,
         train=Split(training.images[kept], training.labels[kept]),
         validation=Split(training.images[held_out], training.labels[held_out]),
         test=test,
@@ -82,45 +97,36 @@ def _expected_hashes(path: Path) -> dict[str, str]:
     return hashes
 
 
-def _read(directory: Path, name: str, expected: str | None) -> tuple[Path, bytes]:
+def _unpacked(folder: Path, name: str, expected: str | None) -> tuple[Path, bytes]:
     """Return the path and the unpacked content of the file `name`, whose SHA-256 is `expected` unless that is None."""
-    of = f" of SHA-256 {expected} (unpacked)" if expected else ""
-    packed, plain = directory / f"{name}.gz", directory / name
-    if not (packed.is_file() or plain.is_file()):
-        raise DataError(f"{packed}: expected the file{of}, or {name} unpacked; found neither")
-    path = packed if packed.is_file() else plain
-    content = read_bytes(path)
-    if path == packed:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            found = f"{len(content):,} bytes that are not: {error}"
-            raise DataError(f"{path}: expected a whole gzip file{of}, found {found}") from error
+    packed, plain = folder / f"{name}.gz", folder / name
+    path = packed if packed.is_file() or not plain.is_file() else plain
+    try:
+        content = read_bytes(path)
+        content = gzip.decompress(content) if path == packed else content
+    except (OSError, EOFError, zlib.error) as error:
+        found = f"{len(content):,} bytes that are not: {error}"
+        raise DataError(f"{path}: expected a whole gzip file, found {found}") from error
     if expected and (found := sha256(content)) != expected:
         raise DataError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
     return path, content
 
 
-def _parse(path: Path, content: bytes) -> Tensor:
-    """Parse an unpacked IDX file: the bytes 0, 0, 8 (uint8), the number of axes, the length of each, the values."""
-    axes = content[3] if content.startswith(b"\0\0\x08") and len(content) > 3 else 0
-    start = 4 + 4 * axes
-    shape = [int.from_bytes(content[i : i + 4]) for i in range(4, start, 4)]
-    if not axes or not 0 < math.prod(shape) == len(content) - start:
-        begin = content[:16].hex(" ") or "nothing"
-        raise DataError(f"{path}: expected IDX of uint8, found {len(content):,} bytes unpacked that begin with {begin}")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
-
-
-def _split(images_path: Path, labels_path: Path, images: Tensor, labels: Tensor) -> Split:
-    """Combine images and labels into a split. Raises DataError if they do not fit."""
-    for path, tensor, shape in ((images_path, images, IMAGE.shape), (labels_path, labels, ())):
-        if tensor.shape[1:] != shape:
-            raise DataError(f"{path}: expected shape {['N', *shape]}, found {list(tensor.shape)}")
+def _split(root: str, folder: Path, *, train: bool) -> Split:
+    """Read the training or the test set with torchvision. Raises DataError with its files in `folder`."""
+    images_path, labels_path = (folder / name for name in (FILES[:2] if train else FILES[2:]))
+    try:
+        found = MNIST(root, train)
+    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        both = f"{images_path}, {labels_path.name}"
+        raise DataError(f"{both}: expected IDX of uint8, images and labels; torchvision found: {error!r}") from error
+    images, labels = found.data, found.targets
+    if images.shape[1:] != IMAGE.shape:
+        raise DataError(f"{images_path}: expected shape {['N', *IMAGE.shape]}, found {list(images.shape)}")
     if len(images) != len(labels):
         raise DataError(f"{labels_path}: expected {len(images)} labels, one per image, found {len(labels)}")
     if len(labels) < VALIDATION_DIVISOR:
         raise DataError(f"{images_path}: expected {VALIDATION_DIVISOR} or more images, found {len(labels)}")
     if labels.max() >= CLASSES:
         raise DataError(f"{labels_path}: expected labels 0–{CLASSES - 1}, found {int(labels.max())}")
-    return Split(images, labels.long())
+    return Split(images, labels)

@@ -17,7 +17,7 @@ from model.networks import parameter_count
 from train.augment import Warp
 from train.data import Data, Split
 from train.nondigits import KINDS, draw
-from train.predict import Outputs, predict
+from train.verify import Outputs, predict
 
 DOUBTED = 0.01  # fraction of the validation images that may be doubted
 SEED = 14

@@ -18,9 +18,8 @@ from train import doubt, verify
 from train.checkpoint import settings
 from train.data import Data
 from train.drawn_digits import with_drawn_digits
-from train.files import to_json, write_together
-from train.parity import load_graph
-from train.training import Trained
+from train.files import sha256, to_json, write_together
+from train.trainings import Trained
 
 OPSET = 20
 
@@ -46,20 +45,24 @@ def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
         **trained.provenance,
     }
     graph = to_onnx(classifier, contract.metadata(training))
-    load_graph(graph)
-    files = {contract.GRAPH: graph, contract.WEIGHTS: weights}
-    measured, validation, test = verify.classifier_facts(graph, classifier, data)
-    facts = verify.file_facts(files)
+    validation, test = (verify.predict(classifier, split.images) for split in (data.validation, data.test))
+    parity, test_correct = verify.compare(graph, data.test.images, test), verify.correct(test, data.test)
     manifest = contract.Manifest(
-        **training | measured,
-        onnx=contract.GraphFile(**facts["onnx"], opset=OPSET),
-        weights=contract.File(**facts["weights"]),
+        **training,
+        validation_accuracy=verify.correct(validation, data.validation) / len(data.validation),
+        test_accuracy=test_correct / len(data.test),
+        test_correct=test_correct,
+        test_total=len(data.test),
+        onnx=contract.GraphFile(contract.GRAPH, sha256(graph), len(graph), OPSET),
+        weights=contract.File(contract.WEIGHTS, sha256(weights), len(weights)),
+        parity=parity,
         data=contract.DataSet(data.name, data.sha256),
+        doubt=doubt.measure(classifier, data, validation, test),
         created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
-    files[contract.MANIFEST] = to_json(asdict(manifest))
+    files = {contract.GRAPH: graph, contract.WEIGHTS: weights, contract.MANIFEST: to_json(asdict(manifest))}
     write_together(folder, files)
-    return verify.Export(manifest, files, manifest.parity, validation, test)
+    return verify.Export(manifest, files, classifier, parity)
 
 
 def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:

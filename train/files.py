@@ -1,12 +1,15 @@
-"""Atomic file writes: a reader finds the old content or the new one, never a part."""
+"""Files: atomic writes (a reader finds the old content or the new one, never a part), and a lock for a folder."""
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.errors import TrainError
+from train import SettingsError, TrainError
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
@@ -71,3 +74,24 @@ def read_bytes(path: Path) -> bytes:
 def sha256(content: bytes) -> str:
     """Return the SHA-256 of `content` in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lock `folder` against other runs, and create it if needed. The system releases the lock when the process ends.
+
+    Raises SettingsError if another run holds the lock, and TrainError if the folder is not writable, before any
+    training.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise TrainError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+        yield

@@ -4,7 +4,6 @@ Each epoch seeds torch's global generator from the training's seed and the epoch
 and dropout. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
 """
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -16,20 +15,17 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from model.classifier import normalise, scale
+from train import DivergenceError, SettingsError
 from train.checkpoint import CheckpointFolder, Epoch
+from train.cuda_graph import Step, captured
 from train.data import Data, Split
 from train.drawn_digits import with_drawn_digits
-from train.errors import DivergenceError, SettingsError
-from train.graph import Step, captured
 from train.progression import Experiment, Recipe
 
 # Batches between checks of the loss on a CPU. A GPU checks once per epoch: reading the loss forces a synchronisation.
 CHECK_INTERVAL = 50
 EVALUATION_BATCH_SIZE = 500  # at 1,000, malloc maps Model_1's largest layer again for each batch: half as fast
 MINIMUM_BATCHES = 10  # the first fifth of one-cycle needs two
-
-# By default tqdm creates a system-wide semaphore, which leaks when the process is killed.
-tqdm.set_lock(threading.RLock())
 
 
 def fit(
@@ -40,13 +36,13 @@ def fit(
     device: torch.device,
     checkpoints: CheckpointFolder | None = None,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
-    progress_interval: float | None = None,
+    position: int | None = None,
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train the network of `experiment` by its recipe and return it with its history, one entry per epoch.
 
     Resumes from the last checkpoint in `checkpoints` and writes one after every epoch. `on_epoch` is called after every
-    epoch. `progress_interval`: seconds between updates of the progress bar, one bar per epoch; None: no bar. Raises
-    DivergenceError if the loss becomes NaN or infinite.
+    epoch. `position`: the line of the progress bar, which only a terminal has; None: no bar. Raises SettingsError if
+    torch refuses the recipe, and DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
     images = with_drawn_digits(data.train, recipe.drawn_digits)
@@ -59,32 +55,26 @@ def fit(
     train, validation, test = (split.to(device) for split in (images, data.validation, data.test))
     torch.manual_seed(seed * 1_000)
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
-    optimizer = SGD(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-    scheduler = _scheduler(optimizer, recipe, batches * recipe.epochs)
+    optimizer, scheduler = _optimizer(network, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     step = _step(network, optimizer, train, recipe)
+    hidden = True if position is None else None  # None: only on a terminal
     if device.type == "cuda":
         network.train()
         step = captured(step, network, optimizer, torch.arange(recipe.batch_size, device=device))
 
     for number in range(len(history) + 1, recipe.epochs + 1):
-        if progress_interval is not None:
-            print(f"EPOCH: {number}/{recipe.epochs}")
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
+        name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:
-            figures = (
-                *_train_epoch(step, scheduler, _batches(train, recipe.batch_size), progress_interval),
-                *evaluate(network, validation),
-                *evaluate(network, test),
-            )
+            with tqdm(total=batches, desc=name, position=position, leave=False, disable=hidden) as progress:
+                figures = (
+                    *_train_epoch(step, scheduler, _batches(train, recipe.batch_size), progress),
+                    *evaluate(network, validation),
+                    *evaluate(network, test),
+                )
         except FloatingPointError as error:
             loss, place = error.args
             message = f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
@@ -113,12 +103,24 @@ def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
     return loss.item() / len(split), correct.item() / len(split)
 
 
-def _scheduler(optimizer: SGD, recipe: Recipe, total: int) -> LRScheduler:
+def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRScheduler]:
+    """Return the optimizer and the learning rate schedule of `recipe` over `steps`."""
+    try:
+        optimizer = SGD(
+            network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+    except ValueError as error:
+        raise SettingsError(f"the recipe: {error}") from error
     if not recipe.one_cycle:
-        return ConstantLR(optimizer, factor=1.0)
+        return optimizer, ConstantLR(optimizer, factor=1.0)
     # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from 1/25 of the peak up to it in the first
     # fifth, then down to 1/250,000 of the peak.
-    return OneCycleLR(optimizer, recipe.learning_rate, total_steps=total, pct_start=0.2, cycle_momentum=False)
+    schedule = OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False)
+    return optimizer, schedule
 
 
 def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
@@ -153,28 +155,23 @@ def _batches(split: Split, size: int) -> Tensor:
     return order[: len(split) // size * size].view(-1, size)
 
 
-def _train_epoch(
-    step: Step, scheduler: LRScheduler, batches: Tensor, progress_interval: float | None
-) -> tuple[float, float]:
+def _train_epoch(step: Step, scheduler: LRScheduler, batches: Tensor, progress: "tqdm[None]") -> tuple[float, float]:
     """Train on `batches` of indices for one epoch and return the running mean loss and accuracy."""
     losses = torch.zeros(len(batches), device=batches.device)
     correct = torch.zeros((), device=batches.device)
     interval = len(batches) if batches.is_cuda else CHECK_INTERVAL
-    silent, seconds = progress_interval is None, progress_interval or 0
-    with tqdm(total=len(batches), disable=silent, mininterval=seconds, dynamic_ncols=True) as progress:
-        for number, batch in enumerate(batches):
-            loss, right = step(batch)
-            scheduler.step()
-            losses[number] = loss
-            correct += right
-            done = number + 1
-            if done % interval == 0 or done == len(batches):
-                finite = losses[:done].isfinite().tolist()
-                if not all(finite):
-                    first = finite.index(False)
-                    raise FloatingPointError(losses[first].item(), f"batch {first}")
-                mean, accuracy = losses[:done].mean().item(), correct.item() / (done * batches.shape[1])
-                figures = f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}"
-                progress.set_description_str(figures, refresh=False)
-                progress.update(done - progress.n)
+    for number, batch in enumerate(batches):
+        loss, right = step(batch)
+        scheduler.step()
+        losses[number] = loss
+        correct += right
+        done = number + 1
+        if done % interval == 0 or done == len(batches):
+            finite = losses[:done].isfinite().tolist()
+            if not all(finite):
+                first = finite.index(False)
+                raise FloatingPointError(losses[first].item(), f"batch {first}")
+            mean, accuracy = losses[:done].mean().item(), correct.item() / (done * batches.shape[1])
+            progress.set_postfix_str(f"Loss={mean:.4f} Batch_id={number} Accuracy={100 * accuracy:.2f}", refresh=False)
+            progress.update(done - progress.n)
     return mean, accuracy

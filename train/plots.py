@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from train.checkpoint import Epoch
 from train.data import Split
-from train.predict import Outputs
+from train.verify import Outputs
 
 TRAIN, TEST, MUTED, TARGET = "#d95f02", "#1f5fa8", "#8a8a8a", "#2a9d5c"
 COLOURS = ("#d95f02", "#7570b3", "#1f5fa8", "#1b9e77", "#e7298a", "#a6761d", "#666666")  # one per model, repeated

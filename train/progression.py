@@ -1,13 +1,19 @@
 """The progression: one experiment per model, with its network, target, expected result and training recipe."""
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated
 
+import msgspec
+import torchinfo
+from msgspec import Meta
 from torch import nn
 
+from model.contract import SIDE
 from model.networks import Model_1, Model_2, Model_3
+from train import SettingsError
 from train.augment import Warp
-from train.errors import SettingsError
 
 # The goal: this test accuracy at the last epoch with every seed, within these budgets.
 TARGET_ACCURACY = 0.994
@@ -19,15 +25,15 @@ EPOCH_BUDGET = 15
 class Recipe:
     """The hyper-parameters of a training: SGD with momentum on cross-entropy."""
 
-    learning_rate: float  # the peak if one_cycle
-    batch_size: int = 64
-    epochs: int = EPOCH_BUDGET
+    learning_rate: Annotated[float, Meta(ge=0)]  # the peak if one_cycle
+    batch_size: Annotated[int, Meta(ge=1)] = 64
+    epochs: Annotated[int, Meta(ge=1)] = EPOCH_BUDGET
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
     one_cycle: bool = False  # otherwise the learning rate is constant
     augmentation: Warp | None = None
-    drawn_digits: float = 0.0  # as many as this fraction of the training images are added: see train.drawn_digits
+    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # added, as a fraction of the training images
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
@@ -52,6 +58,12 @@ class Experiment:
     expectation: str
     recipe: Recipe
     reference: tuple[float, float] | None = None  # the reference's best training and test accuracy, in %
+
+    def describe(self) -> str:
+        """Return target, expectation, recipe and layer table, for the start of a training."""
+        targets = "\n  - ".join(["Target:", *self.target])
+        expected = f"Expected: {self.expectation}\nRecipe: {self.recipe}"
+        return f"\n--- Starting training for {self.name} ---\n{targets}\n{expected}\n{layer_table(self.network())}\n"
 
 
 REFERENCE_RECIPE = Recipe(learning_rate=0.01)
@@ -106,17 +118,46 @@ PROGRESSION: dict[str, Experiment] = {
 }
 
 
-def with_epochs(experiment: Experiment, epochs: int | None) -> Experiment:
-    """Return `experiment` with a recipe of `epochs` epochs; unchanged if None."""
-    return experiment if epochs is None else replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
+def with_epochs(experiment: Experiment, epochs: int) -> Experiment:
+    """Return `experiment` with a recipe of `epochs` epochs."""
+    return replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
 
 
-def experiments(names: Iterable[str] | None = None, epochs: int | None = None) -> list[Experiment]:
-    """Return the named experiments, or all, in the progression's order, with recipes of `epochs` epochs if given.
+def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:
+    """Return `experiment` with a recipe changed by `settings`: FIELD=VALUE, or augmentation.FIELD=VALUE.
 
-    Raises SettingsError for an unknown name.
+    Raises SettingsError for an unknown field, and for a value of another type.
+    """
+    values = asdict(experiment.recipe)
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        owner, _, name = path.rpartition(".")
+        recipe = {"": values, "augmentation": values["augmentation"]}.get(owner) or {}
+        if name not in recipe:
+            known = [field.name for field in fields(Recipe)] + [f"augmentation.{field.name}" for field in fields(Warp)]
+            raise SettingsError(f"--set {setting}: expected FIELD=VALUE with a field of {', '.join(known)}")
+        try:
+            recipe[name] = json.loads(value)
+            changed = msgspec.convert(values, Recipe)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise SettingsError(f"--set {setting}: expected a value of that field as JSON, found: {error}") from error
+        experiment = replace(experiment, recipe=changed)
+    return experiment
+
+
+def experiments(names: Iterable[str] | None = None, settings: Iterable[str] = ()) -> list[Experiment]:
+    """Return the named experiments, or all, in the progression's order, with recipes changed by `settings`.
+
+    Raises SettingsError for an unknown name, and the errors of with_settings.
     """
     names = set(PROGRESSION if names is None else names)
     if unknown := sorted(names - PROGRESSION.keys()):
         raise SettingsError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
-    return [with_epochs(one, epochs) for one in PROGRESSION.values() if one.name in names]
+    return [with_settings(one, settings) for one in PROGRESSION.values() if one.name in names]
+
+
+def layer_table(network: nn.Module) -> str:
+    """Return torchinfo's table of the layers of `network`, for one image."""
+    columns = ("output_size", "kernel_size", "num_params")
+    size = (1, 1, SIDE, SIDE)
+    return str(torchinfo.summary(network, size, col_names=columns, device="cpu", mode="eval", verbose=0))

@@ -4,16 +4,14 @@ from pathlib import Path
 
 from model import contract
 from model.version import VERSION
-from train import paths
-from train.calibration import calibration
-from train.consistency import sentence
+from train import SettingsError, paths
 from train.data import Data, load
-from train.errors import SettingsError
 from train.files import read_json, write_together
 from train.markdown import percent, table
 from train.progression import TARGET_ACCURACY
-from train.report import doubt_table
-from train.verify import Export, verify
+from train.report import confidence, doubt_table
+from train.studies import sentence
+from train.verify import Export, predict, verify
 
 CARD, RELIABILITY = "README.md", "reliability.png"
 
@@ -33,14 +31,15 @@ def release(source: Path, *, data_directory: Path, destination: Path = paths.REL
             f"{source}: expected {percent(TARGET_ACCURACY)} or more on the test set, found {accuracy}: "
             "use --force to release it anyway"
         )
-    confidence, diagram = calibration(data, export.validation, export.test, RELIABILITY)
-    card = model_card(export, data, confidence).encode()
+    validation, test = (predict(export.classifier, split.images) for split in (data.validation, data.test))
+    text, diagram = confidence(data, validation, test, RELIABILITY)
+    card = model_card(export, data, text).encode()
     write_together(destination, {CARD: card, RELIABILITY: diagram, **export.files})
     print(f"Released {manifest.model}, {accuracy} on the test set: {destination}")
 
 
-def model_card(export: Export, data: Data, confidence: str) -> str:
-    """Return the model card of a verified `export`, in Markdown. `confidence` is the text of its calibration."""
+def model_card(export: Export, data: Data, trust: str) -> str:
+    """Return the model card of a verified `export`, in Markdown. `trust` is the text on its confidences."""
     manifest, parity = export.manifest, export.parity
     graph, weights = manifest.onnx, manifest.weights
     correct = f"({manifest.test_correct} of {manifest.test_total})"
@@ -87,7 +86,7 @@ Test it on your own images before any decision about people or money depends on 
 
 ## Confidence
 
-{confidence}
+{trust}
 ## Doubt
 
 {doubt_table(manifest)}

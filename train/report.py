@@ -1,42 +1,42 @@
 """The report of a run in Markdown with plots: target, recipe, results and findings of each model."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.classifier import DigitClassifier
 from model.contract import Manifest
 from model.networks import parameter_count
 from train import plots
-from train.calibration import calibration
 from train.data import Data, Split
 from train.files import write_bytes
-from train.layer_table import layers
 from train.markdown import percent, table
-from train.predict import Outputs, predict
-from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY
-from train.training import Trained
-from train.verify import Export
+from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, layer_table
+from train.trainings import Trained
+from train.verify import Export, Outputs, predict
 
 SHOWN_ERRORS = 100
+BINS = 15  # of confidence, of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
+GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
+COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")
 
 
 def write(out: Path, trained: list[Trained], data: Data, export: Export | None) -> Path:
     """Write `out`/report.md and its plots in `out`/report, and return the path of report.md.
 
-    Calibration and errors are those of the `export` or, without one, of the last model.
+    Confidence and errors are those of the `export` or, without one, of the last model.
     """
-    if export:
-        name, validation, test = export.manifest.model, export.validation, export.test
-    else:
-        name, classifier = trained[-1].experiment.name, DigitClassifier(trained[-1].network)
-        validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
+    name = export.manifest.model if export else trained[-1].experiment.name
+    classifier = export.classifier if export else DigitClassifier(trained[-1].network)
+    validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
     folder = out / "report"
     histories = {model.experiment.name: model.history for model in trained}
     progression = plots.accuracy_curves(histories, TARGET_ACCURACY)
-    confidence, reliability = calibration(data, validation, test, "report/reliability.png")
-    write_bytes(folder / "reliability.png", reliability)
+    text, diagram = confidence(data, validation, test, "report/reliability.png")
+    write_bytes(folder / "reliability.png", diagram)
     parts = [
         f"# The progression on {data.name}\n",
         f"Goal: {percent(TARGET_ACCURACY)} test accuracy at the last epoch, with at most {EPOCH_BUDGET} epochs and "
@@ -47,7 +47,7 @@ def write(out: Path, trained: list[Trained], data: Data, export: Export | None) 
         _export(export.manifest if export else None),
         _image(folder / "progression.png", progression, "Test accuracy of each model by epoch"),
         *(_section(model, data, folder) for model in trained),
-        f"## Confidence of {name}\n\n{confidence}",
+        f"## Confidence of {name}\n\n{text}",
         *([f"## Doubt of the export\n\n{doubt_table(export.manifest)}"] if export else []),
         f"## Errors of {name}\n\n{_errors(data.test, test, folder)}",
     ]
@@ -86,10 +86,6 @@ def _export(manifest: Manifest | None) -> str:
 
 def _section(model: Trained, data: Data, folder: Path) -> str:
     experiment, name = model.experiment, model.experiment.name
-    rows = [
-        [layer.name, "×".join(map(str, layer.output_shape)), str(layer.parameters or ""), str(layer.receptive_field)]
-        for layer in layers(experiment.network())
-    ]
     curves = plots.training_curves(name, model.history, TARGET_ACCURACY)
     return f"""## {name}
 
@@ -108,7 +104,9 @@ def _section(model: Trained, data: Data, folder: Path) -> str:
 {_image(folder / f"{name}.png", curves, f"Loss, accuracy and gap of {name} by epoch")}
 <details><summary>Layers of {name}, {parameter_count(model.network):,} parameters</summary>
 
-{table(["layer", "output", "parameters", "receptive field"], rows, left=2)}
+```
+{layer_table(experiment.network())}
+```
 
 </details>
 """
@@ -178,3 +176,69 @@ def _image(path: Path, png: bytes, description: str) -> str:
     """Write the PNG and return the Markdown that shows it."""
     write_bytes(path, png)
     return f"![{description}]({path.parent.name}/{path.name})\n"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The confidence of each image's predicted digit, float [N], and whether it is correct, bool [N]."""
+
+    confidence: NDArray[np.float32]
+    correct: NDArray[np.bool_]
+
+    def above(self, threshold: float) -> tuple[float, float]:
+        """Return the coverage and the accuracy of the predictions with a confidence of at least `threshold`."""
+        accepted = self.confidence >= threshold
+        return float(accepted.mean()), float(self.correct[accepted].mean()) if accepted.any() else 1.0
+
+
+def confidence(data: Data, validation: Outputs, test: Outputs, picture: str) -> tuple[str, bytes]:
+    """Return how far to trust the confidences, in Markdown, and the PNG that the text shows from the path `picture`.
+
+    `validation`, on which the thresholds are chosen, and `test` are a classifier's outputs on these sets of `data`.
+    """
+    chosen_on, measured = _predictions(data.validation, validation), _predictions(data.test, test)
+    bins = reliability(measured)
+    # The expected calibration error: the mean gap between confidence and accuracy, weighted by images.
+    error = sum(count * abs(confidence - accuracy) for confidence, accuracy, count in bins) / len(data.test)
+    rows = []
+    for goal in GOALS:
+        threshold = choose_threshold(chosen_on, goal)
+        if threshold is None:
+            rows.append([percent(goal), "not reached", "", "", "", ""])
+        else:
+            coverages = map(percent, (*chosen_on.above(threshold), *measured.above(threshold)))
+            rows.append([percent(goal), f"{threshold:.4f}", *coverages])
+    text = f"""\
+Expected calibration error on the test images: {percent(error)}, with {BINS} bins. For a higher
+accuracy, accept only predictions from a confidence threshold on. The thresholds are chosen on the validation images:
+
+{table(COLUMNS, rows, left=0)}
+
+![Accuracy by mean confidence]({picture})
+"""
+    return text, plots.reliability(bins, error)
+
+
+def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
+    """Return the mean confidence, the accuracy and the number of images of each non-empty bin of BINS."""
+    bins = np.minimum((predictions.confidence * BINS).astype(int), BINS - 1)
+    members = [bins == number for number in np.unique(bins)]
+    return [
+        (float(predictions.confidence[images].mean()), float(predictions.correct[images].mean()), int(images.sum()))
+        for images in members
+    ]
+
+
+def choose_threshold(predictions: Predictions, goal: float) -> float | None:
+    """Return the lowest confidence threshold with an accuracy of at least `goal`; None if there is none."""
+    order = np.argsort(-predictions.confidence, kind="stable")
+    confidence, correct = predictions.confidence[order], predictions.correct[order]
+    accuracy = correct.cumsum() / np.arange(1, len(correct) + 1)
+    ends = np.append(confidence[1:] < confidence[:-1], True)  # equal confidences are accepted together
+    enough = np.flatnonzero((accuracy >= goal) & ends)
+    return float(confidence[enough[-1]]) if enough.size else None
+
+
+def _predictions(split: Split, outputs: Outputs) -> Predictions:
+    probabilities, digits, *_ = outputs
+    return Predictions(probabilities.max(axis=1), digits == split.labels.numpy())

@@ -12,8 +12,7 @@ import requests
 
 from model.networks import Model_3
 from train.paths import RELEASE
-from train.predict import predict
-from train.verify import load_classifier
+from train.verify import load_classifier, predict
 
 pytestmark = pytest.mark.images
 

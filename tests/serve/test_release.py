@@ -32,11 +32,12 @@ def test_a_release_verifies_from_any_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "expected JSON, found 0 bytes"),
-        (b"[]", r"expected an object, found \[\]"),
-        (b'{"model": "Model_3"}', "expected parameters, found none"),
-        (b'{"model": 3}', "model: expected text, found 3"),
-        (b'\xff"', "expected JSON, found 2 bytes"),
+        (b"", "Input data was truncated"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"model": "Model_3"}', "Object missing required field `parameters`"),
+        (b'{"model": 3}', r"Expected `str`, got `int` - at `\$.model`"),
+        (b'\xff"', "JSON is malformed: "),
+        (b'{"model": "\\ud800"}', "Input data was truncated"),
     ],
 )
 def test_a_manifest_of_another_form_is_refused(folder, content, found):
@@ -47,7 +48,7 @@ def test_a_manifest_of_another_form_is_refused(folder, content, found):
         read(folder)
 
 
-@pytest.mark.parametrize("file", ["../digits.onnx", "a\0b", "\ud800"])
+@pytest.mark.parametrize("file", ["../digits.onnx", "a\0b"])
 def test_a_manifest_that_points_elsewhere_is_refused(folder, file):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["file"] = file

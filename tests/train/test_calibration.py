@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from train.calibration import Predictions, calibration, choose_threshold, reliability
 from train.data import load
+from train.report import Predictions, choose_threshold, confidence, reliability
 
 
 def predictions(*pairs):
@@ -39,7 +39,7 @@ def test_thresholds_are_chosen_on_the_validation_images_and_measured_on_both_set
         return np.eye(10, dtype=np.float32)[digits] * confidence[:, None], digits
 
     validation, test = outputs(data.validation, 2), outputs(data.test, 25)
-    text, _ = calibration(data, validation, test, "picture.png")
+    text, _ = confidence(data, validation, test, "picture.png")
     threshold = validation[0].max(axis=1)[2]
     coverage = np.mean(test[0].max(axis=1) >= threshold)
     assert (

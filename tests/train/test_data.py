@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from train import DataError, TrainError
 from train.data import SUMS, load
-from train.errors import DataError
 
 LABELS = "t10k-labels-idx1-ubyte"
 IMAGES = "train-images-idx3-ubyte: expected "
@@ -41,9 +41,9 @@ def test_states_the_hashes_of_the_unpacked_files(mnist, gzipped):
     assert mnist.sha256 == stated
 
 
-def test_missing_file_is_named_with_its_hash(gzipped, mnist):
+def test_missing_file_is_named(gzipped):
     (gzipped / f"{LABELS}.gz").unlink()
-    with pytest.raises(DataError, match=rf"{LABELS}\.gz: expected the file of SHA-256 {mnist.sha256[LABELS]}"):
+    with pytest.raises(TrainError, match=rf"cannot read .*{LABELS}\.gz: No such file"):
         load(gzipped)
 
 
@@ -56,22 +56,11 @@ def append_garbage(content):
 
 
 @pytest.mark.parametrize("damage", [truncate, append_garbage])
-@pytest.mark.parametrize("with_sums", [True, False])
-def test_damaged_gzip_is_refused_by_name(damage, with_sums, gzipped, mnist):
-    if not with_sums:
-        (gzipped / SUMS).unlink()
+def test_damaged_gzip_is_refused_by_name(damage, gzipped):
     path = gzipped / f"{LABELS}.gz"
     path.write_bytes(damage(path.read_bytes()))
-    hint = f" of SHA-256 {mnist.sha256[LABELS]}" if with_sums else ""
-    with pytest.raises(DataError, match=rf"{LABELS}\.gz: expected a whole gzip file{hint}.*, found [\d,]+ bytes"):
+    with pytest.raises(DataError, match=rf"{LABELS}\.gz: expected a whole gzip file, found [\d,]+ bytes"):
         load(gzipped)
-
-
-def test_gzip_of_several_members_is_read(gzipped, mnist):
-    path = gzipped / f"{LABELS}.gz"
-    content = gzip.decompress(path.read_bytes())
-    path.write_bytes(gzip.compress(content[:3_000]) + gzip.compress(content[3_000:]))
-    assert load(gzipped).sha256 == mnist.sha256
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -99,10 +88,12 @@ def test_sums_are_read_as_any_tool_writes_them(prefix, gzipped, mnist):
     assert load(gzipped).sha256 == mnist.sha256
 
 
-def test_drop_in_set_is_read_plain(tmp_path, write_idx):
+@pytest.mark.parametrize("layout", ["", "MNIST/raw"])  # the second is torchvision's
+def test_drop_in_set_is_read_plain(layout, tmp_path, write_idx):
     random = np.random.default_rng(0)
     sets = [(random.integers(0, 256, (n, 28, 28), np.uint8), (np.arange(n) % 10).astype(np.uint8)) for n in (240, 30)]
-    data = load(write_idx(tmp_path / "drop-in", *sets))
+    write_idx(tmp_path / "drop-in" / layout, *sets)
+    data = load(tmp_path / "drop-in")
     assert [len(split) for split in (data.train, data.validation, data.test)] == [220, 20, 30]
     assert data.name == "drop-in"
     assert np.array_equal(data.test.images.numpy(), sets[1][0])
@@ -112,7 +103,7 @@ def test_drop_in_set_is_read_plain(tmp_path, write_idx):
     ("images", "labels", "message"),
     [
         (np.zeros((24, 28, 27), np.uint8), np.zeros(24, np.uint8), IMAGES + r"shape .*28, 28\], found \[24, 28, 27\]"),
-        (np.zeros((24, 784), np.uint8), np.zeros(24, np.uint8), IMAGES + r"shape .*28, 28\], found \[24, 784\]"),
+        (np.zeros((24, 784), np.uint8), np.zeros(24, np.uint8), "images-idx3-ubyte, .*x should have 3 dimension"),
         (np.zeros((24, 28, 28), np.uint8), np.zeros(23, np.uint8), "labels-idx1-ubyte: expected 24 labels.*found 23"),
         (np.zeros((24, 28, 28), np.uint8), np.full(24, 10, np.uint8), "ubyte: expected labels 0–9, found 10"),
         (np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.uint8), "images-idx3-ubyte: expected 12 or more .*found 3"),
@@ -145,7 +136,6 @@ def test_file_that_is_not_idx_is_refused_by_name(tmp_path, subset, content):
     for path in subset.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
-    begins = content[:16].hex(" ") or "nothing"
-    message = f"t10k-images-idx3-ubyte: expected IDX of uint8, found {len(content):,} bytes .*that begin with {begins}"
+    message = "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte: expected IDX of uint8, images and labels"
     with pytest.raises(DataError, match=message):
         load(tmp_path)

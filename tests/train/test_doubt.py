@@ -11,9 +11,8 @@ from model.networks import Model_2, Model_3, parameter_count
 from train import doubt, paths
 from train.data import load
 from train.nondigits import draw
-from train.predict import predict
 from train.progression import PARAMETER_BUDGET
-from train.verify import load_classifier
+from train.verify import load_classifier, predict
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,13 @@ import torch
 from model import contract
 from model.networks import Model_3
 from tests.train.graphs import with_one_weight_changed
-from train import export, verify
+from train import TrainError, VerificationError, export, verify
 from train.checkpoint import Epoch, settings
 from train.data import load
-from train.errors import TrainError, VerificationError
 from train.files import sha256, write_json
 from train.nondigits import KINDS
 from train.progression import PROGRESSION
-from train.training import Trained
+from train.trainings import Trained
 
 ROOT = Path(__file__).parents[2]
 # One pytest worker, so that the graph is exported once.
@@ -152,39 +151,24 @@ def restate(folder, **stated):
     write_json(folder / "manifest.json", manifest)
 
 
-def restate_files(folder):
-    """Update the file hashes in the manifest of `folder`."""
-    restate(
-        folder, **verify.file_facts({name: (folder / name).read_bytes() for name in (contract.GRAPH, contract.WEIGHTS)})
-    )
+def restate_graph(folder):
+    """Update the hash of the graph in the manifest of `folder`."""
+    restate(folder, onnx={"sha256": sha256((folder / contract.GRAPH).read_bytes())})
 
 
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
         ({"test_correct": 301}, r"expected test_correct as stated, 301, found \d+"),
-        ({"test_accuracy": 0.9999}, r"expected test_accuracy as stated, 0.9999, found 0\.\d+"),
         ({"parameters": 1}, r"expected parameters as stated, 1, found \d+"),
-        ({"onnx": {"file": "other.onnx"}}, "expected onnx.file as stated, other.onnx, found digits.onnx"),
-        ({"onnx": {"opset": 7}}, "expected onnx.opset as stated, 7, found 20"),
-        ({"parity": {"images": 1_000_000}}, "expected parity.images as stated, 1000000, found 300"),
-        ({"parity": {"max_abs_probability_difference": 0.5}}, "expected parity.max_abs_\\w+ as stated, 0.5, found"),
-        ({"parity": {"max_abs_doubt_difference": None}}, "max_abs_doubt_difference: expected a number, found None"),
-        ({"doubt": None}, "doubt: expected an object, found None"),
-        ({"doubt": {"threshold": 99.5}}, r"expected doubt.threshold as stated, 99.5, found -?\d+\.\d+"),
-        ({"doubt": {"caught": {}}}, "expected doubt.caught of scribbles, .*, found none"),
-        ({"doubt": {"caught": dict.fromkeys([*KINDS, "dogs"], 0.9)}}, "expected doubt.caught of .*, found .*, dogs"),
+        ({"doubt": None}, r"Expected `object`, got `null` - at `\$\.doubt`"),
         ({"seed": 999}, "expected seed as stated, 999, found 1$"),
         ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
         ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),
         ({"settings": {"recipe": {}}}, r"expected settings as stated, .*\"recipe\": {}.*, found .*learning_rate"),
-        ({"settings": None}, "settings: expected an object, found None"),
         ({"source_revision": "0" * 40}, "expected source_revision as stated, 0{40}, found"),
-        ({"model": "Model_1"}, "expected model as stated, Model_1, found Model_[23]"),
         ({"model": "Model_9"}, "expected a model of Model_1, Model_2, Model_3, found 'Model_9'"),
-        ({"data": "mnist"}, "data: expected an object, found 'mnist'"),
-        ({"seed": "1"}, "seed: expected a whole number, found '1'"),
-        ({"epochs": True}, "epochs: expected a whole number, found True"),
+        ({"seed": "1"}, r"Expected `int`, got `str` - at `\$\.seed`"),
     ],
 )
 def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, release, data):
@@ -197,20 +181,13 @@ def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, relea
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff", b"[" * 100_000, b'{"seed": NaN}'])
 def test_verify_refuses_an_invalid_manifest(content, release, data):
     (release / "manifest.json").write_bytes(content)
-    with pytest.raises(VerificationError, match=r"manifest.json: .*expected"):
+    with pytest.raises(VerificationError, match=r"manifest.json: expected a manifest, found: "):
         verify.verify(release, data)
 
 
 def test_verify_refuses_another_data_set(release, tiny):
-    with pytest.raises(VerificationError, match="expected the data set of the export, subset, found tiny"):
+    with pytest.raises(VerificationError, match="export, subset, found tiny, which differs in t10k-images"):
         verify.verify(release, load(tiny))
-
-
-def test_verify_names_the_files_in_which_a_data_set_of_the_same_name_differs(release, data):
-    name = "t10k-labels-idx1-ubyte"
-    restate(release, data={"sha256": data.sha256 | {name: "0" * 64}})
-    with pytest.raises(VerificationError, match=f"the export, subset, found subset, which differs in {name}$"):
-        verify.verify(release, data)
 
 
 def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
@@ -218,9 +195,9 @@ def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
     model = onnx.load(release / "digits.onnx")
     onnx.save_model(model, release / "digits.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     assert (release / "weights").stat().st_size > 1_000
-    restate_files(release)
+    restate_graph(release)
     monkeypatch.chdir(release)
-    with pytest.raises(VerificationError, match=r"expected all its data in one file, found '.+' in another"):
+    with pytest.raises(VerificationError, match="expected a valid ONNX graph, found: "):
         verify.verify(release, data)
 
 
@@ -234,7 +211,7 @@ def test_verify_refuses_a_graph_with_another_hash(release, data):
 def test_verify_refuses_a_forged_graph_by_its_predictions(release, data):
     graph = release / "digits.onnx"
     graph.write_bytes(with_one_weight_changed(graph.read_bytes()))
-    restate_files(release)
+    restate_graph(release)
     with pytest.raises(VerificationError, match="does not predict as the network"):
         verify.verify(release, data)
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from model.networks import Model_2
+from train import DivergenceError, SettingsError, TrainError
 from train.augment import Warp
 from train.checkpoint import CheckpointFolder, settings
 from train.data import Split, load
-from train.errors import DivergenceError, SettingsError, TrainError
 from train.loop import evaluate, fit
 from train.progression import PROGRESSION, Recipe, with_epochs
 
@@ -300,7 +300,7 @@ def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
 
 
 def test_data_set_smaller_than_a_batch_is_refused(data):
-    few = replace(data, train=replace(data.train, images=data.train.images[:63], labels=data.train.labels[:63]))
+    few = replace(data, train=replace(data.train, images=data.train.images[:58], labels=data.train.labels[:58]))
     message = "expected 10 or more batches of 64 training images in all, found 0: 63 images"
     with pytest.raises(SettingsError, match=message):
         fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)

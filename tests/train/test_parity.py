@@ -7,10 +7,9 @@ import pytest
 from onnx import numpy_helper
 
 from tests.train.graphs import with_one_weight_changed
+from train import VerificationError
 from train.data import load
-from train.errors import VerificationError
-from train.parity import compare
-from train.predict import predict
+from train.verify import compare, predict
 
 # One pytest worker, so that the graph is exported once.
 pytestmark = pytest.mark.xdist_group("export")
@@ -108,7 +107,7 @@ def reshape_wrongly(model):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (rename_output, r"expected outputs .*digit.*found .*label"),
+        (rename_output, r"expected a valid ONNX graph, found: expected outputs .*digit.*found .*label"),
         (leave_out_doubt, r"expected .*doubt"),
         (reshape_wrongly, "expected a valid ONNX graph, found: "),
     ],

@@ -6,13 +6,12 @@ import pytest
 from torch import nn
 
 from model.networks import Model_1, Model_2, Model_3
-from train import plots
+from train import SettingsError, plots
 from train.__main__ import main
 from train.checkpoint import Epoch
-from train.errors import SettingsError
-from train.progression import PROGRESSION, Recipe, experiments
+from train.progression import PROGRESSION, Recipe, experiments, with_settings
 from train.run import best_within_budget
-from train.training import Trained
+from train.trainings import Trained
 
 
 def test_the_three_models_come_in_order():
@@ -75,6 +74,20 @@ def test_the_best_within_the_budget_by_validation_at_the_last_epoch_is_exported(
 def test_every_model_has_a_colour_in_the_plot():
     pictures = {plots.accuracy_curves({f"Model_{i}": [EPOCH] for i in range(count)}, 0.994) for count in range(1, 10)}
     assert len(pictures) == 9
+
+
+def test_settings_change_any_field_of_the_recipe():
+    recipe = PROGRESSION["Model_3"].recipe
+    some = ["learning_rate=1", "batch_size=32", "nesterov=false", "augmentation.degrees=3"]
+    assert with_settings(PROGRESSION["Model_3"], some).recipe == replace(
+        recipe,
+        learning_rate=1.0,
+        batch_size=32,
+        nesterov=False,
+        augmentation=replace(recipe.augmentation, degrees=3.0),
+    )
+    assert with_settings(PROGRESSION["Model_3"], ["augmentation=null"]).recipe.augmentation is None
+    assert with_settings(PROGRESSION["Model_3"], []) is PROGRESSION["Model_3"]
 
 
 def test_unknown_name_is_refused():

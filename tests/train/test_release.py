@@ -3,13 +3,12 @@
 import pytest
 
 from model import contract
-from train import paths
+from train import SettingsError, VerificationError, paths
 from train.__main__ import main
-from train.consistency import summarise
-from train.errors import SettingsError, VerificationError
 from train.files import write_json
 from train.progression import PROGRESSION, with_epochs
 from train.release import release
+from train.studies import summarise
 
 
 @pytest.fixture

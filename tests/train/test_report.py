@@ -8,10 +8,9 @@ import pytest
 
 from model.networks import Model_1, Model_3
 from train.checkpoint import Epoch
-from train.layer_table import layers
 from train.progression import PROGRESSION
 from train.report import findings
-from train.training import Trained
+from train.trainings import Trained
 
 EPOCH = Epoch(
     epoch=15,
@@ -52,7 +51,7 @@ def test_confidence_and_doubt_have_tables(trained):
         assert f"| {kind} | {100 * share:.1f} % |" in report
 
 
-def test_errors_are_counted(trained):
+def test_layer_table_and_errors(trained):
     manifest = json.loads((trained / "release" / "manifest.json").read_text())
     errors = manifest["test_total"] - manifest["test_correct"]
     assert f"{errors} of 300 test images are misclassified" in (trained / "report.md").read_text()
@@ -102,10 +101,3 @@ def test_network_that_learned_nothing_is_not_praised():
     stuck = findings_of(*[replace(EPOCH, train_loss=1e9, train_accuracy=0.1, test_loss=1e9, test_accuracy=0.098)] * 3)
     assert "the goal is missed: accuracy 89.60 points too low." in stuck
     assert "over-fitting" not in stuck
-
-
-def test_receptive_field_grows_to_the_whole_image():
-    fields = [layer.receptive_field for layer in layers(Model_1()) if layer.name.startswith(("Conv", "MaxPool"))]
-    # 3×3, 3×3, 3×3, pool, 1×1, 3×3, 3×3, 1×1, 7×7: after the pooling the stride is two pixels.
-    assert fields == [3, 5, 7, 8, 8, 12, 16, 16, 28]
-    assert layers(Model_3())[-1].receptive_field >= 28

@@ -1,4 +1,4 @@
-"""Device selection: CPU or GPU as requested, and no more threads than a container may use."""
+"""The machine: CPU or GPU as requested, and no more threads and memory than a container may use."""
 
 import os
 import re
@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from model.cores import available_cores
-from train import device
-from train.device import describe, pick
-from train.errors import SettingsError
+from train import SettingsError, machine
+from train.__main__ import main
+from train.machine import describe, pick
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -35,10 +35,10 @@ def unusable_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", ones)
-    for cached in (device._gpu_fault, device._print_once):
+    for cached in (machine._gpu_fault, machine._print_once):
         cached.cache_clear()
     yield
-    device._gpu_fault.cache_clear()
+    machine._gpu_fault.cache_clear()
 
 
 def test_a_gpu_that_torch_cannot_use_is_named_in_one_line(unusable_gpu, capfd):
@@ -53,7 +53,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_in_one_line(unusable_gpu, capfd):
 def test_torch_uses_no_more_threads_than_a_container_may_use(limit, threads, tmp_path, monkeypatch):
     (tmp_path / "cpu.max").write_text(limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr("train.device.available_cores", partial(available_cores, tmp_path))
+    monkeypatch.setattr("train.machine.available_cores", partial(available_cores, tmp_path))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -65,3 +65,22 @@ def test_torch_uses_no_more_threads_than_a_container_may_use(limit, threads, tmp
 
 def test_describes_the_processor():
     assert describe(torch.device("cpu")).startswith("CPU (")
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_limit_of_the_container_is_read(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(f"{600 * 2**20}\n")
+    assert machine.available_memory(tmp_path) == 600 * 2**20
+
+
+def test_without_a_limit_it_is_the_memory_of_the_machine(tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.available_memory(tmp_path) == machine.available_memory(tmp_path / "none") > 0
+
+
+def test_run_with_too_little_memory_is_refused_before_the_training(tiny, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(machine, "available_memory", lambda: 600 * 2**20)
+    assert main(["--data", str(tiny), "--out", str(tmp_path)]) == 1
+    assert capfd.readouterr().err == "error: expected at least 2,000 MiB of memory, found 600 MiB\n"
+    assert not list(tmp_path.iterdir())

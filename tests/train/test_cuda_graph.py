@@ -1,6 +1,7 @@
 """A training step as a CUDA graph: it trains as step by step does, and every replay draws new random numbers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from torch import nn
 from torch.optim import SGD
 
 from train import loop
+from train.cuda_graph import captured
 from train.data import Data, Split
-from train.graph import captured
 from train.loop import fit
 from train.progression import PROGRESSION
 
@@ -21,7 +22,7 @@ def data() -> Data:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (640, 28, 28), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.randint(10, (640,), generator=generator))
-    return Data("noise", {}, split, split, split)
+    return Data(Path("noise"), {}, split, split, split)
 
 
 def trained(data: Data, network: str):

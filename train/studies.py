@@ -1,0 +1,232 @@
+"""Studies over many trainings: one model with many seeds (consistency), Model_3 in many widths (frontier)."""
+
+import shlex
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from model.networks import Model_3, parameter_count
+from train import DivergenceError, paths, plots
+from train.checkpoint import settings as checkpoint_settings
+from train.data import Data, load
+from train.files import locked, to_json, write_together
+from train.markdown import percent, table
+from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
+from train.trainings import Trained, Training, train_all
+
+# The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
+WIDTHS = {
+    (3, 6): 2,
+    (6, 8): 2,
+    (8, 12): 2,
+    (10, 16): 5,
+    (12, 22): 10,
+    (16, 32): 20,
+}
+# Other networks in the plot: parameters, test accuracy as published (one seed each) and its source.
+PUBLISHED = {
+    "Neural Golfing": (575, 0.98, "https://hexhowells.com/posts/neural-golfing.html"),
+    "Parameter-Efficient-MNIST": (697, 0.99, "https://github.com/JoshWarn/Parameter-Efficient-MNIST"),
+    "mnist-minimal-model": (4_862, 0.9907, "https://github.com/ruslangrimov/mnist-minimal-model"),
+    "era-s7-ram": (8_900, 0.995, "https://github.com/The-School-of-AI/era-s7-ram"),
+}
+
+
+def consistency(
+    name: str, seeds: int, *, settings: list[str], device_name: str, data_directory: Path, out: Path
+) -> None:
+    """Train model `name` with seeds 1 to `seeds` and write the table, the plot and the history of every seed.
+
+    These are consistency.md, .png and .json in `out`/consistency; the checkpoints are in its folder trials. Raises
+    DivergenceError if a seed diverged, after writing the results of the others.
+    """
+    (experiment,) = experiments([name], settings)
+    data, trained, diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
+    trials = [trial_record(one, data) for one in trained]
+    figures = summarise(trials, experiment) | {
+        "diverged": diverged,
+        "data": {"name": data.name, **{part: len(getattr(data, part)) for part in ("train", "validation", "test")}},
+        "command": command_line(f"consistency --model {name} --seeds {seeds}", settings, data_directory),
+        "trials": trials,
+    }
+    print(sentence(figures))
+    plot = plots.consistency(name, trials, TARGET_ACCURACY)
+    _write_page(out / "consistency", figures, consistency_page(figures), plot)
+
+
+def frontier(*, settings: list[str], device_name: str, data_directory: Path, out: Path) -> None:
+    """Train every width with its seeds, Model_1 and Model_2 with one seed, and write the table and the plot.
+
+    These are frontier.md, .png and .json in `out`/frontier. The checkpoints are shared with `consistency`, so a seed
+    that it has trained is not trained again. Raises DivergenceError if a training diverged, after writing the
+    results of the others.
+    """
+    networks = [(with_settings(experiment, settings), seeds) for experiment, seeds in _networks()]
+    data, trained, diverged = _train_seeds(networks, data_directory, out, device_name)
+    trials = [
+        ([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
+        for experiment, _ in networks
+    ]
+    summaries = [summarise(records, experiment) for records, experiment in trials if records]
+    figures = {
+        "command": command_line("frontier", settings, data_directory),
+        "source_revisions": sorted({one.provenance["source_revision"] for one in trained}),
+        "networks": summaries,
+        "diverged": diverged,
+    }
+    plot = plots.frontier(summaries, {name: one[:2] for name, one in PUBLISHED.items()}, TARGET_ACCURACY)
+    _write_page(out / "frontier", figures, frontier_page(figures), plot)
+
+
+def _networks() -> list[tuple[Experiment, int]]:
+    """Return the experiments to train and their numbers of seeds. The width of Model_3 itself keeps its name."""
+    model_3 = PROGRESSION["Model_3"]
+    entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
+    for channels, seeds in WIDTHS.items():
+        width = replace(model_3, name=f"Model_3-{'-'.join(map(str, channels))}", network=partial(Model_3, channels))
+        same = repr(width.network()) == repr(model_3.network())
+        entries.append((model_3 if same else width, seeds))
+    return entries
+
+
+def _train_seeds(
+    experiments: list[tuple[Experiment, int]], data_directory: Path, out: Path, device_name: str
+) -> tuple[Data, list[Trained], str]:
+    """Train each experiment with seeds 1 to its number, and return the data, what was trained and what diverged.
+
+    Checkpoints are in `out`/consistency/trials. Raises DivergenceError if all diverged.
+    """
+    folder = out / "consistency"
+    trainings = [
+        Training(experiment, seed, folder / "trials" / f"{experiment.name}-seed-{seed:03d}", device_name)
+        for experiment, seeds in experiments
+        for seed in range(1, seeds + 1)
+    ]
+    with locked(folder):
+        data = load(data_directory)
+        trained, errors = train_all(trainings, data)
+    diverged = [f"{one.experiment.name}, seed {one.seed}, in epoch {error.epoch}" for one, error in errors.items()]
+    text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {'; '.join(diverged)}" if diverged else ""
+    if not trained:
+        raise DivergenceError(text)
+    return data, trained, text
+
+
+def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
+    """Write `figures` as JSON, the page in Markdown and its plot to `folder`; the files have the folder's name.
+
+    Raises DivergenceError, after that, if a training diverged.
+    """
+    contents = {".png": plot, ".md": text.encode(), ".json": to_json(figures)}
+    write_together(folder, {f"{folder.name}{suffix}": content for suffix, content in contents.items()})
+    print(f"Table: {folder / folder.name}.md")
+    if figures["diverged"]:
+        raise DivergenceError(figures["diverged"])
+
+
+def command_line(command: str, settings: list[str], data_directory: Path) -> str:
+    """Return the command line that repeats a `command`; options that have their defaults are left out."""
+    options = "".join(f" --set {shlex.quote(setting)}" for setting in settings)
+    options += f" --data {shlex.quote(str(data_directory))}" if data_directory != paths.DATA else ""
+    return f"python -m train {command}{options}"
+
+
+def trial_record(trained: Trained, data: Data) -> dict[str, Any]:
+    """Return the entry of a finished training in consistency.json."""
+    return {
+        "settings": checkpoint_settings(trained.experiment, data, trained.seed),
+        "provenance": trained.provenance,
+        "history": [asdict(epoch) for epoch in trained.history],
+    }
+
+
+def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
+    """Return statistics of the test accuracies of `trials` at the last epoch, as fractions."""
+    accuracies = [trial["history"][-1]["test_accuracy"] for trial in trials]
+    return {
+        "model": experiment.name,
+        "parameters": parameter_count(experiment.network()),
+        "epochs": experiment.recipe.epochs,
+        "seeds": len(accuracies),
+        "mean": mean(accuracies),
+        "standard_deviation": stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "worst": min(accuracies),
+        "best": max(accuracies),
+        "target": TARGET_ACCURACY,
+        "reached_target": sum(accuracy >= TARGET_ACCURACY for accuracy in accuracies),
+        "validation_mean": mean(trial["history"][-1]["validation_accuracy"] for trial in trials),
+    }
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """Return the result of summarise as a sentence."""
+    seeds, diverged = figures["seeds"], figures.get("diverged")  # missing in older files
+    deviation = f"± {percent(figures['standard_deviation'])} (mean ± standard deviation, n = {seeds} seeds)"
+    return (
+        f"{figures['model']} ({figures['parameters']:,} parameters, {figures['epochs']} epochs): test accuracy at the "
+        f"last epoch {percent(figures['mean'])} {deviation if seeds > 1 else '(n = 1 seed)'}, "
+        f"worst {percent(figures['worst'])}, best {percent(figures['best'])}; {figures['reached_target']} of {seeds} "
+        f"reach {percent(figures['target'])}." + (f" {diverged}." if diverged else "")
+    )
+
+
+def consistency_page(figures: dict[str, Any]) -> str:
+    """Return consistency.md from the content of consistency.json."""
+    trials, data = figures["trials"], figures["data"]
+    provenances = [trial["provenance"] for trial in trials]
+    devices, revisions = (sorted({one[key] for one in provenances}) for key in ("device", "source_revision"))
+    rows = []
+    for trial in trials:
+        last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
+        accuracies = [percent(last[name]) for name in ("validation_accuracy", "test_accuracy")]
+        rows.append([str(trial["settings"]["seed"]), *accuracies, f"{last['test_loss']:.4f}", f"{seconds:.0f}"])
+    return f"""# {figures["model"]} with {figures["seeds"]} seeds
+
+{sentence(figures)}
+
+![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)
+
+{table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0)}
+
+All values are of epoch {figures["epochs"]}, the last; no epoch or seed is selected. Each seed was trained on
+{data["train"]:,} images of {data["name"]}. {data["validation"]:,} validation images are held out. The
+{data["test"]:,} test images are only reported, never used.
+
+Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
+
+    {figures["command"]}
+
+The history of every seed is in [consistency.json](consistency.json).
+"""
+
+
+def frontier_page(figures: dict[str, Any]) -> str:
+    """Return frontier.md from the content of frontier.json."""
+    columns = ["network", "parameters", "seeds", "validation, mean", "test, mean", "standard deviation", "worst seed"]
+    rows = []
+    for one in sorted(figures["networks"], key=lambda one: one["parameters"]):
+        accuracies = [percent(one["validation_mean"]), f"**{percent(one['mean'])}**"]
+        accuracies += [percent(one["standard_deviation"]) if one["seeds"] > 1 else "", percent(one["worst"])]
+        rows.append([one["model"], f"{one['parameters']:,}", str(one["seeds"]), *accuracies])
+    for name, (parameters, accuracy, source) in PUBLISHED.items():
+        rows.append([f"[{name}]({source})", f"{parameters:,}", "1", "", percent(accuracy), "", ""])
+    diverged = f"\n{figures['diverged']}.\n" if figures.get("diverged") else ""
+    return f"""# Accuracy over parameters
+
+![Test accuracy over the number of parameters](frontier.png)
+
+{table(columns, rows)}
+{diverged}
+All values are of the last epoch; no epoch or seed is selected. The test images are only reported, never used. A name
+such as Model_3-10-16 gives the channels before and after the first pooling. These networks have the layers and the
+recipe of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The figures with a link are as published
+there, not measured here; some are of the epoch with the best test accuracy, and of many more epochs than 15.
+
+Source revision: {", ".join(figures["source_revisions"])}. Command:
+
+    {figures["command"]}
+
+`make frontier` runs it and copies its results to docs/. The figures are also in [frontier.json](frontier.json).
+"""

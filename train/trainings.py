@@ -1,0 +1,241 @@
+"""Train experiments: one in this process, several in parallel processes or, with RAY_ADDRESS, on a Ray cluster.
+
+A training prints straight to the terminal, one line per epoch and, on a terminal, a progress bar.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import model
+import train
+from train import DivergenceError, SettingsError, TrainError, machine
+from train.checkpoint import CheckpointFolder, Epoch, settings
+from train.data import Data, load
+from train.loop import fit
+from train.progression import Experiment
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+# When this process is killed, multiprocessing's resource tracker deletes its semaphores, and would warn of them.
+sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network with its history. Before the first epoch the network is untrained and the history empty."""
+
+    experiment: Experiment
+    network: nn.Module
+    seed: int
+    history: list[Epoch]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """An experiment to train with a seed, and its checkpoint folder."""
+
+    experiment: Experiment
+    seed: int
+    folder: Path
+    device_name: str  # as in machine.pick
+
+    def checkpoints(self, data: Data) -> CheckpointFolder:
+        """Return the checkpoint folder of this training on `data`."""
+        return CheckpointFolder(self.folder, settings(self.experiment, data, self.seed))
+
+    def restore(self, data: Data) -> Trained:
+        """Load the last checkpoint, on the CPU. Raises the errors of CheckpointFolder.load."""
+        network = self.experiment.network().eval()
+        return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
+
+
+Results = Generator[tuple[Training, DivergenceError | None], None, None]
+
+
+def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
+    """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
+
+    Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises SettingsError or
+    TrainError if a training cannot start or resume, before any is trained, or fails otherwise than by divergence.
+    """
+    pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
+    if len(pending) < len(trainings):
+        print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were finished before")
+    for experiment in {one.experiment.name: one.experiment for one in pending}.values():
+        print(experiment.describe())
+    errors = {}
+    with closing(_results(pending, len(trainings), data)) as results:
+        for training, error in results:
+            if error:
+                print(error)
+                errors[training] = error
+    return [one.restore(data) for one in trainings if one not in errors], errors
+
+
+def _results(pending: list[Training], count: int, data: Data) -> Results:
+    """Train the `pending` of `count` trainings, and yield each when it ends, with its error if it diverged."""
+    if not pending:
+        return
+    # From all trainings, not the pending ones: another number of threads per training changes the last bits.
+    workers = max_workers(count, pending[0].device_name)
+    if address := os.environ.get("RAY_ADDRESS"):
+        yield from _on_cluster(address, pending, data)
+    elif workers > 1:
+        yield from _in_processes(workers, pending, data)
+    else:
+        for training in pending:
+            yield training, _train(training, data)
+
+
+def max_workers(trainings: int, device_name: str) -> int:
+    """Return how many `trainings` to run in parallel on this machine, within its threads and memory; one on a GPU.
+
+    One thread per training in parallel is faster than all threads on one training: the layers are small. On a GPU,
+    processes take turns: on an H100 ten of them took 46 s, their start included, for 30 epochs of 0.9 s each.
+    """
+    if machine.pick(device_name).type == "cuda":
+        return 1
+    return max(1, min(trainings, torch.get_num_threads(), machine.available_memory() // machine.REQUIRED_MEMORY))
+
+
+def _train(training: Training, data: Data, position: int = 0) -> DivergenceError | None:
+    """Train to the last epoch. Return the error if the training diverges. `position` is the line of its bar."""
+    try:
+        fit(
+            training.experiment,
+            data,
+            seed=training.seed,
+            device=machine.pick(training.device_name),
+            checkpoints=training.checkpoints(data),
+            on_epoch=lambda epoch: tqdm.write(_line(training, epoch, data)),
+            position=position,
+        )
+    except DivergenceError as error:
+        return error
+    except torch.OutOfMemoryError as error:
+        raise SettingsError(f"the GPU has too little memory; use --device cpu: {error}") from error
+    return None
+
+
+def _line(training: Training, epoch: Epoch, data: Data) -> str:
+    figures = [
+        f"{name}: Average loss: {loss:.4f}, Accuracy: {round(accuracy * len(split))}/{len(split)} ({accuracy:.2%})"
+        for name, split, loss, accuracy in (
+            ("Validation set", data.validation, epoch.validation_loss, epoch.validation_accuracy),
+            ("Test set", data.test, epoch.test_loss, epoch.test_accuracy),
+        )
+    ]
+    name, epochs = training.experiment.name, training.experiment.recipe.epochs
+    return "; ".join([f"{name}, seed {training.seed}, epoch {epoch.epoch}/{epochs}", *figures])
+
+
+def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
+    """Train in `workers` processes with an equal part of torch's threads each. They end with this process."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks but not its threads
+    positions = context.SimpleQueue()
+    for position in range(workers):
+        positions.put(position)
+    threads = max(1, torch.get_num_threads() // workers)
+    state = (os.getpid(), threads, data.directory, context.RLock(), positions)
+    with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the children: this process handles Ctrl-C
+        trainings = {pool.submit(_train_in_child, training): training for training in pending}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            for done in as_completed(trainings):
+                yield trainings[done], done.result()
+        except BrokenProcessPool as error:
+            reason = "the kernel may have ended it for its memory"
+            raise TrainError(f"a training process ended without a result: {reason}") from error
+        finally:
+            for child in multiprocessing.active_children():  # after an error the others are not waited for
+                child.kill()
+
+
+def _start_child(parent: int, threads: int, directory: Path, lock: Any, positions: Any) -> None:
+    """Prepare a child process: it ends with its parent, and has its own threads, data and line of the terminal."""
+    global _data, _position
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent ended before the call
+            os._exit(1)
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    torch.set_num_threads(threads)
+    tqdm.set_lock(lock)
+    _data, _position = load(directory), positions.get()
+
+
+_data: Data  # of a child process
+_position: int
+
+
+def _train_in_child(training: Training) -> DivergenceError | None:
+    return _train(training, _data, _position)
+
+
+def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
+    """Train on a Ray cluster, on one CPU and, if the cluster has any, one GPU each; Ray repeats what a dead node had.
+
+    Its machines need the libraries; source and data are sent to them. A training is saved here when it ends.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise SettingsError("RAY_ADDRESS: expected Ray, found none; install the extra `sweep`") from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    variables = {"SOURCE_REVISION": machine.source_revision()}  # the machines have no checkout
+    environment = {"py_modules": [model, train], "env_vars": variables}
+    try:
+        with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
+            thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
+    # Install our handler again: Ray's C++ code has added one that prints a stack trace.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    try:
+        gpus = int(pending[0].device_name != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+        remote, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_train_remotely), ray.put(data)
+        running = {remote.remote(training, shared): training for training in pending}
+        while running:
+            (done,), _ = ray.wait(list(running))
+            training, (failure, files) = running.pop(done), ray.get(done)
+            if failure and not isinstance(failure, DivergenceError):
+                raise failure
+            if files:
+                training.checkpoints(data).write(files)
+            yield training, failure
+    except ray.exceptions.RayTaskError:
+        raise  # a bug: keep its traceback
+    except ray.exceptions.RayError as error:
+        raise TrainError(f"Ray: {error}") from error
+    finally:
+        ray.shutdown()
+
+
+def _train_remotely(training: Training, data: Data) -> tuple[TrainError | OSError | None, dict[str, bytes]]:
+    """Train on another machine, and return the error, if any, and the checkpoint's files."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        training = replace(training, folder=Path(folder) / training.folder.name)
+        try:
+            diverged = _train(training, data)
+        except (TrainError, OSError) as error:
+            return error, {}
+        return diverged, {} if diverged else training.checkpoints(data).files()
