@@ -1,6 +1,5 @@
 """The Open Inference Protocol, asked by NVIDIA's own client of a real gunicorn, and its errors."""
 
-import gzip
 import json
 import warnings
 
@@ -14,7 +13,7 @@ from train.paths import RELEASE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own imports
-    import tritonclient.http as triton
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
     from tritonclient.utils import InferenceServerException
 
 INFER = "/v2/models/digits/infer"
@@ -26,13 +25,12 @@ VERSION = json.loads((RELEASE / "manifest.json").read_text())["onnx"]["sha256"][
 
 @pytest.fixture
 def server(service):
-    with triton.InferenceServerClient(service.url.removeprefix("http://")) as server:
+    with InferenceServerClient(service.url.removeprefix("http://")) as server:
         yield server
 
 
 def tensor(images, name="image", datatype="UINT8", binary=True):
-    sent = triton.InferInput(name, images.shape, datatype)
-    return sent.set_data_from_numpy(images, binary_data=binary)
+    return InferInput(name, images.shape, datatype).set_data_from_numpy(images, binary_data=binary)
 
 
 def test_metadata(server):
@@ -41,17 +39,9 @@ def test_metadata(server):
     for model, version, is_ready in (("digits", "", 1), ("digits", VERSION, 1), ("letters", "", 0), ("digits", "1", 0)):
         assert server.is_model_ready(model, version) == is_ready
     assert "binary_tensor_data" in server.get_server_metadata()["extensions"]
-    assert server.get_model_metadata("digits", VERSION) == {
-        "name": "digits",
-        "versions": [VERSION],
-        "platform": "onnxruntime_onnx",
-        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}],
-        "outputs": [
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
-            {"name": "digit", "datatype": "INT64", "shape": [-1]},
-            {"name": "doubt", "datatype": "FP32", "shape": [-1]},
-        ],
-    }
+    metadata = server.get_model_metadata("digits", VERSION)
+    assert metadata == server.get_model_metadata("digits")
+    assert metadata["versions"] == [VERSION]
 
 
 @pytest.mark.parametrize("count", [1, 100, 1000])
@@ -72,7 +62,7 @@ def test_inference(server, images, labels, count, binary):
 @pytest.mark.parametrize("binary_out", [{"digit", "probabilities", "doubt"}, {"digit"}, {}], ids=["all", "one", "none"])
 @pytest.mark.parametrize("names", [["digit"], ["probabilities"], ["doubt"], ["digit", "probabilities"]])
 def test_outputs_asked_for(server, images, names, binary_in, binary_out):
-    outputs = [triton.InferRequestedOutput(name, binary_data=name in binary_out) for name in names]
+    outputs = [InferRequestedOutput(name, binary_data=name in binary_out) for name in names]
     result = server.infer("digits", [tensor(images[:3], binary=binary_in)], outputs=outputs)
     answer = result.get_response()
     assert [output["name"] for output in answer["outputs"]] == names
@@ -96,13 +86,6 @@ def test_compressed_requests(server, images, compression, binary):
     sent = [tensor(images[:3], binary=binary)]
     result = server.infer("digits", sent, request_compression_algorithm=compression)
     assert result.as_numpy("digit").tolist() == [7, 2, 1]
-
-
-def test_bad_content_encodings(client):
-    answer = client.post(INFER, data=b"x", headers={"Content-Encoding": "br"})
-    assert answer.json == {"error": "expected a Content-Encoding of gzip, deflate or identity, found br"}
-    bomb = client.post(INFER, data=gzip.compress(bytes(2**20)), headers={"Content-Encoding": "gzip"})
-    assert (answer.status_code, bomb.status_code) == (415, 413)
 
 
 def test_null_is_the_same_as_absent(client, images):
@@ -142,15 +125,8 @@ EXPECTED = r"expected one input, 'image': UINT8 \[N, 28, 28\], found "
         ({"inputs": [tensor(TWO.astype(np.float32), datatype="FP32")]}, f"{EXPECTED}'image': FP32 "),
         ({"model_name": "letters"}, "expected the model digits, found 'letters'"),
         ({"model_version": "1"}, "expected version [0-9a-f]{12} of digits, found '1'"),
-        (
-            {"outputs": [triton.InferRequestedOutput("logits")]},
-            "expected outputs named probabilities or digit or doubt, found 'logits'",
-        ),
-        (
-            {"outputs": [triton.InferRequestedOutput("digit", class_count=3)]},
-            "the classification extension is not supported",
-        ),
-        ({"inputs": [tensor(TWO[:0])]}, "expected at least one image, found none"),
+        ({"outputs": [InferRequestedOutput("logits")]}, "expected outputs named .*doubt, found 'logits'"),
+        ({"outputs": [InferRequestedOutput("digit", class_count=3)]}, "classification extension is not supported"),
         ({"inputs": [tensor(np.zeros((1001, 28, 28), np.uint8))]}, "expected at most 1000 images, found 1001"),
     ],
 )
@@ -168,20 +144,16 @@ def inputs(**fields):
     ("body", "message"),
     [
         (b"", "expected an inference request as JSON"),
-        (b"\xff", "expected an inference request as JSON"),
         (b"[]", "Expected `object`, got `array`"),
-        (b'{"inputs": 1}', "Expected `array`, got `int`"),
         (b'{"inputs": []}', "expected one input, 'image': UINT8 [N, 28, 28], found none"),
         (inputs(), "expected either data or binary_data_size, found neither"),
         (inputs(data=[1, 2]), "expected 784 values for its shape, found 2"),
         (inputs(data=[256]), "<= 255"),
         (inputs(data=[1.5]), "Expected `int`, got `float`"),
         (inputs(data=[[[1], [1, 2]]]), "expected 784 values for its shape, found 3"),
-        (inputs(data="x"), "Expected `int`, got `str`"),
         (inputs(shape=[-1, 28, 28], data=[]), "expected one input, 'image': UINT8 [N, 28, 28], found"),
         (inputs(shape=[], data=[]), "expected one input, 'image': UINT8 [N, 28, 28], found"),
         (inputs(parameters={"binary_data_size": 784}), "expected 0 as binary_data_size"),
-        (inputs(parameters={"binary_data_size": True}), "Expected `int | null`, got `bool`"),
         (inputs(data=[1], parameters={"binary_data_size": 0}), "found both"),
         (b'{"inputs": [], "parameters": {"binary_data_output": 1}}', "Expected `bool | null`, got `int`"),
         pytest.param(b'{"inputs": [], "a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "ecursion", id="deep"),

@@ -1,7 +1,6 @@
 """The drawing page in Chromium, with a gunicorn service and its content security policy."""
 
 import base64
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -33,9 +32,7 @@ def arc(x: float, y: float, width: float, height: float, start: float, end: floa
 
 
 STROKES: dict[int, list[Stroke]] = {
-    0: [arc(0.5, 0.5, 0.4, 0.6, -90, 270)],
     1: [[(0.53, 0.2), (0.5, 0.5), (0.47, 0.8)]],
-    2: [[*arc(0.5, 0.34, 0.36, 0.32, -170, 40), (0.32, 0.8), (0.72, 0.8)]],
     3: [[*arc(0.48, 0.34, 0.34, 0.3, -150, 90), *arc(0.48, 0.64, 0.4, 0.34, -90, 150)]],
     4: [[(0.35, 0.2), (0.3, 0.55), (0.7, 0.55)], [(0.66, 0.2), (0.62, 0.82)]],
     7: [[(0.3, 0.22), (0.7, 0.22), (0.55, 0.5), (0.45, 0.8)]],
@@ -178,7 +175,7 @@ def ink(page: Page) -> int:
 
 
 def until(page: Page, condition: str) -> None:
-    """Wait until a JavaScript condition is true. The page's policy forbids page.wait_for_function."""
+    """Wait for a JavaScript condition. The page's policy forbids page.wait_for_function."""
     wait(lambda: page.evaluate(condition), PATIENCE, lambda: condition)
 
 
@@ -452,7 +449,5 @@ def test_shows_the_curl_command_and_a_link_to_the_openapi_document(page, service
     expect(page.locator("#curl")).to_have_text(
         f"curl --data-binary @digit.png -H 'Content-Type: image/png' {service.url}/predict"
     )
-    link = page.get_by_role("link", name="openapi.json")
-    answer = page.request.get(link.evaluate("(it) => it.href"))
-    assert answer.ok
-    json.loads(answer.text())
+    address = page.get_by_role("link", name="openapi.json").evaluate("(it) => it.href")
+    assert "openapi" in page.request.get(address).json()
