@@ -295,15 +295,11 @@ def test_damage_gives_a_picture_or_an_image_error(form, mode):
     random = np.random.default_rng([FORMATS.index(form), len(mode)])
     picture = drawn(side=60).convert("L" if form == "JPEG" and mode == "P" else mode)
     whole = encode(picture, form)
-    for _ in range(150):
+    for end in 150 * [min(120, len(whole)), len(whole)]:  # of what is damaged
         damaged = bytearray(whole)
-        for place in random.integers(0, len(damaged), random.integers(1, 6)):
-            damaged[place] ^= 1 << int(random.integers(8))
+        for place in random.integers(0, end, 3):
+            damaged[place] = int(random.integers(256))
         gives_picture_or_image_error(bytes(damaged))
-        head = bytearray(whole)
-        for place in random.integers(0, min(120, len(head)), 3):
-            head[place] = int(random.integers(256))
-        gives_picture_or_image_error(bytes(head))
         gives_picture_or_image_error(whole[: int(random.integers(len(whole)))])
 
 
