@@ -12,14 +12,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import requests
 from flask.testing import FlaskClient
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 
 from serve.app import create_app
 from serve.config import Config
 from tests.polling import PATIENCE, answers, wait
 from tests.processes import children
 from train.paths import ROOT
+
+RAW = {"Content-Type": "application/octet-stream"}
+IN_FLIGHT = "digits_requests_in_flight", ()
 
 
 def free_port() -> int:
@@ -29,6 +36,11 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def inference(images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return the images as a request of the Open Inference Protocol."""
+    return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": images.shape, "data": images.ravel().tolist()}]}
 
 
 class Service:
@@ -64,9 +76,6 @@ class Service:
         """Wait until `condition` returns a true value, and return it."""
         return wait(condition, PATIENCE, lambda: self.log.read_text() if self.log.is_file() else "")
 
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
     def workers(self) -> list[int]:
         return children(self.process.pid)
 
@@ -74,10 +83,28 @@ class Service:
         """Return the log lines, parsed."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
+    def wait_for_line(self, field: str, part: str) -> dict[str, Any]:
+        """Wait for log lines with this in a field, and return the last."""
+        return self.wait(lambda: [line for line in self.lines() if part in line.get(field, "")])[-1]
+
+    def predict(self, images: NDArray[np.uint8], query: str = "") -> requests.Response:
+        return requests.post(f"{self.url}/predict{query}", images.tobytes(), headers=RAW, timeout=PATIENCE)
+
+    def infer(self, images: NDArray[np.uint8]) -> dict[str, list[float]]:
+        """Return the outputs of the Open Inference Protocol by name."""
+        answer = requests.post(f"{self.url}/v2/models/digits/infer", json=inference(images), timeout=PATIENCE)
+        return {output["name"]: output["data"] for output in answer.json()["outputs"]}
+
+    def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Return /metrics as {(name, labels): value}."""
+        text = requests.get(f"{self.url}/metrics", timeout=PATIENCE).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
+
     def reload(self) -> None:
         """Send SIGHUP, and wait until as many other workers have replaced all."""
         before = self.workers()
-        self.signal(signal.SIGHUP)
+        self.process.send_signal(signal.SIGHUP)
         self.wait(lambda: len(self.workers()) == len(before) and not set(before) & set(self.workers()))
 
     def kill_worker(self, index: int = 0) -> None:
@@ -98,12 +125,12 @@ class Service:
 
     def stop(self) -> int:
         """Stop it with SIGTERM, as an operator does; return the exit status."""
-        self.signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
     def end(self) -> None:
         """Stop it with SIGINT, or kill it after 10 seconds."""
-        self.signal(signal.SIGINT)  # does not wait for open connections
+        self.process.send_signal(signal.SIGINT)  # does not wait for open connections
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -130,28 +157,21 @@ def service(tmp_path_factory) -> Iterator[Service]:
         service.end()
 
 
-@pytest.fixture
-def start(tmp_path) -> Iterator[Callable[..., Service]]:
-    """Return a function that starts a service with a configuration; it is stopped after the test."""
-    yield from starting(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def start_for_module(tmp_path_factory) -> Iterator[Callable[..., Service]]:
-    """Return the same as `start`; the services are stopped after the module."""
-    yield from starting(tmp_path_factory.mktemp("services"))
-
-
-def starting(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    services: list[Service] = []
+def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
+    """Return a function that starts a service with a configuration; it is stopped after the test, or the module."""
+    folder, services = tmp_path_factory.mktemp("services"), []
 
     def start(**environment: object) -> Service:
-        services.append(Service(tmp_path / f"log{len(services)}", **environment))
+        services.append(Service(folder / f"log{len(services)}", **environment))
         return services[-1]
 
     yield start
     for service in services:
         service.end()
+
+
+start = pytest.fixture(_starting)
+start_for_module = pytest.fixture(_starting, scope="module")
 
 
 @pytest.fixture(scope="session")

@@ -12,40 +12,32 @@ import pytest
 import requests
 
 from serve.server.logs import StandardError
+from tests.serve.conftest import RAW, inference
 
-RAW = {"Content-Type": "application/octet-stream"}
 
-
-def logged(service, request_id, path="/nowhere", body=None, **headers):
-    """Send a request and return its line; it has a body if it is a POST."""
+def logged(service, request_id, path="/nowhere", method="GET", body=None, **headers):
+    """Send a request and return its line."""
     headers = {"X-Request-ID": request_id, **headers}
-    answer = requests.request("POST" if body else "GET", service.url + path, data=body, headers=headers)
+    answer = requests.request(method, service.url + path, data=body, headers=headers)
     assert answer.headers["X-Request-ID"] == request_id
     (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
     return line
 
 
 def test_every_request_has_one_line_of_json(service, images):
-    began = time.monotonic()
-    line = logged(service, "order-66_a.b:c", "/predict?preprocess=none", images[:3].tobytes(), **RAW)
-    took = time.monotonic() - began
-    assert (line["method"], line["path"], line["status"], line["images"]) == ("POST", "/predict", 200, 3)
-    assert line["level"] == "info"
-    assert 0 < line["milliseconds"] < 1000 * took
+    pixels, tensor = images[:3].tobytes(), json.dumps(inference(images[:2]))
+    for path, method, body, expected in (
+        ("/predict?preprocess=none", "POST", pixels, {"path": "/predict", "status": 200, "images": 3}),
+        ("/v2/models/digits/infer", "POST", tensor, {"path": "/v2/models/digits/infer", "status": 200, "images": 2}),
+        ("/nowhere", "GET", None, {"path": "/nowhere", "status": 404}),  # a client's error is none of the service
+    ):
+        began = time.monotonic()
+        line = logged(service, f"order-66_a.b:{path[1]}", path, method, body, **RAW)
+        assert 0 < line["milliseconds"] < 1000 * (time.monotonic() - began)
+        assert line.items() >= {"level": "info", "method": method, **expected}.items()
 
 
-def test_the_error_of_a_client_is_no_error_of_the_service(service):
-    line = logged(service, "lost")
-    assert (line["status"], line["level"]) == (404, "info")
-
-
-def test_the_line_of_an_inference_has_the_number_of_images(service, images):
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [2, 28, 28], "data": images[:2].tolist()}
-    line = logged(service, "inference", "/v2/models/digits/infer", json.dumps({"inputs": [tensor]}))
-    assert (line["path"], line["images"]) == ("/v2/models/digits/infer", 2)
-
-
-@pytest.mark.parametrize("sent", [None, "two words", '"}{', "x" * 129, "é"])
+@pytest.mark.parametrize("sent", [None, "two words", '"}{', "x" * 129])
 def test_a_request_id_is_made_if_none_of_its_form_is_sent(service, sent):
     headers = {"X-Request-ID": sent.encode()} if sent else {}
     found = [requests.get(f"{service.url}/healthz", headers=headers).headers["X-Request-ID"] for _ in range(2)]
@@ -78,27 +70,17 @@ def test_a_pipe_takes_a_long_message_and_traceback_in_one_write(monkeypatch):
     assert json.loads(line)["traceback"].endswith("expected this, found that")
 
 
-def test_a_pipe_takes_the_line_of_a_malformed_request_in_one_write(service):
-    assert service.exchange(b"\x80" * 4_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-    service.wait(lambda: [line for line in service.lines() if "Invalid request from" in line["message"]])
-    assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
-
-
-def malformed(service):
-    """Send a malformed request and return the id in the answer."""
-    return re.search(rb"X-Request-ID: (\w+)", service.exchange(b"nonsense\r\n\r\n"))[1].decode()
-
-
-def test_the_line_of_a_malformed_request_has_the_id_and_the_reason(service):
-    request_id = malformed(service)
-    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
+def test_the_line_of_a_malformed_request_has_the_id_and_the_reason_and_is_short(service):
+    answer = service.exchange(b"nonsense" + b"\x80" * 4_000 + b"\r\n\r\n")
+    line = service.wait_for_line("request_id", re.search(r"X-Request-ID: (\w+)", answer.decode())[1])
     assert "nonsense" in line["detail"]
+    assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
 
 @pytest.mark.slow
 def test_a_malformed_request_is_logged_only_if_the_level_is_info(start):
     service = start(WEB_CONCURRENCY=1, LOG_LEVEL="error")
-    malformed(service)
+    assert service.exchange(b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     assert service.stop() == 0
     assert service.lines() == []
 
@@ -117,7 +99,6 @@ def behind_proxies(start_for_module):
     ("sent", "address"),
     [
         (None, "127.0.0.1"),
-        ("203.0.113.7", "203.0.113.7"),
         ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first is what the client says of itself
         ("2001:db8::7,10.1.2.3", "2001:db8::7"),
         ("10.1.2.3", "10.1.2.3"),

@@ -7,36 +7,26 @@ import pytest
 import requests
 
 from tests.polling import PATIENCE
-from tests.serve.hostile import CASES, INFER, RAW, Bystander, attack, head
-from tests.serve.server.test_metrics import metrics
+from tests.serve.hostile import CASES, INFER, RAW, Bystander, attack, head, request
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
 LATE = 5  # seconds of the worker's CPU time between another client's request and its answer
 MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: a worker and its decoders
-REQUEST_TIMEOUT = 3
-
-
-class Victim:
-    """A service with one worker and a short REQUEST_TIMEOUT."""
-
-    def __init__(self, service):
-        self.service, self.address = service, ("127.0.0.1", service.port)
-        (self.worker,) = service.workers()
-
-    def check(self, bystander, memory=MEMORY):
-        assert self.service.workers() == [self.worker]
-        assert set(bystander.statuses) == {200}
-        assert bystander.blocked < LATE
-        assert bystander.memory < memory
 
 
 @pytest.fixture(scope="module")
 def victim(start_for_module):
-    victim = Victim(start_for_module(WEB_CONCURRENCY=1, REQUEST_TIMEOUT=REQUEST_TIMEOUT))
-    yield victim
-    lines = victim.service.lines()  # raises if a line is not JSON
-    assert [line for line in lines if line["level"] in ("error", "critical")] == []
+    """Return a service with one worker and a short REQUEST_TIMEOUT."""
+    service = start_for_module(WEB_CONCURRENCY=1, REQUEST_TIMEOUT=3)
+    yield service
+    assert [line for line in service.lines() if line["level"] in ("error", "critical")] == []
+
+
+def check(bystander):
+    assert set(bystander.statuses) == {200}
+    assert bystander.blocked < LATE
+    assert bystander.memory < MEMORY
 
 
 # Each keeps its connection open until the service closes it, LINGER seconds after its response.
@@ -45,11 +35,9 @@ ENDLESS = [name for name in CASES if name.startswith("endless")]
 
 @pytest.mark.slow
 def test_endless_requests_at_once_get_responses_and_do_not_harm_others(victim):
-    with Bystander(victim.address, victim.worker) as bystander, ThreadPoolExecutor(len(ENDLESS)) as pool:
-        statuses = dict(
-            zip(ENDLESS, pool.map(lambda name: attack(victim.address, CASES[name]()), ENDLESS), strict=True)
-        )
-    victim.check(bystander)
+    with Bystander(victim) as bystander, ThreadPoolExecutor(len(ENDLESS)) as pool:
+        statuses = dict(zip(ENDLESS, pool.map(lambda name: attack(victim, CASES[name]()), ENDLESS), strict=True))
+    check(bystander)
     malformed = {400, 408}  # 408 if the machine is so busy that the timeout comes before the limit of bytes
     refused = {"/nowhere": {404}, "/healthz": {405}, "trailers": malformed, "extension": malformed}
     for name, status in statuses.items():
@@ -60,9 +48,9 @@ def test_endless_requests_at_once_get_responses_and_do_not_harm_others(victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ENDLESS])
 def test_a_hostile_request_does_not_harm_others(victim, name):
-    with Bystander(victim.address, victim.worker) as bystander:
-        status = attack(victim.address, CASES[name]())
-    victim.check(bystander)
+    with Bystander(victim) as bystander:
+        status = attack(victim, CASES[name]())
+    check(bystander)
     assert status in {400, 404, 405, 408, 413, 415, 422}
 
 
@@ -70,10 +58,9 @@ def test_a_hostile_request_does_not_harm_others(victim, name):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WebP", "/predict", "/v2", "form"])
 def test_sixteen_hostile_requests_at_once_do_not_harm_others(victim, kind):
     cases = [case for name, case in CASES.items() if name.startswith(kind)]
-    with Bystander(victim.address, victim.worker) as bystander, ThreadPoolExecutor(16) as pool:
+    with Bystander(victim) as bystander, ThreadPoolExecutor(16) as pool:
         bodies = [list(case()) for case in cases]
-        statuses = list(pool.map(lambda i: attack(victim.address, iter(bodies[i % len(bodies)])), range(16)))
-    assert victim.service.workers() == [victim.worker]
+        statuses = list(pool.map(lambda i: attack(victim, iter(bodies[i % len(bodies)])), range(16)))
     assert bystander.memory < MEMORY_OF_16
     assert set(statuses) <= {400, 408, 413, 422}
     assert set(bystander.statuses) <= {200, 408}  # a picture waits for a decoder
@@ -84,17 +71,17 @@ def test_pipelined_requests_wait_for_the_requests_of_others(victim):
     health = "digits_request_duration_seconds_count", (("route", "/healthz"),)
     with ExitStack() as stack:
         for _ in range(280):
-            stack.enter_context(victim.service.connect()).sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            stack.enter_context(victim.connect()).sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         for _ in range(10):
-            assert requests.get(f"{victim.service.url}/readyz", timeout=PATIENCE).ok
-        assert metrics(victim.service)[health] < 28_000
+            assert requests.get(f"{victim.url}/readyz", timeout=PATIENCE).ok
+        assert victim.metrics()[health] < 28_000
 
 
 def test_slow_clients_time_out(victim):
     """Whoever does not finish a body gets 408 after REQUEST_TIMEOUT; a head that is not finished gets no response."""
     bodies = [head(path, RAW, "Content-Length: 784") + b"slow" for path in ("/predict", INFER)]
     with ExitStack() as stack:
-        slow = [stack.enter_context(victim.service.connect()) for _ in range(4)]
+        slow = [stack.enter_context(victim.connect()) for _ in range(4)]
         for connection, sent in zip(slow, (*bodies, b"GET /healthz HTTP/1.1\r\nHost:", b""), strict=True):
             connection.sendall(sent)
         predict, protocol, headless, idle = (connection.makefile("rb").read() for connection in slow)
@@ -108,8 +95,7 @@ def test_slow_clients_time_out(victim):
 
 @pytest.mark.parametrize("path", ["/predict", "/nowhere", "/healthz"])
 def test_a_connection_whose_body_was_not_read_is_closed(victim, path):
-    """The response is complete and has `Connection: close`; the service does not read the rest of the body."""
-    with victim.service.connect() as connection:
+    with victim.connect() as connection:
         connection.sendall(head(path, "text/plain", "Content-Length: 999999999999") + bytes(100_000))
         lines = connection.makefile("rb").read().decode().split("\r\n")
     assert lines[0].split()[1] in {"404", "405", "413", "415"}
@@ -120,7 +106,7 @@ def test_a_connection_whose_body_was_not_read_is_closed(victim, path):
 def test_100_continue_is_sent_for_a_body_within_the_limit_only(victim, images):
     """A larger one is refused before it is sent (RFC 9110, section 10.1.1)."""
     for size, answer in ((99_999_999, b"HTTP/1.1 413 "), (784, b"HTTP/1.1 100 Continue\r\n\r\n")):
-        with victim.service.connect() as connection:
+        with victim.connect() as connection:
             connection.sendall(head("/predict", RAW, f"Content-Length: {size}", "Expect: 100-continue"))
             assert connection.recv(100).startswith(answer)
             if size == 784:
@@ -138,7 +124,7 @@ def test_100_continue_is_sent_for_a_body_within_the_limit_only(victim, images):
     ],
 )
 def test_a_malformed_request_returns_problem_json(victim, request_, status):
-    lines, body = victim.service.exchange(request_).decode().split("\r\n\r\n")
+    lines, body = victim.exchange(request_).decode().split("\r\n\r\n")
     assert lines.startswith(f"HTTP/1.1 {status} ")
     assert "Content-Type: application/problem+json" in lines
     assert "X-Request-ID: " in lines
@@ -147,18 +133,16 @@ def test_a_malformed_request_returns_problem_json(victim, request_, status):
 
 @pytest.mark.slow
 def test_a_client_that_does_not_read_is_disconnected_with_one_log_line(victim, images):
-    """Its responses fill the sockets' buffers; the service closes the connection and logs no traceback."""
-    before = len(victim.service.lines())
-    body = images[:1_000].tobytes()
-    unsent = memoryview(20 * (head("/predict?pixels=true", RAW, f"Content-Length: {len(body)}") + body))
-    with victim.service.connect() as connection:
+    before = len(victim.lines())
+    unsent = memoryview(20 * request("/predict?pixels=true", RAW, images[:1_000].tobytes()))
+    with victim.connect() as connection:
         connection.settimeout(1)
 
         def is_disconnected():
             nonlocal unsent
             with suppress(OSError):
                 unsent = unsent[connection.send(unsent) :]
-            return [line for line in victim.service.lines() if "did not read" in line["message"]]
+            return [line for line in victim.lines() if "did not read" in line["message"]]
 
-        victim.service.wait(is_disconnected)
-    assert [line for line in victim.service.lines()[before:] if line["level"] == "error"] == []
+        victim.wait(is_disconnected)
+    assert [line for line in victim.lines()[before:] if line["level"] == "error"] == []

@@ -1,8 +1,6 @@
 """Operation under failure: a full disk, a log that nobody reads, invalid settings, many signals."""
 
-import io
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,13 +13,11 @@ import requests
 from PIL import Image
 
 from tests.polling import PATIENCE, answers
-from tests.serve.hostile import head
-from tests.serve.server.test_metrics import metrics
-from train.paths import RELEASE, ROOT
+from tests.serve.conftest import IN_FLIGHT
+from tests.serve.hostile import encode, head
+from train.paths import ROOT
 
 pytestmark = pytest.mark.slow  # each test starts its own services
-
-RAW = {"Content-Type": "application/octet-stream"}
 
 
 @pytest.fixture
@@ -33,12 +29,6 @@ def small_disk(tmp_path):
         pytest.skip("expected permission to mount a file system, found none")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(folder):
-    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4_096)):
-            pass
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "PROMETHEUS_MULTIPROC_DIR"])
@@ -64,10 +54,12 @@ def test_an_ipv6_address_may_have_brackets(start, host):
 def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
     service = start(WEB_CONCURRENCY=1, TMPDIR=small_disk)
     workers = service.workers()
-    fill(small_disk)
+    with (small_disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4_096)):
+            pass
     for path in ("/healthz", "/", "/openapi.json", "/v2", "/v2/models/digits", "/nowhere", "/metrics"):
         assert requests.get(service.url + path, timeout=PATIENCE).status_code in (200, 404)
-    assert requests.post(f"{service.url}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE).ok
+    assert service.predict(images[:1]).ok
     large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
     assert large.status_code == 422  # uploads need no temporary file
     assert service.workers() == workers
@@ -77,35 +69,22 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
 
 def test_a_reload_replaces_every_worker_also_those_that_sigttin_added(start):
     service = start(WEB_CONCURRENCY=1)
-    service.signal(signal.SIGTTIN)
+    service.process.send_signal(signal.SIGTTIN)
     service.wait(lambda: len(service.workers()) == 2)
     service.reload()
 
 
-def test_a_refused_model_in_a_folder_whose_name_is_not_utf_8_is_logged(start, tmp_path):
-    folder = Path(shutil.copytree(RELEASE, tmp_path / "model\udcff"))
-    service = start(WEB_CONCURRENCY=1, MODEL_DIR=folder)
-    workers = service.workers()
-    (folder / "digits.onnx").write_bytes(b"altered")
-    service.signal(signal.SIGHUP)
-    (line,) = service.wait(lambda: [line for line in service.lines() if "the new model is refused" in line["message"]])
-    assert f"{folder}/digits.onnx: expected SHA-256" in line["message"]
-    assert service.workers() == workers
-
-
-def test_the_shutdown_does_not_wait_for_a_reload(start, tmp_path):
+def test_the_shutdown_does_not_wait_for_a_reload(start):
     """A stalled request keeps the old worker alive; SIGTERM is handled meanwhile."""
-    folder = shutil.copytree(RELEASE, tmp_path / "model")
-    service = start(WEB_CONCURRENCY=1, MODEL_DIR=folder, REQUEST_TIMEOUT=20)
+    service = start(WEB_CONCURRENCY=1, REQUEST_TIMEOUT=20)
     (old,) = service.workers()
     with service.connect() as stalled:
         stalled.sendall(head("/predict", "image/png", "Content-Length: 9"))
-        flight = "digits_requests_in_flight", ()
-        service.wait(lambda: metrics(service)[flight] == 2)  # the stalled request and this one
-        service.signal(signal.SIGHUP)
+        service.wait(lambda: service.metrics()[IN_FLIGHT] == 2)  # the stalled request and this one
+        service.process.send_signal(signal.SIGHUP)
         service.wait(lambda: set(service.workers()) - {old})
-        service.signal(signal.SIGTERM)
-        service.wait(lambda: [line for line in service.lines() if line["message"] == "Handling signal: term"])
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for_line("message", "Handling signal: term")
         assert old in service.workers()
     assert service.process.wait(PATIENCE) == 0
 
@@ -142,9 +121,8 @@ os.access = lambda path, mode: not str(path).startswith("/dev/shm") and access(p
 def test_the_service_works_without_what_only_linux_has(start, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_LINUX)
     service = start(WEB_CONCURRENCY=1, PYTHONPATH=tmp_path, TMPDIR=tmp_path)
-    picture = io.BytesIO()
-    Image.open(ROOT / "docs" / "seven.png").convert("L").save(picture, "JPEG")
-    answer = requests.post(f"{service.url}/predict", files={"image": picture.getvalue()}, timeout=PATIENCE)
+    picture = encode(Image.open(ROOT / "docs" / "seven.png").convert("L"), "JPEG")
+    answer = requests.post(f"{service.url}/predict", files={"image": picture}, timeout=PATIENCE)
     assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7]
     (line,) = [line for line in service.lines() if line["level"] == "warning"]
     assert line["message"] == "without /proc, the memory of the picture decoders is not limited"

@@ -27,11 +27,7 @@ def refused(*options, **environment):
     return line
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["x86_64-conda-linux-gnu.invalid", "a..b", "192.0.2.1"],
-    ids=["conda's HOST", "no name", "another machine's"],
-)
+@pytest.mark.parametrize("host", ["x86_64-conda-linux-gnu.invalid", "a..b", "192.0.2.1"])  # the first is conda's HOST
 def test_a_host_that_is_not_this_machine_is_named(host):
     line = refused("-m", "serve", HOST=host, PORT="8000")
     assert line.startswith(f"serve: HOST: expected an address of this machine, found '{host}': ")
@@ -46,15 +42,9 @@ def test_a_port_in_use_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"MAX_BATCH": "many"}, "MAX_BATCH: expected a whole number from 1 to 100000, found 'many'"),
-        ({"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: expected a whole number from 0 to 1024, found 'x'"),
-    ],
-)
-def test_an_invalid_setting_is_named(environment, message):
-    assert refused("-m", "serve", **environment) == f"serve: {message}"
+def test_an_invalid_setting_is_named():
+    expected = "serve: WEB_CONCURRENCY: expected a whole number from 0 to 1024, found 'x'"
+    assert refused("-m", "serve", WEB_CONCURRENCY="x") == expected
 
 
 @pytest.mark.parametrize(
