@@ -1,13 +1,31 @@
-"""Drawn digits have MNIST's form, are the same at every call, and a training adds them to its images."""
+"""Drawn digits have MNIST's form, are the same at every call, and are digits to the model that ships."""
 
 import numpy as np
+import onnxruntime
+import pytest
 import torch
 
+from model.contract import GRAPH, MANIFEST, parse_manifest
 from serve.pictures.preprocess import in_form
+from train import paths
 from train.data import Split, load
 from train.drawn_digits import draw, with_drawn_digits
 from train.loop import fit
 from train.progression import Experiment, Recipe
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    """Return labels, predictions and doubts of drawn digits that no training has seen, and the model's threshold."""
+    digits = draw(2_000, seed=1)
+    session = onnxruntime.InferenceSession(paths.RELEASE / GRAPH)
+    predictions, doubts = session.run(["digit", "doubt"], {"image": digits.images.numpy()})
+    return (
+        digits.labels.numpy(),
+        predictions,
+        doubts,
+        parse_manifest((paths.RELEASE / MANIFEST).read_bytes()).doubt.threshold,
+    )
 
 
 def test_images_have_mnists_form():
@@ -22,6 +40,16 @@ def test_seed_decides_the_images():
     one, same, other = (draw(50, seed).images for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_every_digit_is_read_as_its_label(outputs):
+    labels, predictions, *_ = outputs
+    assert min(np.mean(predictions[labels == digit] == digit) for digit in range(10)) > 0.97
+
+
+def test_few_are_doubted(outputs):
+    *_, doubts, threshold = outputs
+    assert np.mean(doubts > threshold) < 0.02
 
 
 def test_a_training_adds_the_fraction_of_its_recipe(tiny):
