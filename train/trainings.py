@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Generator
@@ -202,10 +203,15 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     logging.getLogger("ray").setLevel(logging.ERROR)
     variables = {"SOURCE_REVISION": machine.source_revision()}  # the machines have no checkout
     environment = {"py_modules": [model, train], "env_vars": variables}
+    host, _, port = address.rpartition(":")
     try:
+        if (
+            port.isdigit() and "/" not in host
+        ):  # at a port where nothing listens, ray.init tries for more than 5 minutes
+            socket.create_connection((host, int(port)), 10).close()
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
     # Install our handler again: Ray's C++ code has added one that prints a stack trace.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
