@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 
 from flask import Request
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
@@ -37,7 +38,7 @@ def read_form(request: Request) -> Iterator[tuple[bytes, bool]]:
     decoder = MultipartDecoder(boundary.encode(), size, max_parts=count)
     content: list[bytes] = []
     is_file = False
-    for piece in (*_pieces(read_body(request)), None):
+    for piece in chain(_pieces(read_body(request)), [None]):
         try:
             decoder.receive_data(piece)
             while not isinstance(event := decoder.next_event(), NeedData | Epilogue):

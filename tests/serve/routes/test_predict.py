@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from werkzeug.sansio.multipart import MultipartDecoder
 
 from serve.app import create_app
 from serve.config import Config
@@ -133,6 +134,16 @@ def test_a_form_may_have_as_many_images_as_a_request_and_other_fields(images):
     body = b"".join(part("a", encode(images[0])) for _ in range(20)) + part("token", b"x") * 100
     assert digits(predict(client, body + b"--b--", FORM)) == [7] * 20
     assert "at most 120 parts" in problem(predict(client, body + part("token", b"x") + b"--b--", FORM), 413)
+
+
+def test_a_large_form_yields_to_the_event_loop_while_it_is_parsed(client, images, monkeypatch):
+    done = []
+    monkeypatch.setattr("serve.routes.body.yield_to_event_loop", lambda: done.append("yield"))
+    receive = MultipartDecoder.receive_data
+    monkeypatch.setattr(MultipartDecoder, "receive_data", lambda *piece: (done.append("parse"), receive(*piece))[1])
+    parts = part("note", bytes(90_000)) + part("image", encode(images[0]), 'filename="7.png"') + b"--b--"
+    assert digits(predict(client, parts, FORM)) == [7]
+    assert done == ["parse", "yield", "parse", "parse"]  # the last one is the end of the body
 
 
 PACKED = gzip.compress(bytes(784))
