@@ -24,11 +24,11 @@ from benchmarks import pages
 from benchmarks.forms import FORMS
 from benchmarks.pictures import Pixels, chunks, load_sources, predict_digits, render_all
 from serve.pictures import preprocess
-from serve.pictures.background import Floats, reduced
+from serve.pictures.background import reduced
 from serve.pictures.decode import MAX_PIXELS, _read, _to_grey
 from serve.pictures.ink import NO_INK, threshold_decomposition
 from serve.pictures.preprocess import ImageError
-from serve.pictures.sheet import perimeter
+from serve.pictures.sheet import Floats, perimeter
 from train.machine import source_revision
 from train.markdown import table
 

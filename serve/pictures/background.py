@@ -1,19 +1,14 @@
 """The background of a grey picture of a digit, whether the ink is lighter or darker, the illumination and the noise."""
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from serve.pictures.sheet import find_sheet, perimeter
+from serve.pictures.sheet import Floats, Grey, Mask, find_sheet, perimeter
 
-Floats = NDArray[np.float32]
-Grey = NDArray[np.uint8]
-
-# Differences in grey levels.
 WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
 UNIFORM = 24  # largest difference from the border's median, in grey levels
-MIN_INK = 0.65  # of the largest contrast: that of ink that crosses the border
+MIN_CROSSING = 0.65  # of the largest contrast: that of ink that crosses the border
 MAX_SHARE = 0.1  # largest part of the border that is ink, unless the digit is cropped to its ink
 CLOSING_WINDOW = 0.2  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
 
@@ -43,8 +38,9 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
     """Return the background's grey level, the median of the border, and whether the ink is lighter.
 
     The background is uniform if ink crosses the border in one short place, or in several that are no longer than a
-    side: the digit is cropped to its ink. A table touches the border in a longer place, and so does a shadow, which is
-    less dark. Uneven light makes the border also lighter. If it is not uniform, the level is None, and the ink dark.
+    side, because the digit is cropped to its ink. It is not uniform if the border has a longer dark place, as a table
+    or a shadow makes it, or is lighter than its median, as uneven light makes it. Then the level is None, and the ink
+    is taken to be darker.
     """
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2
@@ -54,13 +50,13 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
         return level, is_light
     is_ink = border > border.max() / 2
     places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # lengths
-    is_cropped = len(places) > 1 and border.max() > MIN_INK * contrast.max()
+    is_cropped = len(places) > 1 and border.max() > MIN_CROSSING * contrast.max()
     longest = max(MAX_SHARE * len(border), min(values.shape) if is_cropped else 0)
     is_uniform = border.max() >= -border.min() and places.max(initial=0) <= longest
     return (level, is_light) if is_uniform else (None, False)
 
 
-def _cropped(grey: Grey, sheet: NDArray[np.bool_]) -> Grey:
+def _cropped(grey: Grey, sheet: Mask) -> Grey:
     """Crop to the sheet; what remains of the surround is filled with the sheet's median."""
     inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # without the blurred edge
     mask = np.asarray(Image.fromarray(inner).resize(grey.shape[::-1]))

@@ -33,7 +33,7 @@ SIGNATURES = re.compile(  # the first bytes of a file, also of formats that erro
     |(?P<JPEG_XL>\xff\x0a|\0\0\0\x0cJXL\x20)""",
     re.DOTALL | re.VERBOSE,
 )
-WORKING_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
+DECODED_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
 BAND = 64  # rows of the reduced picture that are converted at a time
 
 
@@ -61,7 +61,7 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
-    """Return the first frame: upright, opaque, L or RGB, reduced to about WORKING_SIDE, or of the `expected` size."""
+    """Return the first frame: upright, opaque, L or RGB, reduced to about DECODED_SIDE, or of the `expected` size."""
     name = format_of(content)
     if name not in FORMATS:
         found = name or f"{len(content):,} bytes of another format"
@@ -120,12 +120,12 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def _factor(image: Image.Image) -> int:
-    """Return the factor that reduces the longer side to about WORKING_SIDE."""
-    return max(1, round(max(image.size) / WORKING_SIDE))
+    """Return the factor that reduces the longer side to about DECODED_SIDE."""
+    return max(1, round(max(image.size) / DECODED_SIDE))
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return the picture opaque, in L or RGB, reduced to about WORKING_SIDE; other modes in bands, to save memory."""
+    """Return the picture opaque, in L or RGB, reduced to about DECODED_SIDE; other modes in bands, to save memory."""
     factor = _factor(image)
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image.reduce(factor) if factor > 1 else image

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from serve.pictures.background import Floats, quantile
-from serve.pictures.sheet import perimeter
+from serve.pictures.background import quantile
+from serve.pictures.sheet import Floats, Mask, perimeter
 
 # Contrast is 0 to 1.
 CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
@@ -99,7 +99,7 @@ def _is_frame(frame: Component, other: Component, labels: NDArray[np.int32]) -> 
     return all(frame.label in side for side in sides)
 
 
-def find_digit(contrast: Floats, least: float) -> tuple[NDArray[np.bool_], list[Component]]:
+def find_digit(contrast: Floats, least: float) -> tuple[Mask, list[Component]]:
     """Return the digit's mask, [H, W], and its connected components by decreasing ink.
 
     Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains, or
@@ -130,7 +130,7 @@ def check_single(chosen: list[Component], width: int) -> None:
         raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
 
 
-def normalised(contrast: Floats, mask: NDArray[np.bool_], size: int) -> Floats:
+def normalised(contrast: Floats, mask: Mask, size: int) -> Floats:
     """Local contrast normalisation: return the ink in `mask`, 0–1, divided by the strongest contrast nearby.
 
     Ink in glare or under light pressure has less contrast than the rest. `size` is that of the digit in pixels.

@@ -10,14 +10,14 @@ import math
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from serve.pictures.background import WORKING_SIDE, Floats, correct_illumination, dark_on_light, noise, reduced
-from serve.pictures.background import Grey as Grey
+from serve.pictures.background import WORKING_SIDE, correct_illumination, dark_on_light, noise, reduced
 from serve.pictures.ink import MIN_SIGNAL, check_single, find_digit, normalised, threshold_decomposition
 from serve.pictures.ink import ImageError as ImageError
+from serve.pictures.sheet import Floats, Mask
+from serve.pictures.sheet import Grey as Grey
 
 Preprocess = Literal["auto", "none", "mnist"]
 
@@ -95,7 +95,7 @@ def to_mnist(grey: Grey) -> Grey:
     return _centred(_fitted(normalised(contrast, mask, size)))
 
 
-def _segmented(grey: Grey, background: float | None) -> tuple[Floats, NDArray[np.bool_], int]:
+def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]:
     """Return the contrast of a picture with dark ink, 0-1 [H, W], the digit's mask, and its size in pixels."""
     values = reduced(grey, WORKING_SIDE)
     contrast = threshold_decomposition(correct_illumination(values, background), background)
@@ -104,7 +104,7 @@ def _segmented(grey: Grey, background: float | None) -> tuple[Floats, NDArray[np
     return contrast, mask, chosen[0].size
 
 
-def _surroundings(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """Return the mask's bounding box with a margin, as slices of a picture of that shape."""
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     margin = MARGIN * max(side.stop - side.start for side in box) + 1
@@ -153,13 +153,13 @@ def _fitted(foreground: Floats) -> Floats:
     return _fit(foreground, 0.2, BOX, 0)
 
 
-def _stroke_width(mask: NDArray[np.bool_]) -> float:
+def _stroke_width(mask: Mask) -> float:
     """Return the mean stroke width: twice the area divided by the length of the outline."""
     outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # in pixel edges: 4/π times the curve's length
     return 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
 
 
-def _redrawn(mask: NDArray[np.bool_], offset: float) -> Floats:
+def _redrawn(mask: Mask, offset: float) -> Floats:
     """Return the mask with its outline moved outwards by `offset`, or inwards if negative."""
     inwards = offset < 0
     distance = ndimage.distance_transform_edt(mask if inwards else ~mask) - 0.5  # to the edge between the pixels

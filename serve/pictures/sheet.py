@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Floats = NDArray[np.float32]
+Grey = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 
-LEVELS = 5  # thresholds between light and dark
+THRESHOLDS = 4  # between light and dark
 MIN_AREA = 400  # of a sheet, in pixels of the reduced picture; in a coarser one, an 8 may look like a rectangle
 MAX_BORDER = 0.6  # of the picture's border: a kind that covers more is the surround
 MIN_TOUCH = 0.1  # of a side of the picture: a region that covers more of two opposite sides is no sheet
@@ -21,8 +23,6 @@ MIN_OVERLAP = 0.9  # intersection over union of a sheet and the rectangle; of an
 STRIPE = 7  # pixels: what is narrower is a stripe of a cloth and no part of a sheet
 ANGLES = np.deg2rad(np.arange(0, 180, 5, dtype=np.float32))  # of a rectangle's sides
 DIRECTIONS = np.stack([np.sin(ANGLES), np.cos(ANGLES)])
-
-Mask = NDArray[np.bool_]
 
 
 def perimeter(values: NDArray[Any]) -> NDArray[Any]:
@@ -36,7 +36,7 @@ def find_sheet(values: Floats) -> tuple[Mask, bool] | None:
     Light and dark are divided at several thresholds, because a shadow may be darker than the surround.
     """
     best, found = MIN_OVERLAP, None
-    for threshold in np.linspace(values.min(), values.max(), LEVELS + 1)[1:-1]:
+    for threshold in np.linspace(values.min(), values.max(), THRESHOLDS + 2)[1:-1]:
         light = values > threshold
         for kind, marks_are_light in ((light, False), (~light, True)):
             sheet = _sheet(kind)
