@@ -35,7 +35,7 @@ from train.loop import fit
 from train.machine import source_revision
 from train.markdown import table
 from train.paths import ROOT
-from train.progression import PROGRESSION, Experiment, with_epochs
+from train.progression import PROGRESSION, Experiment, with_settings
 from train.trainings import Training, train_all
 
 REFERENCE, WORKER, OURS = "the reference's way", "with a worker process", "ours"
@@ -110,7 +110,7 @@ def _test(network: nn.Module, loader: DataLoader[Any]) -> None:
 
 def ours(experiment: Experiment) -> float:
     """Return the seconds per epoch of train.loop."""
-    _, history = fit(with_epochs(experiment, 1), load(), seed=1, device=DEVICE)
+    _, history = fit(with_settings(experiment, ["epochs=1"]), load(), seed=1, device=DEVICE)
     return history[-1].seconds
 
 
@@ -118,7 +118,7 @@ def ours_together() -> float:
     """Return the seconds of an epoch of each model in parallel, from the start of the first to the end of the last."""
     with tempfile.TemporaryDirectory() as folder:
         trainings = [
-            Training(with_epochs(experiment, 1), 1, Path(folder) / name, DEVICE.type)
+            Training(with_settings(experiment, ["epochs=1"]), 1, Path(folder) / name, DEVICE.type)
             for name, experiment in PROGRESSION.items()
         ]
         trained, _ = train_all(trainings, load())

@@ -67,12 +67,9 @@ def load(directory: Path = paths.DATA) -> Data:
     with tempfile.TemporaryDirectory() as root:
         Path(root, RAW).mkdir(parents=True)
         for name in FILES:
-            path, content = _unpacked(folder, name, expected.get(name))
+            content = _unpacked(folder, name, expected.get(name))
             hashes[name] = sha256(content)
-            if path.name == name:
-                Path(root, RAW, name).symlink_to(path.resolve())
-            else:
-                Path(root, RAW, name).write_bytes(content)
+            Path(root, RAW, name).write_bytes(content)  # torchvision reads the bytes that were checked
         training, test = (_split(root, folder, train=train) for train in (True, False))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(VALIDATION_SEED))
     held_out, kept = order.tensor_split([len(training) // VALIDATION_DIVISOR])
@@ -97,8 +94,8 @@ def _expected_hashes(path: Path) -> dict[str, str]:
     return hashes
 
 
-def _unpacked(folder: Path, name: str, expected: str | None) -> tuple[Path, bytes]:
-    """Return the path and the unpacked content of the file `name`, whose SHA-256 is `expected` unless that is None."""
+def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
+    """Return the unpacked content of the file `name`, whose SHA-256 is `expected` unless that is None."""
     packed, plain = folder / f"{name}.gz", folder / name
     path = packed if packed.is_file() or not plain.is_file() else plain
     try:
@@ -109,7 +106,7 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> tuple[Path, byte
         raise DataError(f"{path}: expected a whole gzip file, found {found}") from error
     if expected and (found := sha256(content)) != expected:
         raise DataError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
-    return path, content
+    return content
 
 
 def _split(root: str, folder: Path, *, train: bool) -> Split:

@@ -5,7 +5,8 @@ to the training images only. Every one of them should be a digit to a teacher: d
 `python -m train.drawn_digits FILE` draws.
 """
 
-import sys
+import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,7 @@ STYLES = (
 
 
 def draw(count: int, seed: int = SEED) -> Split:
-    """Draw `count` digits, of each style as many, as images, uint8 [count, 28, 28], and labels."""
+    """Draw `count` digits, the same number of every style, as images, uint8 [count, 28, 28], and labels."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.tensor([STYLES[number % len(STYLES)][0] for number in range(count)], dtype=torch.int64)
     images = torch.empty(count, SIDE, SIDE, dtype=torch.uint8)
@@ -128,4 +129,6 @@ def sheet(rows: int = 10) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sheet().save(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m train.drawn_digits", description="Draw a sheet of every style.")
+    parser.add_argument("file", type=Path, help="the picture to write")
+    sheet().save(parser.parse_args().file)

@@ -45,11 +45,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_together(path.parent, {path.name: content})
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON atomically; see write_together."""
-    write_bytes(path, to_json(value))
-
-
 def to_json(value: Any) -> bytes:
     """Return `value` as indented JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()

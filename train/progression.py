@@ -118,11 +118,6 @@ PROGRESSION: dict[str, Experiment] = {
 }
 
 
-def with_epochs(experiment: Experiment, epochs: int) -> Experiment:
-    """Return `experiment` with a recipe of `epochs` epochs."""
-    return replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
-
-
 def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     """Return `experiment` with a recipe changed by `settings`: FIELD=VALUE, or augmentation.FIELD=VALUE.
 

@@ -17,7 +17,7 @@ from tests.train.graphs import with_one_weight_changed
 from train import TrainError, VerificationError, export, verify
 from train.checkpoint import Epoch, settings
 from train.data import load
-from train.files import sha256, write_json
+from train.files import sha256, to_json
 from train.nondigits import KINDS
 from train.progression import PROGRESSION
 from train.trainings import Trained
@@ -148,7 +148,7 @@ def restate(folder, **stated):
     for name, value in stated.items():
         of_object = isinstance(value, dict) and isinstance(manifest.get(name), dict)
         manifest[name] = manifest[name] | value if of_object else value
-    write_json(folder / "manifest.json", manifest)
+    (folder / "manifest.json").write_bytes(to_json(manifest))
 
 
 def restate_graph(folder):

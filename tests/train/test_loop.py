@@ -16,14 +16,14 @@ from train.augment import Warp
 from train.checkpoint import CheckpointFolder, settings
 from train.data import Split, load
 from train.loop import evaluate, fit
-from train.progression import PROGRESSION, Recipe, with_epochs
+from train.progression import PROGRESSION, Recipe, with_settings
 
 CPU = torch.device("cpu")
 # Model_2 has dropout and a constant learning rate. Model_3 has augmentation, a one-cycle schedule and weight decay.
 MODELS = ["Model_2", "Model_3"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 EPOCHS = 4  # the minimum for Model_3 on `tiny`, which has three batches per epoch
-MODEL_2 = with_epochs(PROGRESSION["Model_2"], EPOCHS)
+MODEL_2 = with_settings(PROGRESSION["Model_2"], [f"epochs={EPOCHS}"])
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def interrupt(experiment, data, folder, *, after, device=CPU):
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "epochs"), [("Model_2", 10), ("Model_3", 5)])
 def test_learns_digits_from_a_small_part_of_mnist(model, epochs, subset):
-    _, history = fit(with_epochs(PROGRESSION[model], epochs), load(subset), seed=1, device=CPU)
+    _, history = fit(with_settings(PROGRESSION[model], [f"epochs={epochs}"]), load(subset), seed=1, device=CPU)
     assert history[-1].test_accuracy > 0.85
     assert history[-1].train_loss < history[0].train_loss
 
@@ -97,7 +97,7 @@ def test_every_step_has_the_settings_of_the_recipe(steps, data):
     fit(MODEL_2, data, seed=1, device=CPU)
     assert steps == [[0.01, 0.9, False, 0.0]] * 12
     steps.clear()
-    fit(with_epochs(PROGRESSION["Model_3"], 5), data, seed=1, device=CPU)
+    fit(with_settings(PROGRESSION["Model_3"], ["epochs=5"]), data, seed=1, device=CPU)
     assert [others for _, *others in steps] == [[0.9, True, 5e-4]] * 15
     # One cycle: up from a 25th of the peak in a fifth of the 15 steps, then down to a 250,000th.
     rates = [cosine(0.08 / 25, 0.08, step / 2) for step in range(3)]
@@ -162,7 +162,7 @@ def test_training_figures_are_the_means_of_the_steps(data):
 @pytest.mark.parametrize("model", MODELS)
 def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, device, data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # on a GPU
-    experiment, device = with_epochs(PROGRESSION[model], EPOCHS), torch.device(device)
+    experiment, device = with_settings(PROGRESSION[model], [f"epochs={EPOCHS}"]), torch.device(device)
     uninterrupted, history = fit(experiment, data, seed=1, device=device)
     folder = CheckpointFolder(tmp_path / model, settings(experiment, data, 1))
     interrupt(experiment, data, folder, after=2, device=device)
@@ -190,7 +190,7 @@ OTHERS = {
     "seed": {"seed": 2},
     "model": {"experiment": replace(MODEL_2, name="Model_4")},
     "network": {"experiment": replace(MODEL_2, network=Smooth)},
-    "epochs": {"experiment": with_epochs(MODEL_2, 5)},
+    "epochs": {"experiment": with_settings(MODEL_2, ["epochs=5"])},
     "recipe": {"experiment": replace(MODEL_2, recipe=replace(RECIPE, learning_rate=0.02))},
     "data": {"data": {"sha256": {}}},
 }
@@ -307,7 +307,7 @@ def test_data_set_smaller_than_a_batch_is_refused(data):
 
 
 def test_evaluation_returns_mean_cross_entropy_and_accuracy(data):
-    network, _ = fit(with_epochs(PROGRESSION["Model_3"], EPOCHS), data, seed=1, device=CPU)
+    network, _ = fit(with_settings(PROGRESSION["Model_3"], [f"epochs={EPOCHS}"]), data, seed=1, device=CPU)
     pixels = (data.train.images.unsqueeze(1).float() / 255 - 0.1307) / 0.3081
     with torch.inference_mode():
         logits = network.eval()(pixels)

@@ -5,8 +5,8 @@ import pytest
 from model import contract
 from train import SettingsError, VerificationError, paths
 from train.__main__ import main
-from train.files import write_json
-from train.progression import PROGRESSION, with_epochs
+from train.files import to_json
+from train.progression import PROGRESSION, with_settings
 from train.release import release
 from train.studies import summarise
 
@@ -81,8 +81,8 @@ def measure(tmp_path, monkeypatch, manifest):
         settings = manifest.settings | {"seed": 5} | changes
         history = [{"test_accuracy": 0.9944, "validation_accuracy": 0.99}]
         trials = [{"settings": settings, "provenance": {"source_revision": revision}, "history": history}]
-        experiment = with_epochs(PROGRESSION[manifest.model], manifest.epochs)
-        write_json(tmp_path / "consistency.json", summarise(trials, experiment) | {"trials": trials})
+        experiment = with_settings(PROGRESSION[manifest.model], [f"epochs={manifest.epochs}"])
+        (tmp_path / "consistency.json").write_bytes(to_json(summarise(trials, experiment) | {"trials": trials}))
         monkeypatch.setattr(paths, "CONSISTENCY", tmp_path / "consistency.json")
 
     return measure
