@@ -15,7 +15,7 @@ from torchvision.datasets import MNIST
 
 from model.contract import CLASSES, IMAGE
 from train import DataError, paths
-from train.files import read_bytes, sha256
+from train.files import read_bytes, sha256, write_bytes
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SUMS = "SHA256SUMS"
@@ -59,17 +59,17 @@ def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision keeps them, in its MNIST/raw.
 
     If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises DataError with the
-    file, the expected and the found if a file is missing, damaged or altered.
+    file, the expected and the found if a file is missing, damaged or altered, and TrainError if the temporary folder,
+    which holds the unpacked files for torchvision, has too little space.
     """
     folder = directory / RAW if (directory / RAW).is_dir() else directory
     expected = _expected_hashes(folder / SUMS)
     hashes = {}
     with tempfile.TemporaryDirectory() as root:
-        Path(root, RAW).mkdir(parents=True)
         for name in FILES:
             content = _unpacked(folder, name, expected.get(name))
             hashes[name] = sha256(content)
-            Path(root, RAW, name).write_bytes(content)  # torchvision reads the bytes that were checked
+            write_bytes(Path(root, RAW, name), content)  # torchvision reads the bytes that were checked
         training, test = (_split(root, folder, train=train) for train in (True, False))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(VALIDATION_SEED))
     held_out, kept = order.tensor_split([len(training) // VALIDATION_DIVISOR])
