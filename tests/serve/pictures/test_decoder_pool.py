@@ -1,13 +1,10 @@
 """Sandboxed decoding: a process that exceeds its limits is killed and replaced, and the others continue."""
 
 import io
-import os
 import signal
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ from serve.pictures.decode import decode
 from serve.pictures.decoder_pool import PROCESSES, DecoderPool
 from serve.pictures.preprocess import ImageError
 from tests.polling import PATIENCE, wait
-from tests.processes import children
 from tests.serve.hostile import encode, jpeg_of_many_scans, png, png_chunk, png_large, png_small
 from train.paths import ROOT
 
@@ -27,39 +23,33 @@ SEVEN = (ROOT / "docs/seven.png").read_bytes()
 PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 
-def decoding():
-    """Return the process ids of all decoding processes, also of one that is exiting; a zombie has exited."""
-    found = set()
-    for pid in children(os.getpid()):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited meanwhile
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty from the start of its exit
-            exiting = not command and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-            if exiting or b"serve.pictures.decoder_pool" in command:
-                found.add(pid)
-    return found
+@pytest.fixture
+def started(monkeypatch):
+    """Return a list of the processes that pools of this test have started."""
+    children = []
+
+    class Recorded(decoder_pool._Process):
+        def __init__(self):
+            super().__init__()
+            children.append(self.child)
+
+    monkeypatch.setattr(decoder_pool, "_Process", Recorded)
+    return children
 
 
 @pytest.fixture
-def others():
-    """Return the processes of other pools in this pytest process; some of them may exit during the test."""
-    return decoding()
-
-
-@pytest.fixture
-def decoders(others):
+def decoders(started):
     return DecoderPool(MAX_PIXELS)
 
 
-@pytest.fixture
-def processes(decoders, others):
-    """Return a function that returns the process ids of the pool `decoders`."""
-    return lambda: decoding() - others
+def running(started):
+    return [child for child in started if child.poll() is None]
 
 
-@pytest.mark.parametrize("picture", [SEVEN, PHOTO])
-@pytest.mark.parametrize("preprocess", ["auto", "mnist"])
-def test_the_pool_decodes_like_the_function(decoders, preprocess, picture):
-    np.testing.assert_array_equal(decoders.decode(picture, preprocess), decode(picture, preprocess))
+def test_the_pool_decodes_like_the_function(decoders):
+    tiny = encode(Image.open(io.BytesIO(SEVEN)).convert("L").resize((28, 28)), "JPEG")
+    for picture, preprocess in ((SEVEN, "auto"), (PHOTO, "auto"), (tiny, "none"), (tiny, "mnist")):
+        np.testing.assert_array_equal(decoders.decode(picture, preprocess), decode(picture, preprocess))
 
 
 def test_only_small_pngs_are_decoded_in_the_worker(monkeypatch, decoders):
@@ -109,44 +99,42 @@ def test_a_picture_with_too_many_bytes_is_refused(decoders):
         decoders.decode(PHOTO + bytes(2**23 + 1 - len(PHOTO)))
 
 
-def kill(processes):
-    for pid in processes():
-        os.kill(pid, signal.SIGKILL)
-    wait(lambda: not processes(), PATIENCE, lambda: "a process is still running")
+def kill(started):
+    for child in started:
+        child.kill()
+        child.wait(PATIENCE)
 
 
-def test_a_process_that_is_killed_is_replaced(decoders, processes):
+def test_a_process_that_is_killed_is_replaced(decoders, started):
     for _ in range(PROCESSES):
         decoders.decode(PHOTO)
-    killed = processes()
-    kill(processes)
+    kill(started)
     for _ in range(PROCESSES):
         assert decoders.decode(PHOTO).shape == (28, 28)
-    assert not killed & processes()
+    assert len(started) == 2 * PROCESSES == 2 * len(running(started))
 
 
 @pytest.mark.parametrize("age", ["new", "used"])
-def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, processes, age):
+def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, started, age):
     """Ctrl-C and systemd signal every process; the worker still finishes its requests."""
     if age == "used":
         for _ in range(PROCESSES):
             decoders.decode(PHOTO)
-    before = processes()
-    for pid in before:
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
+    before = list(started)
+    for child in before:
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
     for _ in range(PROCESSES):
         decoders.decode(PHOTO)
     assert len(before) == (PROCESSES if age == "used" else 1)
-    assert before <= processes()
+    assert running(before) == before
 
 
-def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, processes, monkeypatch):
+def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, started, monkeypatch):
     def fail():
         raise OSError("no memory")
 
-    decoders.decode(PHOTO)
-    kill(processes)
+    kill(started)
     with monkeypatch.context() as patched:
         patched.setattr(decoder_pool, "_Process", fail)
         with pytest.raises(OSError, match="no memory"):
@@ -166,17 +154,13 @@ def test_other_pictures_are_decoded_while_one_is_hostile(decoders):
     assert isinstance(running.exception(), ImageError)
 
 
-def test_the_number_of_processes_is_limited(decoders, processes):
+def test_the_number_of_processes_is_limited_and_they_exit_with_the_pool(started):
+    decoders = DecoderPool(MAX_PIXELS)
     with ThreadPoolExecutor(16) as pool:
         assert len(list(pool.map(decoders.decode, [PHOTO] * 100))) == 100
-    assert len(processes()) == 2  # as docs/operation.md says
-
-
-def test_processes_exit_with_the_pool(others):
-    decoders = DecoderPool(MAX_PIXELS)
-    wait(lambda: decoding() - others, PATIENCE, lambda: "no process")
-    del decoders
-    assert decoding() <= others
+    assert len(running(started)) == len(started) == 2  # as docs/operation.md says
+    del pool, decoders
+    wait(lambda: not running(started), PATIENCE, lambda: "a process is still running")
 
 
 def test_an_unexpected_exception_is_no_fault_of_the_picture(monkeypatch, decoders):
