@@ -10,20 +10,19 @@ def test_a_variable_sets_its_field_unless_it_is_empty(tmp_path):
     given = {"MODEL_DIR": str(tmp_path), "MAX_BATCH": "7", "LOG_LEVEL": "WARNING", "CORS_ORIGINS": origins}
     config = Config.from_environment({**given, "PORT": "", "UNKNOWN": "1"})
     assert config == Config(model_dir=tmp_path, max_batch=7, log_level="warning", cors_origins=origins)
+    assert Config(host="::1").address == Config(host="[::1]").address == "[::1]:8000"
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
         ("PORT", "0", "PORT: expected a whole number from 1 to 65535, found '0'"),
-        ("WEB_CONCURRENCY", "-1", "WEB_CONCURRENCY: expected a whole number from 0 to 1024, found '-1'"),
         ("MAX_BATCH", "1.5", "MAX_BATCH: expected a whole number from 1 to 100000, found '1.5'"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL: expected debug, info, warning or error, found 'loud'"),
         *(
             ("CORS_ORIGINS", found, f"CORS_ORIGINS: expected * or origins like https://example.org, found '{found}'")
             for found in ("* x", "example.org", "https://a.b/c")
         ),
-        ("KEEP_ALIVE", "0", "KEEP_ALIVE: expected a whole number from 1 to 3600, found '0'"),
         (
             "TRUSTED_PROXIES",
             "10.0.0.1/8",
