@@ -13,21 +13,15 @@ from prometheus_client import REGISTRY
 
 from benchmarks import ablation, doubt, pictures, serve, train
 from benchmarks.pages import fill
-from serve.app import create_app
 from serve.config import Config
 from train import studies
+from train.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *ROOT.glob("*.md"),
     *(page for room in ("data", "deploy", "docs", "model") for page in (ROOT / room).rglob("*.md")),
 ]
 CODE = re.compile(r"^```.*?^```|^ {4}[^\n]*|`[^`\n]+`", re.DOTALL | re.MULTILINE)
-
-
-def prose(text: str) -> str:
-    """Return a page's text without its code."""
-    return CODE.sub("", text)
 
 
 def anchors(text: str) -> set[str]:
@@ -39,7 +33,7 @@ def anchors(text: str) -> set[str]:
 def broken_links(page: Path) -> list[str]:
     """Return the relative links of `page` whose file or heading does not exist."""
     text = page.read_text()
-    targets = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", prose(text), re.MULTILINE)
+    targets = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", CODE.sub("", text), re.MULTILINE)
     broken = []
     for target in (inline or reference for inline, reference in targets):
         if re.match(r"[a-z]+:", target):
@@ -92,9 +86,7 @@ def test_broken_links_are_found(tmp_path):
 
 
 def test_unknown_make_targets_are_found():
-    text = (
-        "make nothing of it\n`make test`, `make tests`\n    make two\n```sh\nPORT=1 make serve  # make\nmake run\n```\n"
-    )
+    text = "make nothing\n`make test`, `make tests`\n    make two\n```sh\nPORT=1 make serve  # make\nmake run\n```\n"
     assert unknown_targets(text, "test: x\nserve:\n") == {"tests", "two", "run"}
 
 
@@ -141,21 +133,6 @@ def test_limits_are_the_code_s(page, sentence, expected):
 def test_the_time_to_stop_is_longer_than_a_request():
     (seconds,) = re.findall(r"docker stop -t (\d+)", (ROOT / "docs/operation.md").read_text())
     assert int(seconds) > Config().request_timeout
-
-
-def test_every_route_that_requires_the_key_says_so_in_the_openapi_document():
-    paths = json.loads((ROOT / "serve/openapi.json").read_text())["paths"]
-    client = create_app(Config(api_key="key")).test_client()
-    documented, refused = set(), set()
-    for path, item in paths.items():
-        for method in item.keys() - {"parameters"}:
-            if item[method].get("security"):
-                documented.add((method, path))
-                assert "401" in item[method]["responses"]
-            with client.open(path.format(model="digits", version="0", name="page.js"), method=method) as answer:
-                if answer.status_code == 401:
-                    refused.add((method, path))
-    assert documented == refused
 
 
 def test_results_in_the_readme_are_those_of_the_generated_page():

@@ -3,11 +3,11 @@
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from train.paths import ROOT
+
 ENTRY = re.compile(r"- \S((?!::).)* — (`tests/[\w/]+\.py::test_\w+`(, )?)+(?<!, )")
 _, *SECTIONS = re.split(r"^## ", (ROOT / "tests/PROMISES.md").read_text(), flags=re.MULTILINE)
 ENTRIES = {name: body.strip() for name, _, body in (section.partition("\n") for section in SECTIONS)}

@@ -83,9 +83,14 @@ class Service:
         """Return the log lines, parsed."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    def wait_for_line(self, field: str, part: str) -> dict[str, Any]:
-        """Wait for log lines with this in a field, and return the last."""
-        return self.wait(lambda: [line for line in self.lines() if part in line.get(field, "")])[-1]
+    def wait_for_lines(self, field: str, part: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait for so many log lines with this in a field, and return them."""
+
+        def found() -> list[dict[str, Any]]:
+            lines = [line for line in self.lines() if part in line.get(field, "")]
+            return lines if len(lines) >= count else []
+
+        return self.wait(found)
 
     def predict(self, images: NDArray[np.uint8], query: str = "") -> requests.Response:
         return requests.post(f"{self.url}/predict{query}", images.tobytes(), headers=RAW, timeout=PATIENCE)

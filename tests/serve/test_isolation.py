@@ -8,6 +8,7 @@ from importlib.metadata import packages_distributions
 
 from train.paths import ROOT
 
+SHARED = {"model.contract", "model.cores", "model.version"}  # the modules that Dockerfile.serve copies
 IMPORT_ALL = """
 import pkgutil, sys
 import serve
@@ -23,16 +24,7 @@ def test_no_module_of_serve_imports_torch_or_train():
     imported = {name.partition(".")[0] for name in modules}
     assert {"serve", "onnxruntime", "flask"} <= imported
     assert not imported & {"torch", "torchvision", "train", "onnx", "ray", "matplotlib", "tests"}
-    shared = {"model.contract", "model.cores", "model.version"}  # the modules that Dockerfile.serve copies
-    assert {name for name in modules if name.startswith("model.")} == shared
-
-
-def test_modules_shared_by_train_and_serve_need_only_the_standard_library_and_msgspec():
-    imports = "import sys; before = {*sys.modules}; import model.contract, model.cores, model.version"
-    code = f"{imports}; print(*{{name.partition('.')[0] for name in {{*sys.modules}} - before}})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    optional = {"typing_extensions"}  # which msgspec imports where it is installed
-    assert set(done.stdout.split()) <= {"model", "msgspec"} | optional | sys.stdlib_module_names
+    assert {name for name in modules if name.startswith("model.")} == SHARED
 
 
 def test_gunicorn_s_master_does_not_import_the_workers_libraries():
@@ -43,7 +35,8 @@ def test_gunicorn_s_master_does_not_import_the_workers_libraries():
 
 
 def test_the_serving_requirements_have_what_serve_imports():
-    nodes = [node for path in (ROOT / "serve").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    files = [*(ROOT / "serve").rglob("*.py"), *(ROOT / f"{name.replace('.', '/')}.py" for name in SHARED)]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"model", "serve", "_typeshed"}
