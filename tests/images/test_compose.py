@@ -12,11 +12,11 @@ import pytest
 import requests
 
 from tests.polling import PATIENCE, wait
+from tests.serve.conftest import RAW
 from train.paths import RELEASE, ROOT
 
 pytestmark = pytest.mark.images
 
-RAW = {"Content-Type": "application/octet-stream"}
 URL = "http://127.0.0.1:8000"
 
 
