@@ -30,19 +30,17 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def broken_links(page: Path) -> list[str]:
-    """Return the relative links of `page` whose file or heading does not exist."""
-    text = page.read_text()
-    targets = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", CODE.sub("", text), re.MULTILINE)
-    broken = []
-    for target in (inline or reference for inline, reference in targets):
-        if re.match(r"[a-z]+:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        file = (page.parent / name).resolve() if name else page
-        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
-            broken.append(target)
-    return broken
+def links(page: Path) -> list[str]:
+    """Return the relative links of `page`."""
+    found = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", CODE.sub("", page.read_text()), re.MULTILINE)
+    return [link for inline, reference in found if not re.match(r"[a-z]+:", link := inline or reference)]
+
+
+def is_broken(page: Path, link: str) -> bool:
+    """Return whether the file or the heading of a link does not exist."""
+    name, _, anchor = link.partition("#")
+    file = (page.parent / name).resolve() if name else page
+    return not file.exists() or bool(anchor and anchor not in anchors(file.read_text()))
 
 
 def unknown_targets(text: str, makefile: str) -> set[str]:
@@ -68,26 +66,19 @@ def test_generated_page_is_written_from_the_committed_figures(page, figures, wri
     assert text == write(text, json.loads((ROOT / "docs" / f"{figures}.json").read_text()))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_make_targets_exist(page):
-    assert broken_links(page) == []
-    assert unknown_targets(page.read_text(), (ROOT / "Makefile").read_text()) == set()
-
-
-def test_broken_links_are_found(tmp_path):
-    (tmp_path / "other.md").write_text("# Start, new model, stop\n")
-    page = tmp_path / "page.md"
-    page.write_text(
-        "# Title\n[a](other.md) [b](other.md#start-new-model-stop) [c](#title) [d](https://example.org)\n"
-        "    [e](code.md)\n`[e](code.md)`\n"
-        "[f](missing.md) [g](other.md#missing) [h](#missing) ![i](missing.png) [j][k]\n\n[k]: missing.txt\n"
-    )
-    assert broken_links(page) == ["missing.md", "other.md#missing", "#missing", "missing.png", "missing.txt"]
-
-
-def test_unknown_make_targets_are_found():
-    text = "make nothing\n`make test`, `make tests`\n    make two\n```sh\nPORT=1 make serve  # make\nmake run\n```\n"
-    assert unknown_targets(text, "test: x\nserve:\n") == {"tests", "two", "run"}
+def test_links_and_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    checked = [(page, link) for page in PAGES for link in links(page)]
+    assert len(checked) > 100
+    assert [(page, link) for page, link in checked if is_broken(page, link)] == []
+    assert {page: unknown for page in PAGES if (unknown := unknown_targets(page.read_text(), makefile))} == {}
+    assert is_broken(ROOT / "README.md", "#nothing")
+    assert is_broken(ROOT / "README.md", "docs/operation.md#nothing")
+    assert unknown_targets("`make tests`\n```sh\nPORT=1 make run\n```\n    make two", "test:\n") == {
+        "tests",
+        "run",
+        "two",
+    }
 
 
 def test_every_setting_is_documented_with_its_default():
