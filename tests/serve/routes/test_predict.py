@@ -170,11 +170,9 @@ def test_bodies_of_every_content_encoding(client, images, encoding):
         assert digits(answer) == [7], content_type
 
 
-@pytest.mark.parametrize("size", [65_536, 65_537, 65_600, 65_792, 65_900])
-def test_an_unpacked_body_is_complete_whatever_its_size(client, size):
-    """zlib may hold bytes back where a piece of 65,536 bytes ends."""
-    content = json.dumps({"image": [0] * 783 + [255]}).encode()
-    body = zlib.compress(content + b" " * (size - len(content) - 1) + b"\n")
+def test_an_unpacked_body_is_complete(client):
+    """At this size, zlib holds bytes back where the piece of 65,536 bytes ends."""
+    body = ENCODINGS["Deflate"](json.dumps({"image": [0] * 783 + [255]}).encode().ljust(65_560))
     assert pixels(client, body, query="&preprocess=none", **{"Content-Encoding": "deflate"})[0, 27, 27] == 255
 
 
