@@ -18,9 +18,9 @@ def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) 
     return found
 
 
-def answers(url: str | None) -> bool:
+def answers(url: str | None, path: str = "/readyz") -> bool:
     """Return whether the service at `url` is ready."""
     try:
-        return requests.get(f"{url}/readyz", timeout=10).ok
+        return requests.get(f"{url}{path}", timeout=10).ok
     except (requests.ConnectionError, requests.Timeout):
         return False

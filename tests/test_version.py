@@ -3,7 +3,6 @@
 import json
 import re
 
-import pytest
 import yaml
 
 from model.version import VERSION
@@ -18,14 +17,11 @@ def test_the_service_and_its_document_state_the_version():
     assert json.loads((ROOT / "serve/openapi.json").read_text())["info"]["version"] == VERSION
 
 
-def test_the_images_are_labelled_with_the_version():
+def test_the_images_and_the_manifests_have_the_version():
     assert re.findall(r"--build-arg VERSION=(\S+)", make("-n", "images").stdout) == [VERSION] * 2
-
-
-@pytest.mark.parametrize("folder", ["deploy/kubernetes", "deploy/kubernetes/kserve"])
-def test_the_manifests_name_the_image_of_the_version(folder):
-    (image,) = yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["images"]
-    assert image["newTag"] == VERSION
+    for folder in ("deploy/kubernetes", "deploy/kubernetes/kserve"):
+        (image,) = yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["images"]
+        assert image["newTag"] == VERSION
 
 
 def test_the_changelog_and_the_model_card_state_the_version():

@@ -50,23 +50,13 @@ def test_the_model_that_ships_is_served_and_the_client_s_address_is_logged(docke
     assert "203.0.113.9" not in line  # what a client claims
 
 
-def test_a_model_of_your_own_is_served(compose, mounted, monkeypatch):
+def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_one_fails_none(
+    docker, compose, images, mounted, monkeypatch
+):
     monkeypatch.setenv("MODEL", str(mounted / "release"))
-    compose("up", "--detach", "--no-build", "--wait")
+    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
     version = requests.get(f"{URL}/v2/models/digits").json()["versions"]
     assert version == [json.loads((mounted / "release" / "manifest.json").read_text())["onnx"]["sha256"][:12]]
-
-
-@pytest.mark.parametrize(("command", "folder"), [("up --detach --no-build", "none"), ("run --rm train", "artifacts")])
-def test_a_missing_folder_is_named_and_not_created(compose, tmp_path, monkeypatch, command, folder):
-    monkeypatch.setenv("MODEL", "./none")
-    with pytest.raises(AssertionError, match=f"bind source path does not exist: {tmp_path}/{folder}"):
-        compose(*command.split())
-    assert not (tmp_path / folder).exists()
-
-
-def test_three_replicas_share_the_requests_and_killing_one_fails_none(docker, compose, images):
-    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
     replicas = compose("ps", "--quiet", "serve").split()
     scrapes = [requests.get(f"{URL}/metrics").text for _ in range(40)]
     hosts = {host for text in scrapes for host in re.findall(r'^digits_model_info\{.*host="(\w+)"', text, re.M)}

@@ -98,7 +98,7 @@ def test_as_many_workers_as_the_cpu_limit_has_cores(serve):
 
 def test_a_service_without_a_network_predicts_and_sends_nothing(docker, serve):
     container = serve(*HARDENED, network=False)
-    container.wait(lambda: any(message == "serving" for message in container.messages()))
+    container.wait(lambda: '"serving"' in docker("logs", container.name))
     code = """
 import socket, urllib.request as r
 raw = {"Content-Type": "application/octet-stream"}

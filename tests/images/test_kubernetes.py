@@ -62,20 +62,12 @@ def test_a_manifest_is_valid(name, version):
     validate(MANIFESTS[name], version)
 
 
-@pytest.mark.parametrize(
-    ("name", "place", "field", "value"),
-    [
-        ("deployment.yaml", lambda it: container(it["spec"]["template"]["spec"])["ports"][0], "containerPort", "8000"),
-        ("deployment.yaml", lambda it: it["spec"], "replica", 1),
-        ("kserve/inferenceservice.yaml", lambda it: it["spec"]["predictor"], "protocolVersion", "v2"),
-        ("kserve/inferenceservice.yaml", lambda it: it["spec"]["predictor"]["deploymentStrategy"], "maxSurge", 1),
-    ],
-)
-def test_an_invalid_manifest_is_refused(name, place, field, value):
-    manifest = copy.deepcopy(MANIFESTS[name])
-    place(manifest)[field] = value
-    with pytest.raises(jsonschema.ValidationError):
-        validate(manifest, VERSIONS[-1])
+def test_an_unknown_field_is_refused():
+    for place in (lambda it: it["spec"]["predictor"], lambda it: container(it["spec"]["predictor"])):
+        manifest = copy.deepcopy(KSERVE)
+        place(manifest)["protocolVersion"] = "v2"
+        with pytest.raises(jsonschema.ValidationError):
+            validate(manifest, VERSIONS[-1])
 
 
 @pytest.mark.parametrize("folder", [FOLDER, FOLDER / "kserve"], ids=["deployment", "kserve"])
@@ -153,17 +145,10 @@ def test_the_environment_configures_the_service_and_a_key_is_optional_and_secret
 
 def test_the_pod_is_confined_as_the_container_is_tested():
     ((user, group),) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)
-    assert POD["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": int(user),
-        "runAsGroup": int(group),
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    assert container(POD)["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
+    profile = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert POD["securityContext"] == profile | {"runAsUser": int(user), "runAsGroup": int(group)}
+    rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert container(POD)["securityContext"] == rights
     assert POD["automountServiceAccountToken"] is False
     assert container(POD)["resources"]["limits"] == {"cpu": "1", "memory": "512Mi"}
     (volume,) = POD["volumes"]

@@ -11,7 +11,7 @@ import pytest
 import requests
 import yaml
 
-from tests.polling import PATIENCE, wait
+from tests.polling import PATIENCE, answers, wait
 from tests.serve.conftest import free_port
 from train.paths import ROOT
 
@@ -79,8 +79,7 @@ def prometheus(folder, target):
     del scraped["dns_sd_configs"]  # Docker's
     scraped["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
-    log = folder / "prometheus.log"
+    address, log = f"127.0.0.1:{free_port()}", folder / "prometheus.log"
     with log.open("wb") as file:
         command = ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}"]
         process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file)  # its data are in `folder`, too
@@ -90,15 +89,8 @@ def prometheus(folder, target):
         assert answer.ok, answer.text
         return answer.json()["data"]
 
-    def is_ready():
-        assert process.poll() is None, log.read_text()
-        try:
-            return requests.get(f"http://{address}/-/ready", timeout=PATIENCE).ok
-        except requests.ConnectionError:
-            return False
-
     try:
-        wait(is_ready, PATIENCE, log.read_text)
+        wait(lambda: answers(f"http://{address}", "/-/ready"), PATIENCE, log.read_text)
         yield ask
     finally:
         process.kill()
