@@ -20,6 +20,7 @@ class Container:
 
     def __init__(self, docker: Docker, name: str, url: str | None) -> None:
         self.docker, self.name, self.url = docker, name, url
+        self.port = url and int(url.rpartition(":")[2])
 
     def inspect(self, template: str) -> str:
         return self.docker("inspect", "--format", template, self.name)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import requests
 
 from model.networks import Model_3
 from tests.serve.conftest import RAW
+from tests.serve.load import Load
 from train.paths import RELEASE
 from train.verify import load_classifier, predict
 
@@ -114,26 +114,13 @@ print(sent())
 
 
 def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(docker, serve, images):
-    container, answers, stopping = serve(*HARDENED), [], threading.Event()
-
-    def load():
-        with requests.Session() as session:
-            while not stopping.is_set():
-                try:
-                    answers.append(session.post(f"{container.url}/predict", images[:100].tobytes(), headers=RAW))
-                except requests.ConnectionError:
-                    if answers[-1].headers.get("Connection") != "close":
-                        raise
-                    return
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    container.wait(lambda: len(answers) > 10)
-    docker("stop", "-t", "35", container.name)  # see docs/operation.md; a container that takes longer exits with 137
-    stopping.set()
-    thread.join(30)
+    container = serve(*HARDENED)
+    with Load(container, images) as load:
+        load.wait_for_responses()
+        docker("stop", "-t", "35", container.name)  # see docs/operation.md; one that takes longer exits with 137
     assert container.inspect("{{.State.ExitCode}}") == "0"
-    assert {answer.status_code for answer in answers} == {200}
+    assert {status for status, _ in load.answers} == {200}
+    assert [failure for failure in load.failures if failure[2]] == []
 
 
 def test_a_corrupt_model_prevents_the_start_with_one_line(docker, tmp_path):

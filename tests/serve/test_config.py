@@ -14,24 +14,19 @@ def test_a_variable_sets_its_field_unless_it_is_empty(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("variable", "value", "expected"),
     [
-        ("PORT", "0", "PORT: expected a whole number from 1 to 65535, found '0'"),
-        ("MAX_BATCH", "1.5", "MAX_BATCH: expected a whole number from 1 to 100000, found '1.5'"),
-        ("LOG_LEVEL", "loud", "LOG_LEVEL: expected debug, info, warning or error, found 'loud'"),
-        *(
-            ("CORS_ORIGINS", found, f"CORS_ORIGINS: expected * or origins like https://example.org, found '{found}'")
-            for found in ("* x", "example.org", "https://a.b/c")
-        ),
-        (
-            "TRUSTED_PROXIES",
-            "10.0.0.1/8",
-            "TRUSTED_PROXIES: expected IP addresses or networks like 10.0.0.0/8, found '10.0.0.1/8'",
-        ),
-        ("API_KEY", "a secret", "API_KEY: expected printable ASCII without spaces, found other characters"),
+        ("PORT", "0", "a whole number from 1 to 65535"),
+        ("MAX_BATCH", "1.5", "a whole number from 1 to 100000"),
+        ("LOG_LEVEL", "loud", "debug, info, warning or error"),
+        ("CORS_ORIGINS", "* x", "* or origins like https://example.org"),
+        ("CORS_ORIGINS", "https://a.b/c", "* or origins like https://example.org"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "IP addresses or networks like 10.0.0.0/8"),
+        ("API_KEY", "a secret", "printable ASCII without spaces"),
     ],
 )
-def test_an_invalid_variable_is_named(variable, value, message):
+def test_an_invalid_variable_is_named(variable, value, expected):
     with pytest.raises(ConfigError) as error:
         Config.from_environment({variable: value})
-    assert str(error.value) == message
+    found = "other characters" if variable == "API_KEY" else repr(value)  # the key is never shown
+    assert str(error.value) == f"{variable}: expected {expected}, found {found}"

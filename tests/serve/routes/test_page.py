@@ -314,16 +314,6 @@ def test_file_that_is_not_a_picture_is_refused_with_a_message(visit):
     expect(status(page)).to_have_text("")
 
 
-def test_dot_is_not_sent(page):
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    draw(page, [(0.5, 0.5), (0.51, 0.5)])
-    page.wait_for_timeout(300)  # milliseconds; a stroke is sent immediately
-    assert ink(page) > 0
-    expect_nothing(page)
-    assert requests == []
-
-
 def test_one_request_at_a_time_and_only_the_last_drawing_is_shown(visit):
     page = visit(script=SLOW)
     draw(page, *STROKES[4])

@@ -3,14 +3,11 @@
 import hashlib
 import http.client
 import json
-import operator
 import os
 import re
 import shutil
 import signal
-import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,49 +19,9 @@ import requests
 from tests.polling import PATIENCE, answers
 from tests.serve.conftest import IN_FLIGHT, RAW, Service, inference
 from tests.serve.hostile import INFER, encode, head, request
+from tests.serve.load import Load
 from tests.serve.releases import make_graph, put_graph
 from train.paths import RELEASE
-
-
-class Load:
-    """Closed-loop load: clients that send one request after another on kept-alive connections."""
-
-    def __init__(self, service, images, clients=8):
-        self.service, self.body = service, images[:1].tobytes()
-        self.answers: Counter[tuple[int, str]] = Counter()  # by status and model version
-        self.answered = [0] * clients  # by client
-        self.failures: list[tuple[int, str, bool]] = []  # client, exception, whether the connection was already used
-        self.stopping = threading.Event()
-        self.pool = ThreadPoolExecutor(clients)
-
-    def __enter__(self):
-        self.running = [self.pool.submit(self._request, client) for client in range(len(self.answered))]
-        return self
-
-    def __exit__(self, *_):
-        self.stopping.set()
-        for client in self.running:
-            client.result(PATIENCE)
-
-    def wait_for_responses(self, count=25):
-        """Wait until every client has received `count` more responses."""
-        goals = [answered + count for answered in self.answered]
-        self.service.wait(lambda: all(map(operator.ge, self.answered, goals)))
-
-    def _request(self, client):
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=PATIENCE)
-        while not self.stopping.is_set():
-            used = connection.sock is not None
-            try:
-                connection.request("POST", "/predict", self.body, RAW)
-                answer = connection.getresponse()
-                self.answers[answer.status, json.loads(answer.read())["model"]["version"]] += 1
-                self.answered[client] += 1
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append((client, type(error).__name__, used))
-                connection.close()  # the next request opens a new one
-                time.sleep(0.02)
-        connection.close()
 
 
 @pytest.fixture
