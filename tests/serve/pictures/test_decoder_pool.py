@@ -3,7 +3,6 @@
 import io
 import signal
 import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +14,7 @@ from serve.pictures.decode import decode
 from serve.pictures.decoder_pool import PROCESSES, DecoderPool
 from serve.pictures.preprocess import ImageError
 from tests.polling import PATIENCE, wait
-from tests.serve.hostile import encode, jpeg_of_many_scans, png, png_chunk, png_large, png_small
+from tests.serve.hostile import encode, jpeg_of_many_scans, png, png_chunk, png_small, with_chunks
 from train.paths import ROOT
 
 MAX_PIXELS = 25_000_000
@@ -56,14 +55,14 @@ def test_only_small_pngs_are_decoded_in_the_worker(monkeypatch, decoders):
     monkeypatch.setattr(decoder_pool._Process, "call", lambda *_: (decoder_pool.REFUSED, b"in a process"))
     for picture in (SEVEN, png_small()):
         assert decoders.decode(picture).shape == (28, 28)
-    many_bytes = png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), png_chunk(b"teSt", bytes(2**14)))
-    for picture in (many_bytes, png_large(513, 512, 8, 0, 1), PHOTO):
+    many_bytes = with_chunks(SEVEN, png_chunk(b"teSt", bytes(2**14)))
+    for picture in (many_bytes, encode(Image.new("L", (513, 512))), PHOTO):
         with pytest.raises(ImageError, match="in a process"):
             decoders.decode(picture)
 
 
 def test_a_png_with_a_wrong_size_in_its_header_is_refused(decoders):
-    large = png_large(2_000, 2_000, 8, 0, 1)
+    large = encode(Image.new("L", (2_000, 2_000)))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
     with pytest.raises(ImageError, match=r"expected at most 262,144 pixels, found 2,000×2,000"):
         decoders.decode(large[:8] + header + large[8:])
@@ -71,7 +70,7 @@ def test_a_png_with_a_wrong_size_in_its_header_is_refused(decoders):
 
 TOO_COSTLY = {
     "time": lambda: jpeg_of_many_scans(1_600),
-    "memory": lambda: png(12_000, 12_000, 8, 2, zlib.compress(b"\0")),  # truncated, but its memory is allocated first
+    "memory": lambda: png(12_000, 12_000, b"\0", colour=2),  # truncated, but its memory is allocated first
 }
 
 

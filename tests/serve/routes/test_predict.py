@@ -12,7 +12,7 @@ from werkzeug.sansio.multipart import MultipartDecoder
 from serve.app import create_app
 from serve.config import Config
 from serve.release import read
-from tests.serve.hostile import encode, png_chunk
+from tests.serve.hostile import encode, png_chunk, with_chunks
 from tests.serve.releases import make_release
 from train.paths import RELEASE, ROOT
 
@@ -102,7 +102,7 @@ def test_the_bytes_of_a_picture_say_what_it_is(client, images, labels, content_t
     for image, label, format in zip(images, labels, FORMATS, strict=False):
         assert digits(predict(client, encode(image, format), content_type)) == [label]
     png = encode(images[0])
-    png = png[:33] + png_chunk(b"tEXt", b"k\0" + bytes(784 - len(png) - 14)) + png[33:]
+    png = with_chunks(png, png_chunk(b"tEXt", b"k\0" + bytes(784 - len(png) - 14)))
     assert len(png) == 784
     assert digits(predict(client, png, content_type, "?preprocess=none")) == [7]
 
