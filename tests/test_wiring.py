@@ -1,5 +1,6 @@
 """Makefile, Dockerfiles, compose.yaml, nginx.conf, manifests and CI agree with the code that they build and run."""
 
+import ast
 import itertools
 import json
 import os
@@ -9,14 +10,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from ipaddress import ip_address, ip_network
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from msgspec.structs import fields
 
-from serve.config import Config
+from model.version import VERSION
+from serve.app import create_app
+from serve.config import RELEASE, Config
 from tests.processes import make
 from train.paths import ROOT
 
@@ -219,21 +222,6 @@ def test_compose_creates_no_folder():
             assert volume["bind"]["create_host_path"] is False
 
 
-def test_compose_serves_the_model_that_ships_or_your_own():
-    (volume,) = COMPOSE["serve"]["volumes"]
-    assert volume["source"] == f"${{MODEL:-./{DEFAULT.model_dir.relative_to(ROOT)}}}"
-    assert (volume["target"], volume["read_only"]) == (COMPOSE["serve"]["environment"]["MODEL_DIR"], True)
-
-
-def test_nginx_passes_the_client_s_address_on_and_the_service_trusts_docker_s_networks():
-    assert directive("proxy_set_header X-Forwarded-For") == "$remote_addr"
-    default = COMPOSE["serve"]["environment"]["TRUSTED_PROXIES"].removeprefix("${TRUSTED_PROXIES:-").removesuffix("}")
-    trusted = [ip_network(network) for network in default.split()]
-    for address in ("172.18.0.3", "172.31.0.3", "192.168.16.3", "10.0.0.3"):
-        assert any(ip_address(address) in network for network in trusted)
-    assert not any(network.is_global for network in trusted)
-
-
 def test_a_windows_checkout_has_unix_line_ends_and_unchanged_binaries():
     if not (ROOT / ".git").exists():
         pytest.skip("expected a git checkout, found none")
@@ -283,3 +271,58 @@ def test_the_training_image_starts_as_the_owner_of_the_folder(tmp_path, user, ow
     else:
         (line,) = done.stderr.splitlines()
         assert (done.returncode, done.stdout, line.endswith(f": add --user {owner}")) == (1, "", True)
+
+
+def test_the_service_and_its_document_state_the_version():
+    assert create_app(Config()).test_client().get("/v2").json["version"] == VERSION
+    assert json.loads((ROOT / "serve/openapi.json").read_text())["info"]["version"] == VERSION
+
+
+def test_the_images_and_the_manifests_have_the_version():
+    assert re.findall(r"--build-arg VERSION=(\S+)", make("-n", "images").stdout) == [VERSION] * 2
+    for folder in ("deploy/kubernetes", "deploy/kubernetes/kserve"):
+        (image,) = yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["images"]
+        assert image["newTag"] == VERSION
+
+
+def test_the_changelog_and_the_model_card_state_the_version():
+    assert re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == VERSION
+    assert f"version {VERSION} " in " ".join((RELEASE / "README.md").read_text().split())
+
+
+SHARED = {"model.contract", "model.cores", "model.version"}  # the modules that Dockerfile.serve copies
+IMPORT_ALL = """
+import pkgutil, sys
+import serve
+for module in pkgutil.walk_packages(serve.__path__, "serve."):
+    __import__(module.name)
+print(*sys.modules)
+"""
+
+
+def test_no_module_of_serve_imports_torch_or_train():
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    imported = {name.partition(".")[0] for name in modules}
+    assert {"serve", "onnxruntime", "flask"} <= imported
+    assert not imported & {"torch", "torchvision", "train", "onnx", "ray", "matplotlib", "tests"}
+    assert {name for name in modules if name.startswith("model.")} == SHARED
+
+
+def test_gunicorn_s_master_does_not_import_the_workers_libraries():
+    """Before gevent has patched the standard library, they would get unpatched locks; threads are lost in a fork."""
+    code = "import sys; import serve.server.master; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}
+
+
+def test_the_serving_requirements_have_what_serve_imports():
+    files = [*(ROOT / "serve").rglob("*.py"), *(ROOT / f"{name.replace('.', '/')}.py" for name in SHARED)]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"model", "serve", "_typeshed"}
+    needed = {packages_distributions()[name][0].lower().replace("_", "-") for name in imported}
+    requirements = (ROOT / "requirements" / "serve.txt").read_text()
+    assert {"flask", "gunicorn", "onnxruntime"} <= needed
+    assert needed <= set(re.findall(r"^([\w.-]+)==", requirements, re.MULTILINE))

@@ -82,8 +82,3 @@ def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_on
     for client in clients:
         client.result()  # raises what failed
     assert {status for _, status in answers} == {200}  # nginx retried on another replica
-
-
-def test_the_file_defines_all_services(docker):
-    services = docker("compose", "--file", ROOT / "compose.yaml", "--profile", "*", "config", "--services").split()
-    assert set(services) == {"train", "serve", "proxy", "prometheus", "grafana"}

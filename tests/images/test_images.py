@@ -10,8 +10,7 @@ import pytest
 import requests
 
 from model.networks import Model_3
-from tests.serve.conftest import RAW
-from tests.serve.load import Load
+from tests.serve.conftest import RAW, Load
 from train.paths import RELEASE
 from train.verify import load_classifier, predict
 

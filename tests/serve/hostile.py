@@ -110,12 +110,6 @@ def png_small() -> bytes:
 # JPEG
 
 
-def jpeg_of_exif_segments() -> bytes:
-    plain, data = encode(BLANK, "JPEG"), b"Exif\0\0MM\0*"
-    segment = b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
-    return plain[:2] + segment * ((PICTURE - 2_000) // len(segment)) + plain[2:]
-
-
 @cache
 def jpeg_of_many_scans(scans: int) -> bytes:
     """Return a progressive JPEG of 5000×5000 with its last scan repeated; each repetition refines every block."""
@@ -124,13 +118,7 @@ def jpeg_of_many_scans(scans: int) -> bytes:
     return content[:last] + content[last:-2] * scans + content[-2:]
 
 
-# GIF and WebP
-
-
-def gif_of_clear_codes() -> bytes:
-    screen = b"GIF89a" + struct.pack("<HHBBB", 5_000, 5_000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
-    codes = (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10)
-    return screen + b"," + struct.pack("<HHHHB", 0, 0, 5_000, 5_000, 0) + b"\x02" + codes + b"\0;"
+# WebP
 
 
 @cache
@@ -173,8 +161,6 @@ CASES: dict[str, Callable[[], Parts]] = {
     ),
     "PNG of 5000×5000": lambda: post("image/png", encode(Image.new("RGBA", (5_000, 5_000)))),
     "JPEG of 1,600 scans": lambda: post("image/jpeg", jpeg_of_many_scans(1_600)),
-    "JPEG of Exif segments": lambda: post("image/jpeg", jpeg_of_exif_segments()),
-    "GIF of clear codes": lambda: post("image/gif", gif_of_clear_codes()),
     "WebP of noise": lambda: post("image/webp", webp()),
     "/predict: millions of numbers as images": lambda: post(JSON, filled('{"images":[', "1,", "1]}")),
     "/predict: a body of opening brackets": lambda: post(JSON, filled('{"images":', "[", "")),

@@ -17,9 +17,8 @@ import pytest
 import requests
 
 from tests.polling import PATIENCE, answers
-from tests.serve.conftest import IN_FLIGHT, RAW, Service, inference
+from tests.serve.conftest import IN_FLIGHT, RAW, Load, Service, inference
 from tests.serve.hostile import INFER, encode, head, request
-from tests.serve.load import Load
 from tests.serve.releases import make_graph, put_graph
 from train.paths import RELEASE
 

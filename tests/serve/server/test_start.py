@@ -1,4 +1,4 @@
-"""Starting: a setting, a model or a system that cannot be used ends it with one line."""
+"""Settings from environment variables; a setting, a model or a system that cannot be used ends the start."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from serve.config import Config, ConfigError
 from tests.polling import PATIENCE
 from tests.serve.conftest import free_port
 from tests.serve.releases import put_graph
@@ -60,3 +61,30 @@ def test_a_graph_that_matches_its_hash_and_is_none_is_named_and_no_file_is_left(
     line = refused("-m", "serve", MODEL_DIR=str(folder), TMPDIR=str(temporary), PORT=str(free_port()))
     assert line.startswith(f"serve: {folder}/digits.onnx: expected an ONNX graph, found")
     assert list(temporary.iterdir()) == []
+
+
+def test_a_variable_sets_its_field_unless_it_is_empty(tmp_path):
+    origins = "https://example.org  http://[::1]:8080"
+    given = {"MODEL_DIR": str(tmp_path), "MAX_BATCH": "7", "LOG_LEVEL": "WARNING", "CORS_ORIGINS": origins}
+    config = Config.from_environment({**given, "PORT": "", "UNKNOWN": "1"})
+    assert config == Config(model_dir=tmp_path, max_batch=7, log_level="warning", cors_origins=origins)
+    assert Config(host="::1").address == Config(host="[::1]").address == "[::1]:8000"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("PORT", "0", "a whole number from 1 to 65535"),
+        ("MAX_BATCH", "1.5", "a whole number from 1 to 100000"),
+        ("LOG_LEVEL", "loud", "debug, info, warning or error"),
+        ("CORS_ORIGINS", "* x", "* or origins like https://example.org"),
+        ("CORS_ORIGINS", "https://a.b/c", "* or origins like https://example.org"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "IP addresses or networks like 10.0.0.0/8"),
+        ("API_KEY", "a secret", "printable ASCII without spaces"),
+    ],
+)
+def test_an_invalid_variable_is_named(variable, value, expected):
+    with pytest.raises(ConfigError) as error:
+        Config.from_environment({variable: value})
+    found = "other characters" if variable == "API_KEY" else repr(value)  # the key is never shown
+    assert str(error.value) == f"{variable}: expected {expected}, found {found}"
