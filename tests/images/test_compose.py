@@ -4,15 +4,12 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
 from tests.polling import PATIENCE, wait
-from tests.serve.conftest import RAW
+from tests.serve.conftest import RAW, Load
 from train.paths import RELEASE, ROOT
 
 pytestmark = pytest.mark.images
@@ -61,24 +58,9 @@ def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_on
     scrapes = [requests.get(f"{URL}/metrics").text for _ in range(40)]
     hosts = {host for text in scrapes for host in re.findall(r'^digits_model_info\{.*host="(\w+)"', text, re.M)}
     assert hosts == {container[:12] for container in replicas}  # the metrics name the replica
-    answers: Counter[tuple[str, int]] = Counter()
-    stopping = threading.Event()
-
-    def load():
-        with requests.Session() as session:
-            while not stopping.is_set():
-                answer = session.post(f"{URL}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE)
-                answers[answer.headers["X-Replica"].split(", ")[-1], answer.status_code] += 1
-
-    with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(load) for _ in range(4)]
-        try:
-            wait(lambda: len(answers) == 3 and min(answers.values()) > 20, PATIENCE, lambda: f"only {answers}")
-            docker("kill", replicas[0])
-            total = answers.total() + 200
-            wait(lambda: answers.total() > total, PATIENCE, lambda: f"no more than {answers}")
-        finally:
-            stopping.set()
-    for client in clients:
-        client.result()  # raises what failed
-    assert {status for _, status in answers} == {200}  # nginx retried on another replica
+    with Load(8000, images, name=lambda answer, _: answer.getheader("X-Replica").split(", ")[-1]) as load:
+        wait(lambda: len(load.answers) == 3 and min(load.answers.values()) > 20, PATIENCE, lambda: f"{load.answers}")
+        docker("kill", replicas[0])
+        load.wait_for_responses()
+    assert load.failures == []
+    assert {status for status, _ in load.answers} == {200}  # nginx retried on another replica

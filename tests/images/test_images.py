@@ -108,7 +108,7 @@ print(sent())
 
 def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(docker, serve, images):
     container = serve(*HARDENED)
-    with Load(container, images) as load:
+    with Load(container.port, images) as load:
         load.wait_for_responses()
         docker("stop", "-t", "35", container.name)  # see docs/operation.md; one that takes longer exits with 137
     assert container.inspect("{{.State.ExitCode}}") == "0"

@@ -101,11 +101,6 @@ class Service:
     def predict(self, images: NDArray[np.uint8], query: str = "") -> requests.Response:
         return requests.post(f"{self.url}/predict{query}", images.tobytes(), headers=RAW, timeout=PATIENCE)
 
-    def infer(self, images: NDArray[np.uint8]) -> dict[str, list[float]]:
-        """Return the outputs of the Open Inference Protocol by name."""
-        answer = requests.post(f"{self.url}/v2/models/digits/infer", json=inference(images), timeout=PATIENCE)
-        return {output["name"]: output["data"] for output in answer.json()["outputs"]}
-
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Return /metrics as {(name, labels): value}."""
         text = requests.get(f"{self.url}/metrics", timeout=PATIENCE).text
@@ -150,18 +145,19 @@ class Service:
 
 
 class Load:
-    """Eight clients with kept-alive connections, by default."""
+    """Eight clients that send one request after another on kept-alive connections."""
 
-    def __init__(self, service, images, clients=8):
-        self.service, self.body = service, images[:1].tobytes()
-        self.answers: Counter[tuple[int, str]] = Counter()  # by status and model version
-        self.answered = [0] * clients  # by client
+    def __init__(self, port, images, name=lambda answer, body: body["model"]["version"]):
+        """Count the answers of the service at `port` by status and by this name."""
+        self.port, self.body, self.name = port, images[:1].tobytes(), name
+        self.answers: Counter[tuple[int, str]] = Counter()
+        self.answered = [0] * 8  # by client
         self.failures: list[tuple[int, str, bool]] = []  # client, exception, whether the connection was already used
         self.stopping = threading.Event()
-        self.pool = ThreadPoolExecutor(clients)
+        self.pool = ThreadPoolExecutor(8)
 
     def __enter__(self):
-        self.running = [self.pool.submit(self._request, client) for client in range(len(self.answered))]
+        self.running = [self.pool.submit(self._request, client) for client in range(8)]
         return self
 
     def __exit__(self, *_):
@@ -172,16 +168,16 @@ class Load:
     def wait_for_responses(self, count=25):
         """Wait until every client has received `count` more responses."""
         goals = [answered + count for answered in self.answered]
-        self.service.wait(lambda: all(map(operator.ge, self.answered, goals)))
+        wait(lambda: all(map(operator.ge, self.answered, goals)), PATIENCE, lambda: f"only {self.answered}")
 
     def _request(self, client):
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         while not self.stopping.is_set():
             used = connection.sock is not None
             try:
                 connection.request("POST", "/predict", self.body, RAW)
                 answer = connection.getresponse()
-                self.answers[answer.status, json.loads(answer.read())["model"]["version"]] += 1
+                self.answers[answer.status, self.name(answer, json.loads(answer.read()))] += 1
                 self.answered[client] += 1
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append((client, type(error).__name__, used))

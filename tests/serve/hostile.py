@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -23,7 +23,6 @@ import requests
 from PIL import Image
 
 from tests.polling import PATIENCE
-from tests.processes import children
 from tests.serve.conftest import Service
 from train.paths import ROOT
 
@@ -200,7 +199,7 @@ def attack(service: Service, parts: Parts) -> int | None:
 
 
 class Bystander:
-    """Continuous requests of other clients to the same worker, and the memory of the worker and its decoders."""
+    """Continuous requests of other clients to the same worker, and the worker's memory."""
 
     REQUESTS = (
         ("GET", "/healthz", None, {}),
@@ -211,11 +210,10 @@ class Bystander:
     def __init__(self, service: Service) -> None:
         self.statuses: Counter[int] = Counter()
         self.blocked = 0.0  # seconds of CPU time that the worker took between a request and its answer, at most
-        self.memory = 0.0  # MiB: maximum resident memory
+        self.memory = 0.0  # MiB: maximum resident memory since its start; test_decoder_pool.py has the decoders'
         self._service, (self._worker,) = service, service.workers()
         self._stop = threading.Event()
-        tasks = [self._watch, *(partial(self._send, *request) for request in self.REQUESTS)]
-        self._threads = [threading.Thread(target=task) for task in tasks]
+        self._threads = [threading.Thread(target=self._send, args=request) for request in self.REQUESTS]
 
     def __enter__(self) -> "Bystander":
         for thread in self._threads:
@@ -227,6 +225,8 @@ class Bystander:
         for thread in self._threads:
             thread.join()
         assert self._service.workers() == [self._worker]
+        status = Path(f"/proc/{self._worker}/status").read_text()
+        self.memory = int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
         while not self._stop.is_set():
@@ -238,24 +238,6 @@ class Bystander:
                 self.statuses[0] += 1
             self.blocked = max(self.blocked, cpu_seconds(self._worker) - before)
             self._stop.wait(0.02)
-
-    def _watch(self) -> None:
-        while not self._stop.is_set():
-            with suppress(OSError):  # a decoder or the worker has just exited
-                decoders = filter(is_decoder, children(self._worker))
-                self.memory = max(self.memory, resident(self._worker) + sum(map(resident, decoders)))
-            self._stop.wait(0.02)
-
-
-def is_decoder(process: int) -> bool:
-    """Return whether a child of the worker runs the decoder. Between fork and exec, it shares the worker's memory."""
-    return b"serve.pictures.decoder_pool" in Path(f"/proc/{process}/cmdline").read_bytes()
-
-
-def resident(process: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def cpu_seconds(process: int) -> float:

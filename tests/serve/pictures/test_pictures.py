@@ -169,9 +169,7 @@ NOTHING = {
     "gradient": lambda random: page_of(np.linspace(20, 230, 280) + np.zeros((280, 1))),
     "noise in a gradient": lambda random: page_of(np.linspace(90, 200, 300) + random.normal(0, 8, (400, 300))),
     "transparent": lambda random: encode(Image.new("RGBA", (100, 100), (0, 0, 0, 0))),
-    "vignette": lambda random: page_of(
-        230 - 90 * (np.linspace(-1, 1, 300) ** 2 + np.linspace(-1, 1, 400)[:, None] ** 2)
-    ),
+    "vignette": lambda random: page_of(230 - 90 * sum(np.ogrid[-1:1:400j, -1:1:300j][i] ** 2 for i in (0, 1))),
 }
 
 
@@ -212,10 +210,8 @@ def test_other_formats_are_named_without_echo(content, found):
     assert caught.value.__cause__ is None
 
 
-LARGE = zlib.compress(bytes(2_000_000))
 METADATA = {
-    "a large profile": png_chunk(b"iCCP", b"profile\0\0" + LARGE),
-    "a large international text": png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+    "a large profile": png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2_000_000))),
     "a damaged checksum": png_chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
     "transparency with a damaged checksum": png_chunk(b"tRNS", b"\0\0")[:-1] + b"!",
     "a gamma without a value": png_chunk(b"gAMA"),
@@ -230,15 +226,12 @@ def test_the_metadata_of_a_png_does_not_matter(name, place):
     np.testing.assert_array_equal(found, decode(content))
 
 
-def test_none_refuses_another_size():
-    with pytest.raises(ImageError, match=r"^expected 28×28 pixels, found 300×400$"):
-        decode(encode(on_page(SEVEN, 100, (0, 0))), "none")
-
-
 @pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (10_000, 10_000), (5_001, 5_000), (0, 5)])
-def test_a_header_with_too_many_pixels_or_none_is_refused_before_decoding(size):
+def test_a_header_with_another_number_of_pixels_is_refused_before_decoding(size):
     with pytest.raises(ImageError, match=r"^expected .*25,000,000 pixels, found "):
         decode(png(*size, b"\0"))
+    with pytest.raises(ImageError, match=r"^expected 28×28 pixels, found 300×400$"):
+        decode(encode(Image.new("L", (300, 400))), "none")
 
 
 def gives_picture_or_image_error(content: bytes) -> None:

@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from serve.release import read
-from tests.serve.conftest import IN_FLIGHT
+from tests.serve.conftest import IN_FLIGHT, inference
 from train.paths import RELEASE
 
 MODEL = (("host", socket.gethostname()), ("model", "Model_3"), ("version", read(RELEASE).version))
@@ -46,7 +46,9 @@ def test_metrics_have_a_histogram_of_confidence_and_count_doubtful_images(servic
     before, turned, answered = service.metrics(), np.rot90(images[:20], axes=(1, 2)), []
     for sent in (images[:300], turned, *turned[:, np.newaxis]):
         answered += service.predict(sent, "?preprocess=none").json()["predictions"]
-    tensors = service.infer(np.concatenate([turned, images[[8]]]))  # the last is a 5 like a 6
+    body = inference(np.concatenate([turned, images[[8]]]))  # the last is a 5 like a 6
+    outputs = requests.post(f"{service.url}/v2/models/digits/infer", json=body).json()["outputs"]
+    tensors = {output["name"]: output["data"] for output in outputs}
     confidences = [prediction["confidence"] for prediction in answered]
     confidences += np.reshape(tensors["probabilities"], (-1, 10)).max(axis=1).tolist()
     doubtful = sum(prediction["doubtful"] for prediction in answered)

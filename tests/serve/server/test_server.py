@@ -102,7 +102,7 @@ def test_an_idle_connection_is_kept_for_keep_alive(patient):
 @pytest.mark.xdist_group("load")
 def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
     service = start(WEB_CONCURRENCY=2)
-    with Load(service, images) as load:
+    with Load(service.port, images) as load:
         for _ in range(3):
             load.wait_for_responses()
             before = len(load.failures)
@@ -123,7 +123,7 @@ def test_a_model_reload_fails_no_request_and_sigterm_finishes_those_accepted(sta
     service = start(WEB_CONCURRENCY=2, MODEL_DIR=model_dir)
     graphs = [(RELEASE / "digits.onnx").read_bytes(), make_graph()]
     versions = [hashlib.sha256(graph).hexdigest()[:12] for graph in graphs]
-    with Load(service, images) as load:
+    with Load(service.port, images) as load:
         for new in (1, 0, 1):
             load.wait_for_responses()
             put_graph(model_dir, graphs[new])
