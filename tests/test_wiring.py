@@ -101,13 +101,10 @@ def test_make_runs_the_tests_that_the_readme_says():
         assert command == [".venv/bin/python", "-m", "pytest", *options, "-x"]
 
 
-def test_make_test_images_builds_what_it_tests():
+def test_make_test_images_builds_what_it_tests_and_run_train_writes_to_artifacts():
     built = {words[words.index("-t") + 1] for words in dry_run("test-images") if words[:2] == ["docker", "build"]}
     assert built == {"train", "serve", "serve-proxy"}
     assert {service["image"] for service in COMPOSE.values() if "build" in service} == built
-
-
-def test_make_run_train_writes_to_artifacts_and_passes_the_options_on():
     *_, command = dry_run("run-train", "ARGS=--models Model_3")
     assert command[:3] == ["docker", "run", "--rm"]
     assert command[-5:] == ["-v", f"{ROOT}/artifacts:/artifacts", "train", "--models", "Model_3"]
