@@ -19,7 +19,6 @@ def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) 
 
 
 def answers(url: str | None, path: str = "/readyz") -> bool:
-    """Return whether the service at `url` is ready."""
     try:
         return requests.get(f"{url}{path}", timeout=10).ok
     except (requests.ConnectionError, requests.Timeout):

@@ -1,7 +1,4 @@
-"""The documentation names only files, headings, make targets, settings and metrics that exist.
-
-A generated page is what its command writes from the committed figures.
-"""
+"""The documentation names only files, headings, make targets, settings and metrics that exist."""
 
 import json
 import re
@@ -31,13 +28,11 @@ def anchors(text: str) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Return the relative links of `page`."""
     found = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", CODE.sub("", page.read_text()), re.MULTILINE)
     return [link for inline, reference in found if not re.match(r"[a-z]+:", link := inline or reference)]
 
 
 def is_broken(page: Path, link: str) -> bool:
-    """Return whether the file or the heading of a link does not exist."""
     name, _, anchor = link.partition("#")
     file = (page.parent / name).resolve() if name else page
     return not file.exists() or bool(anchor and anchor not in anchors(file.read_text()))

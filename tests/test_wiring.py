@@ -84,7 +84,6 @@ def test_make_run_serve_takes_a_model_and_a_port_and_leaves_the_rest_to_the_imag
 
 
 def dry_run(*arguments):
-    """Return the commands, as lists of words, that make would run."""
     done = make("--dry-run", "--always-make", *arguments)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line, comments=True) for line in done.stdout.replace("\\\n", " ").splitlines()]

@@ -31,7 +31,6 @@ class Container:
         return parents.count(self.inspect("{{.State.Pid}}"))
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
-        """Wait until `condition` returns a true value, and return it."""
         return wait(condition, seconds, lambda: self.docker("logs", self.name))
 
 

@@ -19,11 +19,9 @@ URL = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def compose(docker, tmp_path):
-    """Return a function that runs `docker compose` on a copy of the file and of the model that ships.
-
-    The health is checked every second, not every ten: `up --wait` waits for the first check.
-    """
+    """Return a function that runs `docker compose` on a copy of the file and of the model that ships."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
+    # `up --wait` waits for the first check, by default after 10 seconds.
     (tmp_path / "compose.override.yaml").write_text("services: {serve: {healthcheck: {interval: 1s}}}")
     shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]

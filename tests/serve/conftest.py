@@ -45,7 +45,6 @@ def free_port() -> int:
 
 
 def inference(images: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return the images as a request of the Open Inference Protocol."""
     return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": images.shape, "data": images.ravel().tolist()}]}
 
 
@@ -79,14 +78,12 @@ class Service:
         return answers(self.url)
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        """Wait until `condition` returns a true value, and return it."""
         return wait(condition, PATIENCE, lambda: self.log.read_text() if self.log.is_file() else "")
 
     def workers(self) -> list[int]:
         return children(self.process.pid)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log lines, parsed."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def wait_for_lines(self, field: str, part: str, count: int = 1) -> list[dict[str, Any]]:

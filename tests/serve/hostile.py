@@ -93,7 +93,6 @@ def png(width: int, height: int, rows: bytes, colour: int = 0) -> bytes:
 
 
 def with_chunks(content: bytes, chunks: bytes) -> bytes:
-    """Return a PNG with more chunks after its header."""
     return content[:33] + chunks + content[33:]
 
 
@@ -149,7 +148,6 @@ def form(part: bytes, tail: bytes = b"") -> bytes:
 
 
 def many(content: bytes, count: int) -> bytes:
-    """Return a form with the same picture `count` times."""
     return (FILE + content + b"\r\n") * count + b"--b--\r\n"
 
 

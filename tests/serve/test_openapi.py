@@ -78,7 +78,6 @@ def test_examples_of_the_open_inference_protocol_are_exact(client):
 
 @pytest.fixture
 def described(service, name):
-    """Return the schema as served by gunicorn, for requests to one operation."""
     accepted = ACCEPTED.get(name, {200})
     config = {
         "base-url": service.url,

@@ -29,7 +29,6 @@ def enlarge(pixels: np.ndarray, side: int = 280) -> Image.Image:
 
 
 def drawn(pixels: np.ndarray = SEVEN, side: int = 280) -> Image.Image:
-    """Return the digit large and dark on light."""
     return ImageOps.invert(enlarge(pixels, side))
 
 

@@ -60,11 +60,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser, start, service) -> Iterator[Callable[..., Page]]:
-    """Return a function that opens the page with these browser options.
-
-    Fail if there is a problem without the text `expected`: console messages (also of the content security policy),
-    exceptions and requests to other hosts.
-    """
+    """Return a function that opens the page. A message on the console, also about the policy, must be `expected`."""
     contexts, problems, hosts, allowed = [], [], set(), []
 
     def visit(url: str = service.url, script: str = "", expected: tuple[str, ...] = (), **options: object) -> Page:
@@ -101,7 +97,6 @@ def enlarged(images) -> Callable[..., bytes]:
 
 
 def draw(page: Page, *strokes: Stroke) -> None:
-    """Draw strokes on the canvas with the mouse."""
     box = page.locator("#canvas").bounding_box()
     for stroke in strokes:
         points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
@@ -113,7 +108,6 @@ def draw(page: Page, *strokes: Stroke) -> None:
 
 
 def bars(page: Page) -> list[str]:
-    """Return the displayed text of the ten probabilities."""
     rows = page.get_by_role("table", name="Probability of each digit").locator("tbody").get_by_role("row")
     assert rows.get_by_role("rowheader").all_inner_texts() == [str(digit) for digit in range(10)]
     return [row.get_by_role("cell").last.inner_text() for row in rows.all()]
@@ -140,7 +134,6 @@ def expect_nothing(page: Page) -> None:
 
 
 def ink(page: Page) -> int:
-    """Return the number of black pixels of the drawing canvas."""
     return page.locator("#canvas").evaluate(
         f"(it) => ({READ})(it).filter((value, i) => i % 4 === 0 && value === 0).length"
     )

@@ -53,7 +53,6 @@ def data_url(image, format):
 
 
 def part(name, content, *more):
-    """Return a part of a form."""
     head = "; ".join(["Content-Disposition: form-data", f'name="{name}"', *more])
     return b"--b\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n"
 

@@ -18,7 +18,6 @@ from tests.serve.conftest import RAW, inference
 
 
 def logged(service, request_id, path="/nowhere", method="GET", body=None, **headers):
-    """Send a request and return its line."""
     headers = {"X-Request-ID": request_id, **headers}
     answer = requests.request(method, service.url + path, data=body, headers=headers)
     assert answer.headers["X-Request-ID"] == request_id

@@ -65,7 +65,6 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
 
 
 def test_a_reload_replaces_every_worker_and_the_shutdown_does_not_wait_for_it(start):
-    """A stalled request keeps an old worker alive; SIGTERM is handled meanwhile."""
     service = start(WEB_CONCURRENCY=1, REQUEST_TIMEOUT=20)
     service.process.send_signal(signal.SIGTTIN)
     service.wait(lambda: len(service.workers()) == 2)

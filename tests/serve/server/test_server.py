@@ -25,7 +25,6 @@ from train.paths import RELEASE
 
 @pytest.fixture
 def model_dir(tmp_path):
-    """Return a copy of the shipped release."""
     return Path(shutil.copytree(RELEASE, tmp_path / "model\udcff"))  # a log line must take a name that is not UTF-8
 
 
