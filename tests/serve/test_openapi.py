@@ -39,7 +39,7 @@ REACHED = {
     "v2InferVersion": {200, 400, 404, 405, 413},
     "v2Model": {200, 404, 405},
 }
-GENERATED = {"predict": 1_000, "v2Infer": 400, "v2InferVersion": 200}  # random requests; 50 of other operations
+GENERATED = {"predict": 600, "v2Infer": 400, "v2InferVersion": 200}  # random requests; 50 of other operations
 
 
 def example(name):
