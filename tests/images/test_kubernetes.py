@@ -76,7 +76,7 @@ def test_kustomize_applies_every_manifest_and_sets_the_image(folder):
     assert set(kustomization) == {"apiVersion", "kind", "resources", "images"}
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
     assert sorted(kustomization["resources"]) == sorted(files)
-    (image,) = kustomization["images"]  # tests/test_version.py checks its tag
+    (image,) = kustomization["images"]  # tests/test_wiring.py checks its tag
     assert image["name"] == container(POD)["image"] == "serve"
 
 
