@@ -86,7 +86,7 @@ def test_a_graph_or_a_manifest_without_doubt_is_refused(folder):
 @pytest.mark.parametrize("count", [1, 99, 100, 101, 1000])
 def test_predictions_do_not_depend_on_the_batch(images, count):
     release = read(RELEASE)
-    predictor = Predictor(release.graph, release.threshold)
+    predictor = Predictor(release.graph, release.manifest.doubt.threshold)
     whole = predictor.predict(images[:1000])
     part = predictor.predict(images[:count])
     assert np.array_equal(part.digits, whole.digits[:count])

@@ -219,7 +219,7 @@ def test_the_response(client, images):
 def test_pixels_returns_the_model_s_input(client, images):
     (found,) = pixels(client, enlarged(images[0]), "image/png")
     assert found.shape == (28, 28)
-    assert np.abs(found - images[0].astype(int)).mean() < 12  # white ink on black, in the same place
+    assert np.abs(found - images[0].astype(int)).mean() < 15  # white ink on black, in the same place
 
 
 def test_preprocess_none_does_not_change_the_pixels(client, images):

@@ -63,7 +63,7 @@ def test_metrics_count_doubtful_images_over_all_workers(service, images):
     for sent in (images[:20], turned, *turned[:, np.newaxis]):
         predictions = service.predict(sent, "?preprocess=none").json()["predictions"]
         count += sum(prediction["doubtful"] for prediction in predictions)
-    count += sum(doubt > read(RELEASE).threshold for doubt in service.infer(turned)["doubt"])
+    count += sum(doubt > read(RELEASE).manifest.doubt.threshold for doubt in service.infer(turned)["doubt"])
     assert count > 20
     assert change(before, service.metrics(), "digits_doubtful_total") == count
 
