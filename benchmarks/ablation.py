@@ -50,7 +50,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "inner components": {"ink.MIN_INNER_INK": np.inf},
     "noise": {"preprocess.MIN_SIGNAL": 0.0},
     "second pass": {"preprocess.SECOND_PASS_SIZE": 0},
-    "local contrast": {"ink.MIN_NEARBY_CONTRAST": 1.0},
     "edge width": {"preprocess.MAX_EDGE": np.inf},
     "stroke width": {"preprocess.MIN_STROKE": 0.0, "preprocess.MAX_STROKE": 20.0},
 }

@@ -21,7 +21,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     """
     config = config or Config()
     release = release or read(config.model_dir)
-    predictor = Predictor(release.graph, release.threshold)
+    predictor = Predictor(release.graph, release.manifest.doubt.threshold)
     app = Flask("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch + OTHER_FIELDS)
     app.url_map.merge_slashes = False  # /v2/models//ready is 404, not a redirect

@@ -27,11 +27,6 @@ class Release:
         """Return the model version: the first 12 digits of the graph's SHA-256."""
         return self.manifest.onnx.sha256[:12]
 
-    @property
-    def threshold(self) -> float:
-        """Return the doubt above which an image is doubtful."""
-        return self.manifest.doubt.threshold
-
 
 def read(folder: Path) -> Release:
     """Return the release in `folder`. Raises ModelError if a file is missing, unreadable or altered."""

@@ -55,7 +55,7 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     if preprocess != "mnist" and picture.size == (SIDE, SIDE):
         grey = np.asarray(picture.convert("L"))
-        if preprocess == "none" or in_form(grey[None])[0]:
+        if preprocess == "none" or in_form(grey):
             return grey
     return to_mnist(np.asarray(_to_grey(picture)))
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from serve.pictures.background import quantile
 from serve.pictures.sheet import Floats, Mask, perimeter
 
 # Contrast is 0 to 1.
@@ -16,8 +15,7 @@ CONTRAST_OFFSET = 40  # added to the background before dividing, so that the tex
 LEVELS = 8  # thresholds of the decomposition
 MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # of ink: absolute, and relative to the strongest contrast
 MIN_SIGNAL = 8  # the least contrast of ink, in standard deviations of the noise
-NEARBY_WINDOW = 0.1  # of the digit's size: the window in which a pixel is compared with the strongest ink
-MIN_NEARBY_CONTRAST = 0.3  # of the typical contrast: the least that a pixel is compared with
+FULL = 0.75  # of the digit's pixels have less than the full contrast
 
 # Components, relative to the one with the most ink unless stated otherwise.
 MIN_INK = 0.05  # a component with less is dirt
@@ -34,8 +32,6 @@ WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # thres
 
 class ImageError(ValueError):
     """The picture is unreadable or shows no digit; the message is one line with the expected and the found."""
-
-    index: int | None = None  # of the image in a batch
 
 
 class Component(NamedTuple):
@@ -130,14 +126,7 @@ def check_single(chosen: list[Component], width: int) -> None:
         raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
 
 
-def normalised(contrast: Floats, mask: Mask, size: int) -> Floats:
-    """Local contrast normalisation: return the ink in `mask`, 0–1, divided by the strongest contrast nearby.
-
-    Ink in glare or under light pressure has less contrast than the rest. `size` is that of the digit in pixels.
-    """
-    side = max(3, int(NEARBY_WINDOW * size)) | 1
-    typical = quantile(contrast[mask], 0.75)
-    nearby = ndimage.maximum_filter(np.where(mask, contrast, 0), side)
-    nearby = ndimage.uniform_filter(nearby, side).clip(MIN_NEARBY_CONTRAST * typical, typical)
-    dilated = ndimage.maximum_filter(mask, 3)
-    return np.where(dilated, (contrast / nearby).clip(0, 1), np.float32(0)).astype(np.float32, copy=False)
+def foreground(contrast: Floats, mask: Mask) -> Floats:
+    """Return the contrast of the ink in `mask` and of its edges, 0–1; what is around is 0."""
+    full = np.quantile(contrast[mask], FULL)
+    return np.where(ndimage.maximum_filter(mask, 3), (contrast / full).clip(0, 1), 0).astype(np.float32)

@@ -6,7 +6,6 @@ ink is scaled to fit 20×20, and its centre of mass is moved to the middle (LeCu
 training images.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from serve.pictures.background import WORKING_SIDE, correct_illumination, dark_on_light, noise, reduced
-from serve.pictures.ink import MIN_SIGNAL, check_single, find_digit, normalised, threshold_decomposition
+from serve.pictures.ink import MIN_SIGNAL, check_single, find_digit, foreground, threshold_decomposition
 from serve.pictures.ink import ImageError as ImageError
 from serve.pictures.sheet import Floats, Mask
 from serve.pictures.sheet import Grey as Grey
@@ -26,6 +25,7 @@ SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
 SECOND_PASS_SIZE = 48  # a digit of this size or larger in the reduced picture has no second pass
 MIN_SIZE = 6  # of a digit: with 8, 2 % are read wrong, with 6 14 %, with 5 30 %
 FINE_SIDE, FINE_MARGIN = 80, 6  # the digit when its strokes are measured and redrawn, and the margin around it
+STROKE_LEVEL = 0.4  # of the maximum: what is above is part of a stroke, when strokes are measured and redrawn
 MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
 MAX_EDGE = 4.2  # width of the strokes' edges; in a coarser picture, thin strokes are fainter than half the maximum
 MARGIN = 0.35  # around the digit in the second pass, relative to its size
@@ -37,48 +37,25 @@ _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES
 
 
 def prepare(pixels: Grey, preprocess: Preprocess = "auto") -> Grey:
-    """Bring raw pixels, uint8 [N, 28, 28], into MNIST's form, uint8 [N, 28, 28]; see pictures.decode for `preprocess`.
+    """Bring raw pixels, uint8 [28, 28], into MNIST's form; see pictures.decode for `preprocess`.
 
-    Returns the same array if nothing changes. Raises ImageError with `index` if an image shows no single digit, and
-    without `index` if `pixels` has another shape or dtype.
+    Returns the same array if nothing changes. Raises ImageError if they show no single digit.
     """
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (SIDE, SIDE):
-        raise ImageError(f"expected pixels uint8 [N, 28, 28], found {pixels.dtype} {list(pixels.shape)}")
-    if preprocess == "none":
+    if preprocess == "none" or (preprocess == "auto" and in_form(pixels)):
         return pixels
-    todo = range(len(pixels)) if preprocess == "mnist" else [i for i, fits in enumerate(in_form(pixels)) if not fits]
-    if not todo:
-        return pixels
-    result = pixels.copy()
-    for index in todo:
-        try:
-            result[index] = to_mnist(pixels[index])
-        except ImageError as error:
-            error.index = index
-            raise
-    return result
+    return to_mnist(pixels)
 
 
-def in_form(pixels: Grey) -> list[bool]:
-    """Return for each image, [N, 28, 28], whether it already has MNIST's form: size, centre of mass, black background.
+def in_form(pixels: Grey) -> bool:
+    """Return whether an image, [28, 28], already has MNIST's form: size, centre of mass, black background.
 
     In every training image of MNIST, the ink is 19 or 20 pixels long, the centre of mass is within half a pixel of the
     middle, and the maximum is 254 or 255. The limits here are wider, because other implementations round differently.
     """
-    moments = (pixels.reshape(-1, SIDE * SIDE).astype(np.float32) @ _MOMENTS).tolist()
-    # The size of the ink from bytes instead of arrays: for one image, that saves 5 % of a JSON request's CPU time.
-    images, maxima = pixels.tobytes(), pixels.max(axis=1).tobytes()  # [N, 28, 28], [N, 28]: of each column
-    result = []
-    for i, (mass, y, x) in enumerate(moments):
-        columns = maxima[i * SIDE : (i + 1) * SIDE]
-        length = max(_ink_rows(images[i * SIDE**2 : (i + 1) * SIDE**2]), len(columns.strip(b"\0")))
-        result.append(max(columns) >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2)
-    return result
-
-
-def _ink_rows(image: bytes) -> int:
-    """Return the number of rows from the first with ink to the last, in an image with rows of SIDE bytes."""
-    return math.ceil(len(image.rstrip(b"\0")) / SIDE) - (len(image) - len(image.lstrip(b"\0"))) // SIDE
+    mass, y, x = (pixels.reshape(-1).astype(np.float32) @ _MOMENTS).tolist()
+    maxima = [pixels.max(axis=axis).tobytes() for axis in (0, 1)]  # of each column and row
+    length = max(len(values.strip(b"\0")) for values in maxima)
+    return max(maxima[0]) >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2
 
 
 def to_mnist(grey: Grey) -> Grey:
@@ -92,7 +69,7 @@ def to_mnist(grey: Grey) -> Grey:
         contrast, mask, size = _segmented(grey[_surroundings(mask, grey.shape)], background)
     if size < MIN_SIZE:
         raise ImageError(f"expected a digit of at least {MIN_SIZE} pixels, found {size}: crop closer")
-    return _centred(_fitted(normalised(contrast, mask, size)))
+    return _centred(_fitted(foreground(contrast, mask)))
 
 
 def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]:
@@ -114,14 +91,6 @@ def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
     )
 
 
-# MNIST's form.
-
-
-def _resampled(values: Floats, height: int, width: int) -> Floats:
-    """Resample the picture, with anti-aliasing if it shrinks."""
-    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.HAMMING))
-
-
 def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
     """Crop to the bounding box of the values above `level`, scale its longer side to `side`, and add square margins."""
     ink = foreground[ndimage.find_objects((foreground > level).astype(np.int8))[0]]
@@ -129,7 +98,8 @@ def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
     height, width = (max(1, round(length * scale)) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
     result = np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
-    result[y : y + height, x : x + width] = _resampled(ink, height, width)
+    resampled = Image.fromarray(ink).resize((width, height), Image.Resampling.HAMMING)  # anti-aliased if it shrinks
+    result[y : y + height, x : x + width] = np.asarray(resampled)
     return result
 
 
@@ -137,7 +107,7 @@ def _fitted(foreground: Floats) -> Floats:
     """Return the ink scaled to 20×20, 0–1, with sharp strokes redrawn if they are thinner or thicker than MNIST's."""
     large = _fit(foreground, 0.2, FINE_SIDE, FINE_MARGIN)
     top = large.max()
-    mask = large > top / 2
+    mask = large > STROKE_LEVEL * top
     width = _stroke_width(mask)
     if width > DOT_STROKE * FINE_SIDE:
         raise ImageError("expected a picture of a digit, found a dot")

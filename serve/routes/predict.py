@@ -2,8 +2,7 @@
 
 import msgspec
 import numpy as np
-from flask import Blueprint, Request, Response
-from flask import request as proxy
+from flask import Blueprint, Response, request
 
 from serve.config import Config
 from serve.pictures.decoder_pool import DecoderPool
@@ -33,7 +32,6 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
     @routes.post("/predict")
     def predict() -> Response:
-        request: Request = proxy._get_current_object()  # type: ignore[attr-defined]  # each use of the proxy looks it up
         with_pixels = query_parameter(request, "pixels", ("false", "true"), "false") == "true"
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
         images = read_images(request, config, decoders)

@@ -13,8 +13,8 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Bytes of a message and of a traceback as JSON: a pipe writes 4,096 bytes atomically.
-MAX_MESSAGE, MAX_TRACEBACK = 1_000, 2_500
+# Characters of a message and of the end of a traceback: a pipe writes 4,096 bytes, nearly always the line, atomically.
+MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written
 
@@ -26,9 +26,8 @@ class StandardError(logging.Handler):
         """Write the record."""
         fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
-            traceback = logging.Formatter().formatException(record.exc_info)
-            fields["traceback"] = _cut(traceback, MAX_TRACEBACK, end=True)
-        _write(record.created, record.levelname, record.name, _cut(record.getMessage(), MAX_MESSAGE), fields)
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)[-MAX_TRACEBACK:]
+        _write(record.created, record.levelname, record.name, record.getMessage()[:MAX_MESSAGE], fields)
 
 
 class GunicornLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -72,14 +71,6 @@ def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[
     except OSError:
         if on_drop:
             on_drop()
-
-
-def _cut(text: str, size: int, *, end: bool = False) -> str:
-    """Return the start of `text`, or its end, that takes at most `size` bytes as JSON."""
-    while len(json.dumps(text)) > size:
-        part = len(text) // 8 + 1
-        text = text[part:] if end else text[:-part]
-    return text
 
 
 logger.addHandler(StandardError())

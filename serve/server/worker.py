@@ -22,7 +22,6 @@ from serve.server import logs
 from serve.server.event_loop import yield_to_event_loop
 
 LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
-MAX_LOGGED = 500  # characters of an error's detail in the log
 
 
 class Connection:
@@ -127,8 +126,9 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase
-    body = problem.encode(status, title, (detail or title)[: problem.LONGEST])
-    logs.write(logging.INFO, "refused by gunicorn", request_id=request_id, status=status, detail=detail[:MAX_LOGGED])
+    detail = (detail or title)[: logs.MAX_MESSAGE]
+    body = problem.encode(status, title, detail)
+    logs.write(logging.INFO, "refused by gunicorn", request_id=request_id, status=status, detail=detail)
     head = (
         f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
         f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n\r\n"

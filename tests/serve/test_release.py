@@ -67,7 +67,7 @@ def test_a_damaged_release_is_refused(tmp_path, damage, found):
 
 def test_predictions_do_not_depend_on_the_batch(images):
     release = read(RELEASE)
-    predictor = Predictor(release.graph, release.threshold)
+    predictor = Predictor(release.graph, release.manifest.doubt.threshold)
     whole = predictor.predict(images[:1000])
     for count in (1, 99, 101):
         part = predictor.predict(images[:count])

@@ -52,7 +52,7 @@ def test_metrics_have_a_histogram_of_confidence_and_count_doubtful_images(servic
     confidences = [prediction["confidence"] for prediction in answered]
     confidences += np.reshape(tensors["probabilities"], (-1, 10)).max(axis=1).tolist()
     doubtful = sum(prediction["doubtful"] for prediction in answered)
-    doubtful += sum(doubt > read(RELEASE).threshold for doubt in tensors["doubt"])
+    doubtful += sum(doubt > read(RELEASE).manifest.doubt.threshold for doubt in tensors["doubt"])
     after = service.metrics()
     bounds = [dict(labels)["le"] for name, labels in after if name == "digits_confidence_bucket"]
     assert {"0.5", "0.99", "1.0", "+Inf"} <= set(bounds)
