@@ -89,6 +89,9 @@ def test_null_is_the_same_as_absent_and_nested_data_as_flat(client, images):
     outputs = [{"name": "digit", "parameters": None}, {"name": "doubt", "parameters": {"binary_data": None}}]
     request = {"inputs": [flat], "outputs": outputs, "parameters": {"binary_data_output": None}}
     assert [output["name"] for output in client.post(INFER, json=request).json["outputs"]] == ["digit", "doubt"]
+    outputs = [{"name": "digit", "parameters": {"binary_data": False}}]
+    request = {"inputs": [flat], "outputs": outputs, "parameters": {"binary_data_output": True}}
+    assert client.post(INFER, json=request).json["outputs"][0]["data"] == [7]
 
 
 def test_json_with_a_byte_order_mark_before_binary_data(client, images):
