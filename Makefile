@@ -22,7 +22,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 # Dependencies of the benchmarks' peers that they do not import: PyPy's, and uvicorn's for development and websockets.
 UNUSED := cffi pycparser python-dotenv pyyaml watchfiles websockets
 
-.PHONY: help setup train serve pictures doubt ablation bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures doubt bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,9 +56,6 @@ serve: $(SERVE) ## serve POST /predict on port 8000 (MODEL_DIR=artifacts/release
 
 pictures: $(VENV) ## measure the accuracy on pictures unlike MNIST's and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)
-
-ablation: $(VENV) ## measure the same without each stage of the preprocessing and write docs/ablation.{md,json}
-	$(RUN) -m benchmarks.ablation $(ARGS)
 
 doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,json,png}
 	$(RUN) -m benchmarks.doubt $(ARGS)
