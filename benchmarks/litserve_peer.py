@@ -1,18 +1,18 @@
-"""The same service in LitServe: `python litserve_app.py`."""
+"""The service in LitServe: `python -m benchmarks.litserve_peer`; its workers must be able to import the class."""
 
 import os
 
-import litserve as ls
+import litserve
+
+from benchmarks.peers import MIDDLEWARE, predict_image, session
 
 
-class Digits(ls.LitAPI):
+class Digits(litserve.LitAPI):
     """The steps of LitServe: decode, predict; it encodes the answer itself."""
 
     def setup(self, device):
         """Load the model in the worker process."""
-        from predictor import predict_image
-
-        self.predict_image = predict_image
+        session()
 
     def decode_request(self, request):
         """Return the rows of the image."""
@@ -20,15 +20,10 @@ class Digits(ls.LitAPI):
 
     def predict(self, rows):
         """Return the prediction."""
-        return self.predict_image(rows)
+        return predict_image(rows)
 
 
 if __name__ == "__main__":
-    middlewares = []
-    if "DUTIES" in os.environ:
-        from duties import Duties
-
-        middlewares = [Duties]
     workers = int(os.environ["WORKERS"])
-    server = ls.LitServer(Digits(), accelerator="cpu", workers_per_device=workers, middlewares=middlewares)
+    server = litserve.LitServer(Digits(), accelerator="cpu", workers_per_device=workers, middlewares=MIDDLEWARE)
     server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="warning")

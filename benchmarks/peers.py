@@ -1,0 +1,144 @@
+"""The service in Flask and FastAPI, as in a tutorial: one image in JSON, one ONNX Runtime thread per process.
+
+With the environment variable DUTIES, each also has what an operator adds: Prometheus metrics, a JSON access log, a
+request id and a body limit, as short as they can be, without the layers of a packaged instrumentator. LitServe's is
+benchmarks.litserve_peer; benchmarks.serve has the commands.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from functools import cache
+from typing import Annotated
+
+import numpy as np
+import onnxruntime
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, make_asgi_app
+from prometheus_client.multiprocess import MultiProcessCollector
+
+BODY_LIMIT = 16 * 2**20  # bytes, as MAX_BODY_BYTES of our service
+REQUESTS = Counter("http_requests", "Requests answered.", ["route", "method", "status"])
+SECONDS = Histogram("http_request_duration_seconds", "Time until the response starts.", ["route"])
+METRICS = CollectorRegistry()  # of all workers, from PROMETHEUS_MULTIPROC_DIR
+MultiProcessCollector(METRICS)
+logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+access_log = logging.getLogger("access")
+access_log.setLevel(logging.INFO)
+
+
+@cache
+def session():
+    """Return this process's session of the model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(os.environ["GRAPH"], options)
+
+
+def predict_image(rows):
+    """Return the prediction for an image: 28 rows of 28 numbers, 0–255."""
+    image = np.array(rows, dtype=np.uint8)[None]
+    probabilities, digits = session().run(["probabilities", "digit"], {"image": image})
+    confidence = float(probabilities.max())
+    return {"digit": int(digits[0]), "confidence": confidence, "probabilities": probabilities[0].tolist()}
+
+
+def flask_app():
+    """Return the service in Flask."""
+    from flask import Flask, g, request
+
+    app = Flask(__name__)
+
+    @app.post("/predict")
+    def predict():
+        return predict_image(request.get_json()["image"])
+
+    if "DUTIES" not in os.environ:
+        return app
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+
+    @app.before_request
+    def begin():
+        g.start, g.request_id = time.perf_counter(), request.headers.get("X-Request-ID") or uuid.uuid4().hex
+
+    @app.after_request
+    def end(response):
+        response.headers["X-Request-ID"] = g.request_id
+        route = request.url_rule.rule if request.url_rule else "unmatched"
+        record(g.start, g.request_id, request.remote_addr, request.method, request.path, route, response.status_code)
+        return response
+
+    @app.get("/metrics")
+    def metrics():
+        return generate_latest(METRICS)
+
+    return app
+
+
+def fastapi_app():
+    """Return the service in FastAPI."""
+    from fastapi import FastAPI
+    from pydantic import BaseModel, Field
+    from starlette.middleware import Middleware
+
+    class Body(BaseModel):
+        image: list[list[Annotated[int, Field(ge=0, le=255)]]]
+
+    class Prediction(BaseModel):
+        digit: int
+        confidence: float
+        probabilities: list[float]
+
+    app = FastAPI(middleware=[Middleware(duties) for duties in MIDDLEWARE])
+
+    @app.post("/predict")
+    async def predict(body: Body) -> Prediction:
+        return Prediction(**predict_image(body.image))
+
+    return app
+
+
+def record(start, request_id, remote, method, path, route, status):
+    """Count a request and write its line to the access log. `start` is by time.perf_counter."""
+    seconds = time.perf_counter() - start
+    REQUESTS.labels(route, method, status).inc()
+    SECONDS.labels(route).observe(seconds)
+    line = {"time": time.strftime("%FT%TZ", time.gmtime()), "level": "INFO", "message": "request"}
+    line |= {"request_id": request_id, "remote": remote, "method": method, "path": path, "status": status}
+    access_log.info(json.dumps(line | {"milliseconds": round(1000 * seconds, 3)}))
+
+
+class Duties:
+    """ASGI middleware for FastAPI and LitServe that performs the duties. Its limit reads Content-Length only."""
+
+    metrics = staticmethod(make_asgi_app(METRICS))
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        """Answer a request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if scope["path"] == "/metrics":
+            return await self.metrics(scope, receive, send)
+        start, headers = time.perf_counter(), dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1") or uuid.uuid4().hex
+
+        async def respond(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
+                route = scope["path"] if "endpoint" in scope else "unmatched"  # no route here has parameters
+                remote = scope["client"] and scope["client"][0]
+                record(start, request_id, remote, scope["method"], scope["path"], route, message["status"])
+            await send(message)
+
+        if int(headers.get(b"content-length", 0)) > BODY_LIMIT:
+            await respond({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+            return await respond({"type": "http.response.body"})
+        return await self.app(scope, receive, respond)
+
+
+MIDDLEWARE = [Duties] if "DUTIES" in os.environ else []
