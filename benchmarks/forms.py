@@ -40,9 +40,6 @@ def _encoded(picture: Picture | NDArray[Any], quality: int | None = None, **opti
     return content.getvalue()
 
 
-# Whole digits, enlarged or reduced.
-
-
 def _enlarged(digit: Picture) -> Picture:
     return digit.resize((280, 280), Resampling.BICUBIC)
 
@@ -53,12 +50,6 @@ def _cropped(digit: Picture) -> Picture:
 
 def _scaled(ink: Picture, scale: float, filter: Resampling = Resampling.BICUBIC, least: int = 2) -> Picture:
     return ink.resize((max(least, round(ink.width * scale)), max(least, round(ink.height * scale))), filter)
-
-
-def _transparent(digit: Picture, _: Generator) -> bytes:
-    picture = Image.new("RGBA", (280, 280), (0, 0, 0, 0))
-    picture.putalpha(_enlarged(digit))
-    return _encoded(picture)
 
 
 def _page(digit: Picture, random: Generator, height: int) -> bytes:
@@ -432,7 +423,10 @@ FORMS = {
     "torn": Form("thin strokes, torn", partial(_thin, torn=True)),
     "thick": Form("thick strokes, 1.8×", _thick),
     "blotted": Form("thick strokes, blotted", partial(_thick, blotted=True)),
-    "transparent": Form("black on transparent", _transparent),
+    "transparent": Form(
+        "black on transparent",
+        lambda digit, _: _encoded(Image.merge("RGBA", [Image.new("L", (280, 280))] * 3 + [_enlarged(digit)])),
+    ),
     "photographed": Form("gradient, noise, coloured paper", _photographed),
     # These two are for tuning, in place of load_digits.
     "coarse": Form("MNIST at 8×8, enlarged", _counted),

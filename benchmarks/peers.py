@@ -1,8 +1,7 @@
 """The service in Flask and FastAPI, as in a tutorial: one image in JSON, one ONNX Runtime thread per process.
 
-With the environment variable DUTIES, each also has what an operator adds: Prometheus metrics, a JSON access log, a
-request id and a body limit, as short as they can be, without the layers of a packaged instrumentator. LitServe's is
-benchmarks.litserve_peer; benchmarks.serve has the commands.
+With the environment variable DUTIES, each also has Prometheus metrics and a JSON access log, as short as they can be,
+without the layers of a packaged instrumentator. LitServe's is benchmarks.litserve_peer.
 """
 
 import json
@@ -10,7 +9,6 @@ import logging
 import os
 import sys
 import time
-import uuid
 from functools import cache
 from typing import Annotated
 
@@ -19,7 +17,6 @@ import onnxruntime
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, make_asgi_app
 from prometheus_client.multiprocess import MultiProcessCollector
 
-BODY_LIMIT = 16 * 2**20  # bytes, as MAX_BODY_BYTES of our service
 REQUESTS = Counter("http_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram("http_request_duration_seconds", "Time until the response starts.", ["route"])
 METRICS = CollectorRegistry()  # of all workers, from PROMETHEUS_MULTIPROC_DIR
@@ -57,17 +54,15 @@ def flask_app():
 
     if "DUTIES" not in os.environ:
         return app
-    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
 
     @app.before_request
     def begin():
-        g.start, g.request_id = time.perf_counter(), request.headers.get("X-Request-ID") or uuid.uuid4().hex
+        g.start = time.perf_counter()
 
     @app.after_request
     def end(response):
-        response.headers["X-Request-ID"] = g.request_id
         route = request.url_rule.rule if request.url_rule else "unmatched"
-        record(g.start, g.request_id, request.remote_addr, request.method, request.path, route, response.status_code)
+        record(g.start, request.remote_addr, request.method, request.path, route, response.status_code)
         return response
 
     @app.get("/metrics")
@@ -100,18 +95,18 @@ def fastapi_app():
     return app
 
 
-def record(start, request_id, remote, method, path, route, status):
+def record(start, remote, method, path, route, status):
     """Count a request and write its line to the access log. `start` is by time.perf_counter."""
     seconds = time.perf_counter() - start
     REQUESTS.labels(route, method, status).inc()
     SECONDS.labels(route).observe(seconds)
-    line = {"time": time.strftime("%FT%TZ", time.gmtime()), "level": "INFO", "message": "request"}
-    line |= {"request_id": request_id, "remote": remote, "method": method, "path": path, "status": status}
-    access_log.info(json.dumps(line | {"milliseconds": round(1000 * seconds, 3)}))
+    line = {"time": time.strftime("%FT%TZ", time.gmtime()), "level": "INFO", "message": "request", "remote": remote}
+    line |= {"method": method, "path": path, "status": status, "milliseconds": round(1000 * seconds, 3)}
+    access_log.info(json.dumps(line))
 
 
 class Duties:
-    """ASGI middleware for FastAPI and LitServe that performs the duties. Its limit reads Content-Length only."""
+    """ASGI middleware for FastAPI and LitServe that performs the duties."""
 
     metrics = staticmethod(make_asgi_app(METRICS))
 
@@ -120,24 +115,17 @@ class Duties:
 
     async def __call__(self, scope, receive, send):
         """Answer a request."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        if scope["path"] == "/metrics":
-            return await self.metrics(scope, receive, send)
-        start, headers = time.perf_counter(), dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1") or uuid.uuid4().hex
+        start = time.perf_counter()
 
         async def respond(message):
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("latin-1"))]
                 route = scope["path"] if "endpoint" in scope else "unmatched"  # no route here has parameters
                 remote = scope["client"] and scope["client"][0]
-                record(start, request_id, remote, scope["method"], scope["path"], route, message["status"])
+                record(start, remote, scope["method"], scope["path"], route, message["status"])
             await send(message)
 
-        if int(headers.get(b"content-length", 0)) > BODY_LIMIT:
-            await respond({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
-            return await respond({"type": "http.response.body"})
+        if scope["type"] == "http" and scope["path"] == "/metrics":
+            return await self.metrics(scope, receive, send)
         return await self.app(scope, receive, respond)
 
 

@@ -15,16 +15,15 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import numpy as np
 import onnxruntime
+import requests
 
 from benchmarks import pages
 from model.cores import available_cores
@@ -35,7 +34,7 @@ from train.paths import DATA, RELEASE, ROOT
 BIN = ROOT / ".venv-bench" / "bin"  # has our service's packages, too
 COMPARED = ("onnxruntime", "flask", "gunicorn", "gevent", "fastapi", "uvicorn", "litserve", "prometheus-client")
 PORT, CORES, CONNECTIONS = 9321, available_cores(), 16
-URL = f"http://127.0.0.1:{PORT}"
+URL = f"http://127.0.0.1:{PORT}/predict"
 OURS = "ours"
 UVICORN = "uvicorn --loop uvloop --http httptools --no-access-log --log-level warning"
 PEERS = {
@@ -45,16 +44,7 @@ PEERS = {
 }
 SERVERS = {OURS: "python -m serve"} | PEERS | {f"{name}, with duties": command for name, command in PEERS.items()}
 IMAGE = np.frombuffer(gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, 784, 16)
-BODY = json.dumps({"image": IMAGE.reshape(28, 28).tolist()})
-WRK = f"""
-wrk.method, wrk.headers['Content-Type'], wrk.body = 'POST', 'application/json', '{BODY}'
-done = function(summary, latency)
-    local errors = summary.errors
-    print(string.format('{{"rate": %f, "p50": %f, "p99": %f, "errors": %d}}', 1e6 * summary.requests / summary.duration,
-        latency:percentile(50) / 1000, latency:percentile(99) / 1000,
-        errors.connect + errors.read + errors.write + errors.status + errors.timeout))
-end
-"""
+BODY, JSON = json.dumps({"image": IMAGE.reshape(28, 28).tolist()}), {"Content-Type": "application/json"}
 
 
 def main() -> None:
@@ -67,15 +57,15 @@ def main() -> None:
     if not (shutil.which("wrk") and BIN.exists()):
         parser.error(f"expected wrk (apt-get install wrk) and {BIN} (`make bench` installs it)")
     rounds = [{name: _measure(name, options.seconds) for name in SERVERS} for _ in range(options.rounds)]
-    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
-    versions = subprocess.run([BIN / "python", "-c", code, *COMPARED], capture_output=True, text=True, check=True)
+    locks = "".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("serve", "bench"))
+    versions = dict(re.findall(r"^([\w-]+)==(\S+)", locks, re.M))
     result = {
         "date": str(datetime.now(UTC).date()),
         "source_revision": machine.source_revision(),
         "device": machine.describe(machine.pick("cpu")),
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "versions": dict(zip(COMPARED, versions.stdout.split(), strict=True)),
+        "versions": {name: versions[name] for name in COMPARED},
         "servers": {
             name: {key: pages.summary([one[name][key] for one in rounds]) for key in values}
             for name, values in rounds[0].items()
@@ -125,47 +115,25 @@ def _running(name: str) -> Iterator[int]:
 
 def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
     """Wait for the first answer, and assert that it is right and that a server with `duties` performs each of them."""
-    deadline = time.monotonic() + 120
-    while not (answer := _request("/predict", BODY.encode())):
+    deadline, answer = time.monotonic() + 120, None
+    while answer is None:
         assert process.poll() is None, f"expected a server, found exit status {process.returncode}"
         assert time.monotonic() < deadline, "expected an answer within 120 seconds, found none"
         time.sleep(0.1)
-    found = json.loads(answer[2])
+        with suppress(requests.ConnectionError):
+            answer = requests.post(URL, BODY, headers=JSON, timeout=10).json()
     session = onnxruntime.InferenceSession(RELEASE / "digits.onnx")
     (expected,) = session.run(["probabilities"], {"image": IMAGE.reshape(1, 28, 28)})
-    probabilities = found.get("predictions", [found])[0]["probabilities"]
+    probabilities = answer.get("predictions", [answer])[0]["probabilities"]
     assert np.allclose(probabilities, expected[0], atol=1e-5), (
-        f"expected the probabilities {expected[0]}, found {found}"
+        f"expected the probabilities {expected[0]}, found {answer}"
     )
-    if not duties:
-        return
-    before = _counted()
-    _, headers, _ = _request("/predict", BODY.encode(), {"X-Request-ID": "check-1"})
-    assert headers["X-Request-ID"] == "check-1", f"expected the request id check-1, found {headers}"
-    assert _counted() == before + 1, f"expected {before + 1} requests counted in /metrics, found {_counted()}"
-    lines = [json.loads(line) for line in log.read_text().splitlines() if '"check-1"' in line]
-    found = [(line["path"], line["status"]) for line in lines]
-    assert found == [("/predict", 200)], f"expected one line of the access log for the request, found {found}"
-    status, _, _ = _request("/predict", b"", {"Content-Length": str(2**30)})
-    assert status == 413, f"expected 413 for a body of 1 GiB, found {status}"
-
-
-def _request(path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Any:
-    """Return the status, the headers and the body of a response, or nothing if there is no server yet."""
-    request = urllib.request.Request(URL + path, body, {"Content-Type": "application/json"} | (headers or {}))
-    try:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return response.status, response.headers, response.read()
-    except HTTPError as error:
-        return error.code, error.headers, error.read()
-    except OSError:
-        return None
-
-
-def _counted() -> float:
-    """Return how many predictions /metrics counts, of all workers."""
-    counters = re.findall(r"^\w+_requests_total\{(.*)\} (\S+)$", _request("/metrics")[2].decode(), re.M)
-    return sum(float(value) for labels, value in counters if 'route="/predict"' in labels and 'status="200"' in labels)
+    if duties:
+        time.sleep(0.5)  # ours logs after it has answered
+        text = requests.get(f"http://127.0.0.1:{PORT}/metrics", timeout=10).text
+        counted = re.findall(r"^\w+_requests_total\{.*/predict.*\} (\S+)$", text, re.M)
+        logged = re.findall(r'^\{.*"path": ?"/predict".*\}$', log.read_text(), re.M)
+        assert len(logged) == sum(map(float, counted)) > 0, f"expected logged requests, all counted, found:\n{text}"
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -177,12 +145,10 @@ def _cpu_seconds(pid: int) -> float:
 
 def _wrk(seconds: int) -> dict[str, float]:
     """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(WRK)
-        script.flush()
-        # By default wrk gives up after 2 s, which a worker may take to start.
-        command = f"wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 10s -s {script.name} {URL}/predict"
-        output = subprocess.run(command.split(), stdout=subprocess.PIPE, text=True, check=True).stdout
+    # By default wrk gives up after 2 s, which a worker may take to start.
+    command = f"wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 10s -s {ROOT}/benchmarks/wrk.lua {URL}"
+    environment = os.environ | {"BODY": BODY}
+    output = subprocess.run(command.split(), env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     if found.pop("errors"):
         raise SystemExit(f"expected only responses of status 200, found:\n{output}")

@@ -1,19 +1,12 @@
-"""Seconds per epoch of our training and of the two usual ways to train the same networks.
+"""Seconds per epoch of our training and of the usual ways to train the same networks; see docs/benchmarks.md.
 
-`python -m benchmarks.train` runs, interleaved and each in a process of its own, (a) the reference's way: torchvision's
-transforms on one image at a time, a DataLoader, `loss.item()` at every step; (b) the same with a worker process, and
-pinned memory on a GPU, as in pytorch/examples; and ours. Writes docs/benchmarks-train.json and the table in
-docs/benchmarks.md.
-
-Of (a) and (b), STEPS training steps and the whole test set are timed, and the steps scaled to an epoch. Of ours, whole
-epochs are timed, including the evaluation of the validation set, which the others do not have. "All three" is an epoch
-of each model: one after the other, but ours on a CPU in parallel, as `python -m train` trains them.
+Of the usual ways, STEPS training steps and the whole test set are timed, and the steps scaled to an epoch. Of ours,
+whole epochs are timed, including the evaluation of the validation set, which the others do not have.
 """
 
 import argparse
 import multiprocessing
 import platform
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -32,10 +25,8 @@ from train.data import Split, load
 from train.loop import fit
 from train.markdown import table
 from train.progression import PROGRESSION, Experiment, with_settings
-from train.trainings import Training, train_all
 
 REFERENCE, WORKER, OURS = VARIANTS = "the reference's way", "with a worker process", "ours"
-ALL = "all three"
 STEPS, BATCH_SIZE = 150, 64
 DEVICE = machine.pick("auto")
 
@@ -64,7 +55,7 @@ def batches(experiment: Experiment) -> int:
 
 
 def _one_at_a_time(experiment: Experiment, workers: int) -> float:
-    """Return the seconds per epoch of (a), without a worker process, or of (b), with one."""
+    """Return the seconds per epoch of the reference's way, without a worker process, or with one."""
     data = load()
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": workers > 0 and DEVICE.type == "cuda"}
     pictures = Pictures(data.train, experiment.recipe.augmentation is not None)
@@ -100,25 +91,12 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoa
     return time.perf_counter() - start
 
 
-def _ours_together(experiments: list[Experiment]) -> float:
-    """Return the seconds of an epoch of each model in parallel, from the start of the first to the end of the last."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainings = [Training(one, 1, Path(folder) / one.name, DEVICE.type) for one in experiments]
-        trained, _ = train_all(trainings, load())
-        ends = [(training.folder / "checkpoint.json").stat().st_mtime for training in trainings]
-    return max(ends) - min(end - one.history[0].seconds for end, one in zip(ends, trained, strict=True))
-
-
 def _measure(variant: str) -> dict[str, float]:
     """Return the seconds per epoch of one variant by model."""
     experiments = [with_settings(experiment, ["epochs=1"]) for experiment in PROGRESSION.values()]
     if variant == OURS:
-        seconds = {one.name: fit(one, load(), seed=1, device=DEVICE)[1][-1].seconds for one in experiments}
-        if DEVICE.type == "cpu":
-            return {**seconds, ALL: _ours_together(experiments)}
-    else:
-        seconds = {one.name: _one_at_a_time(one, int(variant == WORKER)) for one in experiments}
-    return {**seconds, ALL: sum(seconds.values())}
+        return {one.name: fit(one, load(), seed=1, device=DEVICE)[1][-1].seconds for one in experiments}
+    return {one.name: _one_at_a_time(one, int(variant == WORKER)) for one in experiments}
 
 
 def main() -> None:
@@ -143,7 +121,7 @@ def main() -> None:
                 variant: pages.summary([one[name] for one in measured[number :: len(VARIANTS)]])
                 for number, variant in enumerate(VARIANTS)
             }
-            for name in (*PROGRESSION, ALL)
+            for name in PROGRESSION
         },
     }
     pages.write(options.out, "benchmarks.md", "benchmarks-train", result, figures(result))
@@ -154,7 +132,7 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
     """Return the figures of docs/benchmarks.md from the content of docs/benchmarks-train.json."""
     rows = []
     for name, seconds in result["seconds"].items():
-        images = BATCH_SIZE * result["batches"].get(name, sum(result["batches"].values()))
+        images = BATCH_SIZE * result["batches"][name]
         ratio = seconds[REFERENCE]["mean"] / seconds[OURS]["mean"]
         cells = [pages.plus_minus(seconds[variant], 1) for variant in VARIANTS]
         rows.append([name, *cells, f"{ratio:.2f} ×", f"{images / seconds[OURS]['mean']:,.0f}"])
