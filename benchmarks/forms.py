@@ -23,7 +23,6 @@ SIZE = (400, 300)  # width and height, in pixels, of the forms that do not state
 
 Picture = Image.Image
 Floats = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # of a square, clockwise
 
@@ -32,11 +31,8 @@ def _encoded(picture: Picture | NDArray[Any], quality: int | None = None, **opti
     """Return a picture, or its values of 0–255, as a JPEG of a quality, or as a PNG."""
     if not isinstance(picture, Picture):
         picture = Image.fromarray(picture.astype(np.uint8))
-    content = io.BytesIO()
-    if quality is None:
-        picture.save(content, "PNG", compress_level=1)
-    else:
-        picture.save(content, "JPEG", quality=quality, **options)
+    content, options = io.BytesIO(), options | ({"quality": quality} if quality else {"compress_level": 1})
+    picture.save(content, "JPEG" if quality else "PNG", **options)
     return content.getvalue()
 
 
@@ -93,20 +89,17 @@ def _counted(digit: Picture, random: Generator, stretched: bool = False) -> byte
 # Strokes, thinner or thicker: 280×280, black on white, bilevel.
 
 
-def _stroke_width(mask: Mask) -> float:
+def _stroke_width(mask: NDArray[np.bool_]) -> float:
     """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
     steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # 4/π of a curve's length
     return 2 * float(mask.sum()) / (float(steps) * np.pi / 4)
 
 
-def _components(mask: Mask) -> int:
-    return ndimage.label(mask, np.ones((3, 3)))[1]
-
-
 def _thin(digit: Picture, _: Generator, torn: bool = False) -> bytes:
     mask = np.asarray(_enlarged(digit)) > 127
     distance, depth = ndimage.distance_transform_edt(mask), _stroke_width(mask) / 4
-    while not torn and depth > 1 and _components(distance > depth) != _components(mask):
+    labelled = partial(ndimage.label, structure=np.ones((3, 3)))
+    while not torn and depth > 1 and labelled(distance > depth)[1] != labelled(mask)[1]:
         depth *= 0.85
     return _encoded(np.where(distance > depth, 0, 255))
 
@@ -367,9 +360,10 @@ def _framed(digit: Picture, random: Generator, light: bool = False) -> bytes:
     return _shot(1 - scene if light else scene, random, random.uniform(0, 3), 90, blur=0.3)
 
 
-def _on_surround(
-    digit: Picture, random: Generator, surround: Callable[[Generator, float], Floats], cut_off: bool = False
-) -> bytes:
+def _on_surround(digit: Picture, random: Generator, surround: Callable[..., Floats] | None = None) -> bytes:
+    """Render a sheet on a surround; if none is given, on either, one side of the sheet outside the picture."""
+    if cut_off := surround is None:
+        surround = _table if random.random() < 0.7 else _cloth
     mask: Floats = np.zeros(SIZE[::-1], np.float32)
     while not mask.any() or mask[[0, -1]].any() or mask[:, [0, -1]].any():  # the digit must be in view
         sheet, mask = _laid(digit, random, _corners(random, cut_off))
@@ -380,15 +374,9 @@ def _on_surround(
     return _shot(scene * _uneven_light(random, (0, 0.3)), random, random.uniform(1, 5), blur=0.9)
 
 
-def _cut_off(digit: Picture, random: Generator) -> bytes:
-    return _on_surround(digit, random, _table if random.random() < 0.7 else _cloth, cut_off=True)
-
-
 def _own_shadow(digit: Picture, random: Generator) -> bytes:
-    corners = np.array([(0, 0), (400, 0), (400, 300), (0, 300)], float)
-    if on_table := random.random() < 0.5:
-        corners = _corners(random)
-    sheet, mask = _laid(digit, random, corners)
+    on_table = random.random() < 0.5
+    sheet, mask = _laid(digit, random, _corners(random) if on_table else (CORNERS + 1) / 2 * SIZE)
     paper = _painted(mask, random.uniform(0.75, 0.97), random.uniform(0.05, 0.25))
     scene = _painted(sheet, _table(random, 0.4), paper) if on_table else paper
     # The shadow of a head and shoulders, or of a hand with a phone, from one side of the picture.
@@ -446,6 +434,6 @@ FORMS = {
     "light_framed": Form("a light frame around a dark sheet", partial(_framed, light=True)),
     "on_table": Form("a sheet on a table", partial(_on_surround, surround=_table)),
     "on_cloth": Form("a sheet on a patterned cloth", partial(_on_surround, surround=_cloth)),
-    "cut_off": Form("three sides of a sheet in view", _cut_off),
+    "cut_off": Form("three sides of a sheet in view", _on_surround),
     "own_shadow": Form("the photographer's shadow", _own_shadow),
 }

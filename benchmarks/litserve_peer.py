@@ -7,23 +7,18 @@ import litserve
 from benchmarks.peers import MIDDLEWARE, predict_image, session
 
 
-class Digits(litserve.LitAPI):
-    """The steps of LitServe: decode, predict; it encodes the answer itself."""
-
+class _Digits(litserve.LitAPI):
     def setup(self, device):
-        """Load the model in the worker process."""
         session()
 
     def decode_request(self, request):
-        """Return the rows of the image."""
         return request["image"]
 
     def predict(self, rows):
-        """Return the prediction."""
         return predict_image(rows)
 
 
 if __name__ == "__main__":
     workers = int(os.environ["WORKERS"])
-    server = litserve.LitServer(Digits(), accelerator="cpu", workers_per_device=workers, middlewares=MIDDLEWARE)
+    server = litserve.LitServer(_Digits(), accelerator="cpu", workers_per_device=workers, middlewares=MIDDLEWARE)
     server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="warning")

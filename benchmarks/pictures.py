@@ -5,7 +5,6 @@ Pillow, resized to 28×28. Writes docs/pictures.md, .json and .png.
 """
 
 import argparse
-import functools
 import gzip
 import io
 import itertools
@@ -105,9 +104,8 @@ def load_sources(train: bool, count: int | None) -> dict[str, Source]:
 
 def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
     """Return all digits, or a random sample of `count` in their order, with the numbers that they have among all."""
-    numbers = np.arange(len(digits))
-    if count is not None and count < len(digits):
-        numbers = np.sort(np.random.default_rng(SEED).choice(numbers, count, replace=False))
+    count = min(count or len(digits), len(digits))
+    numbers = np.sort(np.random.default_rng(SEED).choice(len(digits), count, replace=False))
     return numbers, digits[numbers], labels[numbers]
 
 
@@ -139,15 +137,11 @@ def render_all(name: str, numbers: NDArray[Any], digits: Pixels) -> list[bytes]:
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 
 
-@functools.cache
-def _session() -> Any:
-    return onnxruntime.InferenceSession(RELEASE / "digits.onnx")
-
-
 def predict_digits(images: Pixels) -> NDArray[np.int64]:
     """Return the digits, [N], that the released model predicts for images, uint8 [N, 28, 28]."""
-    parts = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
-    return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
+    session = onnxruntime.InferenceSession(RELEASE / "digits.onnx")
+    starts = range(0, len(images), CHUNK)
+    return np.concatenate([session.run(["digit"], {"image": images[start : start + CHUNK]})[0] for start in starts])
 
 
 def figures(values: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 from benchmarks import pages
 from model.classifier import MEAN, STD
@@ -35,8 +36,6 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     """A split as in torchvision: one PIL image at a time, transformed when it is read."""
 
     def __init__(self, split: Split, augmented: bool) -> None:
-        from torchvision import transforms  # not at the top: tests of the pages import this module
-
         self.images, self.labels = split.images.cpu().numpy(), split.labels.cpu().tolist()
         affine = [transforms.RandomAffine(8, translate=(0.04, 0.04), scale=(0.9, 1.1), shear=6)] if augmented else []
         steps = [transforms.ToPILImage(), *affine, transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
