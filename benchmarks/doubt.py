@@ -38,8 +38,6 @@ from train.verify import load_classifier
 SEED = 3
 MAHALANOBIS_IMAGES = 20_000  # training images for its means and covariance
 
-Scores = dict[str, NDArray[np.float32]]  # by method; larger means less like a digit
-
 
 def main() -> None:
     """Measure every kind and form; write the page and its picture."""
@@ -62,13 +60,12 @@ def main() -> None:
     kinds, forms, examples = {}, {}, {}
     digits = data.test.images.numpy(), data.test.labels.numpy()
     for number, (name, draw) in enumerate({**FITTED, **HELD_OUT, **LIKE_DIGITS}.items()):
-        random, images, refused = np.random.default_rng([SEED, number]), [], 0
+        random, images, drawn = np.random.default_rng([SEED, number]), [], 0
         while len(images) < options.images:
-            try:
+            drawn += 1
+            with suppress(ImageError):
                 images.append(to_mnist(draw(random, digits)))
-            except ImageError:
-                refused += 1
-        kinds[name] = {"refused": refused, "doubtful": doubted(np.stack(images))}
+        kinds[name] = {"refused": drawn - len(images), "doubtful": doubted(np.stack(images))}
         examples[name] = [ImageOps.invert(Image.fromarray(image)) for image in images[:8]]
     for name, (numbers, sample, _) in load_sources(False, options.digits).items():
         images = []
@@ -85,24 +82,20 @@ def main() -> None:
         "test": doubted(data.test.images),
         "forms": forms,
     }
-    found = figures(values)
-    pages.write(options.out, "doubt.md", "doubt", values, found, doubt=pages.contact_sheet(examples))
-    print(found["shares"])
+    pages.write(options.out, "doubt.md", "doubt", values, figures(values), doubt=pages.contact_sheet(examples))
 
 
-def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], Scores]:
-    """Return a function from images, uint8 [N, 28, 28], to every method's scores."""
+def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], dict[str, NDArray[np.float32]]]:
+    """Return a function from images, uint8 [N, 28, 28], to each method's scores; larger means less like a digit."""
     logits, (features, _) = doubt.extract_features(classifier.network, data.train.images[:MAHALANOBIS_IMAGES])
     digits = logits.argmax(dim=1)
     means = torch.stack([features[digits == digit].mean(dim=0) for digit in range(10)])
     covariance = (features - means[digits]).T.cov()
-    whiten = torch.linalg.cholesky(
-        torch.linalg.inv(covariance + 1e-3 * covariance.trace() / len(covariance) * torch.eye(len(covariance)))
-    )
+    covariance += 1e-3 * covariance.trace() / len(covariance) * torch.eye(len(covariance))
+    whiten = torch.linalg.cholesky(torch.linalg.inv(covariance))
 
-    def score(images: Tensor) -> Scores:
+    def score(images: Tensor) -> dict[str, NDArray[np.float32]]:
         logits, (features, shared) = doubt.extract_features(classifier.network, images)
-        assert classifier.doubt
         with torch.inference_mode():
             scores = {
                 "highest probability": -torch.softmax(logits, dim=1).amax(dim=1),

@@ -86,9 +86,6 @@ def _counted(digit: Picture, random: Generator, stretched: bool = False) -> byte
     return _at_8x8(Image.fromarray((counts * 255 / 16).astype(np.uint8)), random)
 
 
-# Strokes, thinner or thicker: 280×280, black on white, bilevel.
-
-
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
     """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
     steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # 4/π of a curve's length
@@ -109,9 +106,6 @@ def _thick(digit: Picture, _: Generator, blotted: bool = False) -> bytes:
     width = _stroke_width(mask)
     depth = 0.4 * width if blotted else max(0, 1.8 * TYPICAL_STROKE * 10 - width) / 2
     return _encoded(np.where(ndimage.distance_transform_edt(~mask) <= depth, 0, 255))
-
-
-# Scenes: ink on paper, light and a camera.
 
 
 def _scene(
@@ -293,9 +287,6 @@ def _dark_mode(digit: Picture, random: Generator) -> bytes:
 def _poor_jpeg(digit: Picture, random: Generator) -> bytes:
     mask, _ = _scene(digit, random, (0.3, 0.8), (300, 300))
     return _encoded(_painted(mask, random.uniform(0.8, 1), random.uniform(0, 0.3)) * 255, 8)
-
-
-# A sheet in view, on a surround.
 
 
 def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, int] = SIZE) -> list[Floats]:

@@ -185,16 +185,15 @@ def _texture(rng: Generator, _: Digits) -> Picture:
     """Return a round or square patch of stripes, of a check or of smooth noise."""
     y, x = np.mgrid[-1:1:200j, -1:1:200j]
     kind, turn, waves = rng.integers(3), rng.uniform(0, math.pi), rng.uniform(6, 14)
-    if kind < 2:
-        value = np.sin(waves * (x * math.cos(turn) + y * math.sin(turn)))
-        if kind == 1:
-            value *= np.sin(waves * (y * math.cos(turn) - x * math.sin(turn)))
-    else:
+    value = np.sin(waves * (x * math.cos(turn) + y * math.sin(turn)))
+    if kind == 1:
+        value *= np.sin(waves * (y * math.cos(turn) - x * math.sin(turn)))
+    elif kind == 2:
         noise = Image.fromarray(rng.integers(0, 256, (200, 200), np.uint8))
         value = np.array(noise.filter(ImageFilter.GaussianBlur(200 / waves / 3)), np.float64)
         value -= np.median(value)
-    patch = (x**2 + y**2 < 1) if rng.random() < 0.5 else True
-    return np.where(np.pad(patch & (value > 0), 40), 0, 255).astype(np.uint8)
+    patch = (value > 0) & ((x**2 + y**2 < 1) if rng.random() < 0.5 else True)
+    return np.where(np.pad(patch, 40), 0, 255).astype(np.uint8)
 
 
 def _half_digit(rng: Generator, digits: Digits) -> Picture:

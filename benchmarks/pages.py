@@ -1,6 +1,7 @@
 """The pages in docs/: their prose is written by hand, their figures by a command, between two comments."""
 
 import io
+import re
 import textwrap
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,16 +25,16 @@ def fill(page: str, figures: dict[str, str]) -> str:
             line if line.startswith("|") else textwrap.fill(line, 120, break_on_hyphens=False)
             for line in text.splitlines()
         )
-        before, found, rest = page.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        if not (found and end):
-            raise ValueError(f"expected a place for the figures {name!r}, found none")
-        page = "".join([before, found, *(f"{line}\n" for line in lines), end, after])
+        found = "".join(f"{line}\n" for line in lines)
+        page, count = re.subn(rf"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", found.replace("\\", r"\\"), page)
+        if count != 1:
+            raise ValueError(f"expected one place for the figures {name!r}, found {count}")
     return page
 
 
 def write(folder: Path, page: str, name: str, values: Any, figures: dict[str, str], **pictures: bytes) -> None:
     """Write a page of docs/ with new figures, the `values` that they are made of as `name`.json, and PNGs by name."""
+    print(*figures.values(), sep="\n\n")
     text = fill((DOCS / page).read_text(), figures)
     files = {f"{picture}.png": content for picture, content in pictures.items()}
     write_together(folder, {**files, page: text.encode(), f"{name}.json": to_json(values)})

@@ -5,7 +5,6 @@ without the layers of a packaged instrumentator. LitServe's is benchmarks.litser
 """
 
 import json
-import logging
 import os
 import sys
 import time
@@ -21,9 +20,6 @@ REQUESTS = Counter("http_requests", "Requests answered.", ["route", "method", "s
 SECONDS = Histogram("http_request_duration_seconds", "Time until the response starts.", ["route"])
 METRICS = CollectorRegistry()  # of all workers, from PROMETHEUS_MULTIPROC_DIR
 MultiProcessCollector(METRICS)
-logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-access_log = logging.getLogger("access")
-access_log.setLevel(logging.INFO)
 
 
 @cache
@@ -52,7 +48,7 @@ def flask_app():
     def predict():
         return predict_image(request.get_json()["image"])
 
-    if "DUTIES" not in os.environ:
+    if not os.environ["DUTIES"]:
         return app
 
     @app.before_request
@@ -102,7 +98,7 @@ def record(start, remote, method, path, route, status):
     SECONDS.labels(route).observe(seconds)
     line = {"time": time.strftime("%FT%TZ", time.gmtime()), "level": "INFO", "message": "request", "remote": remote}
     line |= {"method": method, "path": path, "status": status, "milliseconds": round(1000 * seconds, 3)}
-    access_log.info(json.dumps(line))
+    print(json.dumps(line), file=sys.stderr)
 
 
 class Duties:
@@ -129,4 +125,4 @@ class Duties:
         return await self.app(scope, receive, respond)
 
 
-MIDDLEWARE = [Duties] if "DUTIES" in os.environ else []
+MIDDLEWARE = [Duties] if os.environ["DUTIES"] else []

@@ -53,10 +53,10 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     options = parser.parse_args()
     sources = load_sources(options.train, options.images)
-    names = options.forms or list(sources)
+    names = options.forms or sources
     if unknown := set(names) - sources.keys():
-        other = "out" if options.train else ""
-        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured with{other} --train")
+        how = "without" if options.train else "with"
+        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured {how} --train")
     with multiprocessing.get_context("spawn").Pool(available_cores()) as pool:
         forms = [_measure(pool, name, sources[name]) for name in names]
     if not options.train:
@@ -89,17 +89,16 @@ def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
 def load_sources(train: bool, count: int | None) -> dict[str, Source]:
     """Return, by form, the digits to render: all, or a sample of `count`, the same at every call."""
     if train:
-        digits, labels = _mnist("train")
+        digits, labels = mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]
-        mnist = _drawn(digits[chosen], labels[chosen], count)
-        return {name: mnist for name in FORMS if name != "other_hands"}
+        tuning = _drawn(digits[chosen], labels[chosen], count)
+        return {name: tuning for name in FORMS if name != "other_hands"}
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    mnist = _drawn(*_mnist("t10k"), count)
     other_hands = _drawn((images.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), labels, count)
-    names = [name for name in FORMS if name not in ("coarse", "stretched")]
-    return {name: other_hands if name == "other_hands" else mnist for name in names}
+    test = dict.fromkeys(FORMS, _drawn(*mnist("t10k"), count)) | {"other_hands": other_hands}
+    return {name: source for name, source in test.items() if name not in ("coarse", "stretched")}
 
 
 def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
@@ -109,7 +108,8 @@ def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
     return numbers, digits[numbers], labels[numbers]
 
 
-def _mnist(part: str) -> tuple[Pixels, Pixels]:
+def mnist(part: str) -> tuple[Pixels, Pixels]:
+    """Return the images, uint8 [N, 28, 28], and the labels of `train` or `t10k`."""
     images = gzip.decompress((DATA / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((DATA / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)

@@ -6,7 +6,6 @@ request in a closed loop. Writes docs/benchmarks-serve.json and the table in doc
 """
 
 import argparse
-import gzip
 import json
 import os
 import re
@@ -26,11 +25,13 @@ import onnxruntime
 import requests
 
 from benchmarks import pages
+from benchmarks.pictures import mnist
 from model.cores import available_cores
 from train import machine
 from train.markdown import table
-from train.paths import DATA, RELEASE, ROOT
+from train.paths import RELEASE, ROOT
 
+GRAPH = RELEASE / "digits.onnx"
 BIN = ROOT / ".venv-bench" / "bin"  # has our service's packages, too
 COMPARED = ("onnxruntime", "flask", "gunicorn", "gevent", "fastapi", "uvicorn", "litserve", "prometheus-client")
 PORT, CORES, CONNECTIONS = 9321, available_cores(), 16
@@ -43,8 +44,8 @@ PEERS = {
     "LitServe": "python -m benchmarks.litserve_peer",
 }
 SERVERS = {OURS: "python -m serve"} | PEERS | {f"{name}, with duties": command for name, command in PEERS.items()}
-IMAGE = np.frombuffer(gzip.decompress((DATA / "t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, 784, 16)
-BODY, JSON = json.dumps({"image": IMAGE.reshape(28, 28).tolist()}), {"Content-Type": "application/json"}
+IMAGE = mnist("t10k")[0][0]
+BODY, JSON = json.dumps({"image": IMAGE.tolist()}), {"Content-Type": "application/json"}
 
 
 def main() -> None:
@@ -72,7 +73,6 @@ def main() -> None:
         },
     }
     pages.write(options.out, "benchmarks.md", "benchmarks-serve", result, figures(result))
-    print(figures(result)["serving"])
 
 
 def _measure(name: str, seconds: int) -> dict[str, float]:
@@ -87,20 +87,17 @@ def _measure(name: str, seconds: int) -> dict[str, float]:
 @contextmanager
 def _running(name: str) -> Iterator[int]:
     """Start a server, check it, yield its process id and stop it."""
-    duties = name not in PEERS
     with tempfile.TemporaryDirectory() as folder:
         log, environment = Path(folder) / "log", {key: os.environ[key] for key in ("HOME", "PATH")}
-        environment |= {"PORT": str(PORT), "WORKERS": str(CORES), "GRAPH": str(RELEASE / "digits.onnx")}
-        environment |= {"ORT_DISABLE_TELEMETRY": "1", "PROMETHEUS_MULTIPROC_DIR": folder} | (
-            {"DUTIES": "1"} if duties else {}
-        )
+        environment |= {"PORT": str(PORT), "WORKERS": str(CORES), "GRAPH": str(GRAPH), "ORT_DISABLE_TELEMETRY": "1"}
+        environment |= {"PROMETHEUS_MULTIPROC_DIR": folder, "DUTIES": "" if name in PEERS else "all"}
         program, *options = SERVERS[name].split()
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [BIN / program, *options], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
             )
         try:
-            _check(process, log, duties)
+            _check(process, log, duties=name not in PEERS)
             yield process.pid
         except AssertionError as error:
             raise SystemExit(f"{name}: {error}\n{log.read_text(errors='replace')[-2000:]}") from error
@@ -122,12 +119,9 @@ def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
         time.sleep(0.1)
         with suppress(requests.ConnectionError):
             answer = requests.post(URL, BODY, headers=JSON, timeout=10).json()
-    session = onnxruntime.InferenceSession(RELEASE / "digits.onnx")
-    (expected,) = session.run(["probabilities"], {"image": IMAGE.reshape(1, 28, 28)})
-    probabilities = answer.get("predictions", [answer])[0]["probabilities"]
-    assert np.allclose(probabilities, expected[0], atol=1e-5), (
-        f"expected the probabilities {expected[0]}, found {answer}"
-    )
+    expected = onnxruntime.InferenceSession(GRAPH).run(["probabilities"], {"image": IMAGE[None]})[0][0]
+    found = answer.get("predictions", [answer])[0]["probabilities"]
+    assert np.allclose(found, expected, atol=1e-5), f"expected the probabilities {expected}, found {found}"
     if duties:
         time.sleep(0.5)  # ours logs after it has answered
         text = requests.get(f"http://127.0.0.1:{PORT}/metrics", timeout=10).text

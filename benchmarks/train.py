@@ -104,8 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         measured = list(pool.map(_measure, VARIANTS * options.rounds))
     result = {
         "date": str(datetime.now(UTC).date()),
@@ -124,7 +123,6 @@ def main() -> None:
         },
     }
     pages.write(options.out, "benchmarks.md", "benchmarks-train", result, figures(result))
-    print(figures(result)["training"])
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
@@ -138,8 +136,7 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
     counts = ", ".join(f"{count} ({name})" for name, count in result["batches"].items())
     measured = (
         f"Measured on {result['date']} at revision {result['source_revision'][:7]}: {result['device']}; Python "
-        f"{result['python']}, torch {result['torch']}; {result['rounds']} rounds. Batches of {BATCH_SIZE} in an epoch: "
-        f"{counts}."
+        f"{result['python']}, torch {result['torch']}; {result['rounds']} rounds. Batches in an epoch: {counts}."
     )
     columns = ["seconds per epoch", REFERENCE, WORKER, "**ours**", "reference ÷ ours", "ours, images/s"]
     return {"training": f"{table(columns, rows)}\n\n{measured}"}
