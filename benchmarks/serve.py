@@ -76,9 +76,9 @@ def main() -> None:
 
 
 def _measure(name: str, seconds: int) -> dict[str, float]:
-    """Return a server's requests per second, latencies and CPU time per request, after a second of warm-up."""
+    """Return a server's requests per second, latencies and CPU time per request, after a warm-up."""
     with _running(name) as pid:
-        _wrk(1)
+        _wrk(3)
         before = _cpu_seconds(pid)
         found = _wrk(seconds)
         return found | {"CPU ms": 1_000 * (_cpu_seconds(pid) - before) / (found["rate"] * seconds)}
