@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
-from benchmarks import ablation, doubt, pictures, serve, train
+from benchmarks import doubt, pictures, serve, train
+from benchmarks.forms import FORMS
 from benchmarks.pages import fill
 from serve.app import create_app
 from serve.config import Config
@@ -62,7 +63,6 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
     [
         ("consistency", "consistency", lambda _, values: studies.consistency_page(values)),
         ("frontier", "frontier", lambda _, values: studies.frontier_page(values)),
-        ("ablation", "ablation", lambda page, values: fill(page, ablation.figures(values))),
         ("doubt", "doubt", lambda page, values: fill(page, doubt.figures(values))),
         ("pictures", "pictures", lambda page, values: fill(page, pictures.figures(values))),
         ("benchmarks", "benchmarks-train", lambda page, values: fill(page, train.figures(values))),
@@ -72,6 +72,11 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
 def test_generated_page_is_written_from_the_committed_figures(page, figures, write):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     assert text == write(text, json.loads((ROOT / "docs" / f"{figures}.json").read_text()))
+
+
+def test_every_form_of_pictures_is_described():
+    described = re.findall(r"^- \*\*(.*)\*\*: ", (ROOT / "docs/pictures.md").read_text(), re.MULTILINE)
+    assert described == [form.title for name, form in FORMS.items() if name not in ("coarse", "stretched")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
