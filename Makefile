@@ -19,8 +19,10 @@ RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
+# Dependencies of the benchmarks' peers that they do not import: PyPy's, and uvicorn's for development and websockets.
+UNUSED := cffi pycparser python-dotenv pyyaml watchfiles websockets
 
-.PHONY: help setup train serve pictures doubt ablation bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
+.PHONY: help setup train serve pictures doubt bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,10 +45,10 @@ setup: $(VENV) ## install everything into .venv, from the hash-locked requiremen
 train: $(VENV) ## train Model_1, Model_2, Model_3; report and verified ONNX in artifacts/ (ARGS="--seed 2" and so on)
 	$(RUN) -m train $(ARGS)
 
-$(BENCH): requirements/bench.txt
+$(BENCH): requirements/serve.txt requirements/bench.txt
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps $(^:%=-r %)
 	@touch $@
 
 serve: $(SERVE) ## serve POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)
@@ -55,13 +57,10 @@ serve: $(SERVE) ## serve POST /predict on port 8000 (MODEL_DIR=artifacts/release
 pictures: $(VENV) ## measure the accuracy on pictures unlike MNIST's and write docs/pictures.{md,json,png}
 	$(RUN) -m benchmarks.pictures $(ARGS)
 
-ablation: $(VENV) ## measure the same without each stage of the preprocessing and write docs/ablation.{md,json}
-	$(RUN) -m benchmarks.ablation $(ARGS)
-
 doubt: $(VENV) ## measure how many non-digits are recognised as such and write docs/doubt.{md,json,png}
 	$(RUN) -m benchmarks.doubt $(ARGS)
 
-bench: $(VENV) $(SERVE) $(BENCH) ## compare training and serving with alternatives and write docs/benchmarks.md (needs wrk)
+bench: $(VENV) $(BENCH) ## compare training and serving with alternatives and write docs/benchmarks.md (needs wrk)
 	$(RUN) -m benchmarks.serve
 	$(RUN) -m benchmarks.train
 
@@ -109,7 +108,7 @@ format: $(VENV) ## format the code
 lock: ## write requirements/*.txt from pyproject.toml (needs uv)
 	$(COMPILE) --all-extras -o requirements/dev.txt pyproject.toml
 	$(COMPILE) --extra train --extra sweep --constraint requirements/dev.txt -o requirements/train.txt pyproject.toml
-	$(COMPILE) --group bench --constraint requirements/dev.txt -o requirements/bench.txt
+	$(COMPILE) --group bench --constraint requirements/dev.txt $(UNUSED:%=--no-emit-package %) -o requirements/bench.txt
 	$(COMPILE) --extra serve --constraint requirements/dev.txt -o requirements/serve.txt pyproject.toml
 
 clean: ## delete the environments and caches; artifacts stay

@@ -1,4 +1,4 @@
-"""Pictures of non-digits, to measure `doubt`: each kind is a function of a random generator.
+"""Pictures of non-digits, to measure `doubt`: each kind is a function of a random generator and of MNIST's digits.
 
 The kinds in FITTED resemble those of train.nondigits, but come from other code, other fonts and other digits. Nothing
 is trained or tuned on the kinds in HELD_OUT.
@@ -6,13 +6,15 @@ is trained or tuned on the kinds in HELD_OUT.
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL.Image import Resampling
 
 SIDE = 280  # pixels
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -20,133 +22,6 @@ FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
 LOOKALIKES = "IOSZbglqosz"  # these look like handwritten 1, 0, 5, 2, 6, 9: measured separately
-
-Picture = NDArray[np.uint8]  # [H, W], ink 0 on 255
-Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on 0, and labels
-Draw = Callable[[np.random.Generator, Digits], Picture]
-
-
-def _drawn(strokes: Iterable[NDArray[np.float64]], width: float) -> Picture:
-    """Draw polylines with round ends and joints through points, each [P, 2] in pixels."""
-    picture = Image.new("L", (SIDE, SIDE), 255)
-    draw = ImageDraw.Draw(picture)
-    for points in strokes:
-        flat = [tuple(point) for point in points.tolist()]
-        draw.line(flat, fill=0, width=round(width), joint="curve")
-        for x, y in flat:
-            draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=0)
-    return np.array(picture)
-
-
-def _around(angles: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """Return the points of the unit circle at these angles, [..., 2]."""
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-def _smooth(points: NDArray[np.float64], samples: int = 12) -> NDArray[np.float64]:
-    """Return a Catmull-Rom spline through `points`."""
-    padded = np.concatenate([points[:1], points, points[-1:]])
-    t = np.linspace(0, 1, samples)[:, None]
-    parts = []
-    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-        parts.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
-    return np.concatenate(parts)
-
-
-@cache
-def _font(name: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONTS / f"{name}.ttf", 180)
-
-
-def _printed(letters: str, rng: np.random.Generator) -> Picture:
-    picture = Image.new("L", (SIDE, SIDE), 255)
-    letter, font = rng.choice(list(letters)), _font(rng.choice(LETTER_FONTS))
-    ImageDraw.Draw(picture).text((140, 140), letter, fill=0, anchor="mm", font=font)
-    return np.array(picture.rotate(rng.uniform(-8, 8), Image.Resampling.BICUBIC, fillcolor=255))
-
-
-def letter(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a printed letter that does not look like a handwritten digit."""
-    return _printed(LETTERS, rng)
-
-
-def lookalike(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a printed letter that can look like a handwritten digit."""
-    return _printed(LOOKALIKES, rng)
-
-
-def scribble(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return one to three random strokes."""
-    width, strokes = rng.uniform(14, 32), []
-    for _number in range(rng.integers(1, 4)):
-        points = rng.uniform(40, 240, (rng.integers(3, 8), 2))
-        strokes.append(_smooth(points) if rng.random() < 0.6 else points)
-    return _drawn(strokes, width)
-
-
-def shape(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a square, a cross, a triangle or a blot."""
-    kind, width = rng.integers(4), rng.uniform(14, 32)
-    angle, size = rng.uniform(0, 2 * math.pi), rng.uniform(60, 100, 2)
-    if kind < 2:
-        corners = 4 - kind
-        turns = angle + 2 * math.pi * np.arange(corners + 1) / corners
-        if corners == 4 and rng.random() < 0.5:
-            turns = turns - angle + math.pi / 4
-        return _drawn([140 + size * _around(turns)], width)
-    if kind == 2:
-        arms = [size * _around(turn) for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2))]
-        return _drawn([np.stack([140 - arm, 140 + arm]) for arm in arms], width)
-    radii = rng.uniform(0.4, 1.3, (8, 1)) * size
-    points = 140 + radii * _around(np.linspace(0, 2 * math.pi, 9)[:-1])
-    picture = Image.new("L", (SIDE, SIDE), 255)
-    outline = _smooth(np.concatenate([points, points[:2]]))
-    ImageDraw.Draw(picture).polygon([tuple(point) for point in outline.tolist()], fill=0)
-    return np.array(picture)
-
-
-def _enlarged(digit: Picture) -> Picture:
-    return np.array(Image.fromarray(255 - digit).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-def _some(rng: np.random.Generator, digits: Digits, among: str = "0123456789") -> Picture:
-    images, labels = digits
-    return images[rng.choice(np.flatnonzero(np.isin(labels, [int(digit) for digit in among])))]
-
-
-def two_digits(rng: np.random.Generator, digits: Digits) -> Picture:
-    """Return two digits beside each other that touch or nearly touch; the service refuses separate digits."""
-    left, right = (_cropped(_some(rng, digits)) for _ in range(2))
-    canvas = np.zeros((28, 60), np.uint8)
-    canvas[:, : left.shape[1]] = left
-    at = left.shape[1] - rng.integers(0, 4)
-    part = canvas[:, at : at + right.shape[1]]
-    part[:] = np.maximum(part, right)
-    wide = np.pad(canvas[:, : at + right.shape[1]], 6)
-    height, width = wide.shape
-    return np.array(Image.fromarray(255 - wide).resize((8 * width, 8 * height), Image.Resampling.BICUBIC))
-
-
-def _cropped(digit: Picture) -> Picture:
-    columns = np.flatnonzero(digit.max(axis=0))
-    return digit[:, columns[0] : columns[-1] + 1]
-
-
-def turned(rng: np.random.Generator, digits: Digits) -> Picture:
-    """Return a digit rotated by 90°, left or right, except 0, which would still be a digit."""
-    return np.rot90(_enlarged(_some(rng, digits, "123456789")), rng.choice([1, 3])).copy()
-
-
-def blocks(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a random pattern of blocks."""
-    count = rng.integers(3, 8)
-    pattern = rng.random((count, count)) < rng.uniform(0.3, 0.6)
-    pattern[rng.integers(count), rng.integers(count)] = True
-    side = 200 // count
-    return np.pad(np.where(np.kron(pattern, np.ones((side, side))), 0, 255), 40, constant_values=255).astype(np.uint8)
-
-
-# Held out: nothing is fitted or tuned on these.
 
 # Handwritten letters as strokes through points, x and y of 0–1, y downwards.
 HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
@@ -174,9 +49,109 @@ HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "f": (((0.8, 0.1), (0.5, 0), (0.35, 0.2), (0.35, 1)), ((0, 0.45), (0.75, 0.45))),
 }
 
+Picture = NDArray[np.uint8]  # [H, W], ink 0 on 255
+Points = NDArray[np.float64]  # [..., 2], in pixels
+Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on 0, and labels
+Draw = Callable[[Generator, Digits], Picture]
 
-def hand_letter(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a synthetic handwritten letter: strokes through noisy points, slanted, some smooth."""
+
+def _drawn(strokes: Iterable[Points], width: float) -> Picture:
+    """Draw polylines with round ends and joints."""
+    picture = Image.new("L", (SIDE, SIDE), 255)
+    draw = ImageDraw.Draw(picture)
+    for points in strokes:
+        flat = [tuple(point) for point in points.tolist()]
+        draw.line(flat, fill=0, width=round(width), joint="curve")
+        for x, y in flat:
+            draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=0)
+    return np.array(picture)
+
+
+def _around(angles: NDArray[np.float64] | float) -> Points:
+    """Return the points of the unit circle at these angles."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def _smooth(points: Points) -> Points:
+    """Return a Catmull-Rom spline through `points`, twelve points for each."""
+    padded = np.concatenate([points[:1], points, points[-1:]])
+    t = np.linspace(0, 1, 12)[:, None]
+    parts = []
+    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        parts.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+    return np.concatenate(parts)
+
+
+def _enlarged(digit: Picture, scale: int = 10) -> Picture:
+    return np.array(ImageOps.scale(Image.fromarray(255 - digit), scale, Resampling.BICUBIC))
+
+
+def _some(rng: Generator, digits: Digits, among: str = "0123456789") -> Picture:
+    images, labels = digits
+    return images[rng.choice(np.flatnonzero(np.isin(labels, [int(digit) for digit in among])))]
+
+
+def _letter(rng: Generator, _: Digits, letters: str) -> Picture:
+    picture = Image.new("L", (SIDE, SIDE), 255)
+    letter, font = rng.choice(list(letters)), ImageFont.truetype(FONTS / f"{rng.choice(LETTER_FONTS)}.ttf", 180)
+    ImageDraw.Draw(picture).text((140, 140), letter, fill=0, anchor="mm", font=font)
+    return np.array(picture.rotate(rng.uniform(-8, 8), Resampling.BICUBIC, fillcolor=255))
+
+
+def _scribble(rng: Generator, _: Digits) -> Picture:
+    width, strokes = rng.uniform(14, 32), []
+    for _number in range(rng.integers(1, 4)):
+        points = rng.uniform(40, 240, (rng.integers(3, 8), 2))
+        strokes.append(_smooth(points) if rng.random() < 0.6 else points)
+    return _drawn(strokes, width)
+
+
+def _shape(rng: Generator, _: Digits) -> Picture:
+    kind, width = rng.integers(4), rng.uniform(14, 32)
+    angle, size = rng.uniform(0, 2 * math.pi), rng.uniform(60, 100, 2)
+    if kind < 2:  # a square or a triangle
+        corners = 4 - kind
+        turns = angle + 2 * math.pi * np.arange(corners + 1) / corners
+        if corners == 4 and rng.random() < 0.5:
+            turns = turns - angle + math.pi / 4
+        return _drawn([140 + size * _around(turns)], width)
+    if kind == 2:  # a cross
+        arms = [size * _around(turn) for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2))]
+        return _drawn([np.stack([140 - arm, 140 + arm]) for arm in arms], width)
+    radii = rng.uniform(0.4, 1.3, (8, 1)) * size  # of a blot
+    points = 140 + radii * _around(np.linspace(0, 2 * math.pi, 9)[:-1])
+    picture = Image.new("L", (SIDE, SIDE), 255)
+    outline = _smooth(np.concatenate([points, points[:2]]))
+    ImageDraw.Draw(picture).polygon([tuple(point) for point in outline.tolist()], fill=0)
+    return np.array(picture)
+
+
+def _two_digits(rng: Generator, digits: Digits) -> Picture:
+    """Return two digits that touch or nearly touch; the service refuses separate digits."""
+    left, right = (np.trim_zeros(_some(rng, digits), axis=1) for _ in range(2))
+    canvas = np.zeros((28, 60), np.uint8)
+    canvas[:, : left.shape[1]] = left
+    start = left.shape[1] - rng.integers(0, 4)
+    end = start + right.shape[1]
+    canvas[:, start:end] = np.maximum(canvas[:, start:end], right)
+    return _enlarged(np.pad(canvas[:, :end], 6), 8)
+
+
+def _turned(rng: Generator, digits: Digits) -> Picture:
+    """Return a digit rotated by 90°, left or right, except 0, which would still be a digit."""
+    return np.rot90(_enlarged(_some(rng, digits, "123456789")), rng.choice([1, 3])).copy()
+
+
+def _blocks(rng: Generator, _: Digits) -> Picture:
+    count = rng.integers(3, 8)
+    pattern = rng.random((count, count)) < rng.uniform(0.3, 0.6)
+    pattern[rng.integers(count), rng.integers(count)] = True
+    side = 200 // count
+    return np.where(np.pad(np.kron(pattern, np.ones((side, side))), 40), 0, 255).astype(np.uint8)
+
+
+def _hand_letter(rng: Generator, _: Digits) -> Picture:
+    """Return a letter as strokes through noisy points, slanted, some smooth."""
     letter = HAND[rng.choice(list(HAND))]
     width, slant, smooth = rng.uniform(14, 30), rng.uniform(-0.25, 0.25), rng.random() < 0.5
     size = 180 * np.array([rng.uniform(0.6, 1), 1])
@@ -188,8 +163,7 @@ def hand_letter(rng: np.random.Generator, _: Digits) -> Picture:
     return _drawn(strokes, width)
 
 
-def arrow(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return an arrow in a random direction."""
+def _arrow(rng: Generator, _: Digits) -> Picture:
     turn = rng.uniform(0, 2 * math.pi)
     tip, tail, width = 140 + 90 * _around(turn), 140 - 90 * _around(turn), rng.uniform(14, 26)
     spread, barb = rng.uniform(0.4, 0.8), rng.uniform(50, 90)
@@ -197,8 +171,7 @@ def arrow(rng: np.random.Generator, _: Digits) -> Picture:
     return _drawn([np.stack([tail, tip]), np.stack([barbs[0], tip, barbs[1]])], width)
 
 
-def smiley(rng: np.random.Generator, _: Digits) -> Picture:
-    """Return a face."""
+def _smiley(rng: Generator, _: Digits) -> Picture:
     width, radius = rng.uniform(10, 20), rng.uniform(80, 110, 2)
     eyes = [np.array([[side, -0.35], [side, -0.2]]) for side in (-0.35, 0.35)]
     happy = 1 if rng.random() < 0.7 else -1
@@ -208,44 +181,41 @@ def smiley(rng: np.random.Generator, _: Digits) -> Picture:
     return _drawn([140 + radius * stroke for stroke in face], width)
 
 
-def texture(rng: np.random.Generator, _: Digits) -> Picture:
+def _texture(rng: Generator, _: Digits) -> Picture:
     """Return a round or square patch of stripes, of a check or of smooth noise."""
     y, x = np.mgrid[-1:1:200j, -1:1:200j]
     kind, turn, waves = rng.integers(3), rng.uniform(0, math.pi), rng.uniform(6, 14)
-    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-    if kind == 0:
-        value = np.sin(waves * along)
-    elif kind == 1:
-        value = np.sin(waves * along) * np.sin(waves * across)
-    else:
+    value = np.sin(waves * (x * math.cos(turn) + y * math.sin(turn)))
+    if kind == 1:
+        value *= np.sin(waves * (y * math.cos(turn) - x * math.sin(turn)))
+    elif kind == 2:
         noise = Image.fromarray(rng.integers(0, 256, (200, 200), np.uint8))
         value = np.array(noise.filter(ImageFilter.GaussianBlur(200 / waves / 3)), np.float64)
         value -= np.median(value)
-    patch = (x**2 + y**2 < 1) if rng.random() < 0.5 else np.ones_like(x, bool)
-    return np.pad(np.where(patch & (value > 0), 0, 255), 40, constant_values=255).astype(np.uint8)
+    patch = (value > 0) & ((x**2 + y**2 < 1) if rng.random() < 0.5 else True)
+    return np.where(np.pad(patch, 40), 0, 255).astype(np.uint8)
 
 
-def half_digit(rng: np.random.Generator, digits: Digits) -> Picture:
+def _half_digit(rng: Generator, digits: Digits) -> Picture:
     """Return the left, right, upper or lower half of a digit, except 1, whose halves look like 1."""
     digit = _some(rng, digits, "023456789").copy()
-    cut = (np.s_[:14], np.s_[14:], np.s_[:, :14], np.s_[:, 14:])[rng.integers(4)]
-    digit[cut] = 0
+    digit[(np.s_[:14], np.s_[14:], np.s_[:, :14], np.s_[:, 14:])[rng.integers(4)]] = 0
     return _enlarged(digit)
 
 
 FITTED: dict[str, Draw] = {
-    "printed letters": letter,
-    "scribbles": scribble,
-    "squares, crosses, triangles, blots": shape,
-    "two digits beside each other": two_digits,
-    "digits rotated by 90°": turned,
-    "random blocks": blocks,
+    "printed letters": partial(_letter, letters=LETTERS),
+    "scribbles": _scribble,
+    "squares, crosses, triangles, blots": _shape,
+    "two digits beside each other": _two_digits,
+    "digits rotated by 90°": _turned,
+    "random blocks": _blocks,
 }
 HELD_OUT: dict[str, Draw] = {
-    "synthetic handwritten letters": hand_letter,
-    "arrows": arrow,
-    "smileys": smiley,
-    "textures": texture,
-    "half digits": half_digit,
+    "synthetic handwritten letters": _hand_letter,
+    "arrows": _arrow,
+    "smileys": _smiley,
+    "textures": _texture,
+    "half digits": _half_digit,
 }
-LIKE_DIGITS: dict[str, Draw] = {"printed I, O, S, Z, b, g, l, q, o, s, z": lookalike}
+LIKE_DIGITS: dict[str, Draw] = {"printed I, O, S, Z, b, g, l, q, o, s, z": partial(_letter, letters=LOOKALIKES)}

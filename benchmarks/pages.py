@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from train.files import to_json, write_together
@@ -22,22 +21,20 @@ def fill(page: str, figures: dict[str, str]) -> str:
     Prose is wrapped at 120 columns; tables keep their lines. Raises ValueError if a place is missing.
     """
     for name, text in figures.items():
-        found = "\n".join(_wrapped(line) for line in text.splitlines())
-        place = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-        page, count = place.subn(lambda _, found=found: f"{found}\n", page)  # type: ignore[misc]
+        lines = (
+            line if line.startswith("|") else textwrap.fill(line, 120, break_on_hyphens=False)
+            for line in text.splitlines()
+        )
+        found = "".join(f"{line}\n" for line in lines)
+        page, count = re.subn(rf"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", found.replace("\\", r"\\"), page)
         if count != 1:
             raise ValueError(f"expected one place for the figures {name!r}, found {count}")
     return page
 
 
-def _wrapped(line: str) -> str:
-    if line.startswith("|"):
-        return line
-    return textwrap.fill(line, 120, subsequent_indent="  " * line.startswith("- "), break_on_hyphens=False)
-
-
 def write(folder: Path, page: str, name: str, values: Any, figures: dict[str, str], **pictures: bytes) -> None:
     """Write a page of docs/ with new figures, the `values` that they are made of as `name`.json, and PNGs by name."""
+    print(*figures.values(), sep="\n\n")
     text = fill((DOCS / page).read_text(), figures)
     files = {f"{picture}.png": content for picture, content in pictures.items()}
     write_together(folder, {**files, page: text.encode(), f"{name}.json": to_json(values)})
@@ -53,27 +50,18 @@ def plus_minus(value: dict[str, float], digits: int) -> str:
     return f"{value['mean']:,.{digits}f} ± {value['sd']:,.{digits}f}"
 
 
-def contact_sheet(rows: dict[str, list[Image.Image]], side: int = 84) -> bytes:
-    """Return a PNG with a row for each title: its pictures, each fitted into a square of `side` pixels."""
-    gap, text, font = 10, 300, ImageFont.load_default(size=17)
+def contact_sheet(rows: dict[str, list[Image.Image]]) -> bytes:
+    """Return a PNG with a row for each title: its pictures, each fitted into a square."""
+    side, gap, text, font = 84, 10, 300, ImageFont.load_default(size=17)
     columns = max(len(pictures) for pictures in rows.values())
     sheet = Image.new("RGB", (text + columns * (side + gap), len(rows) * (side + gap) + gap), (226, 228, 230))
     draw = ImageDraw.Draw(sheet)
-    for row, (title, pictures) in enumerate(rows.items()):
-        top = gap + row * (side + gap)
+    for top, (title, pictures) in zip(range(gap, sheet.height, side + gap), rows.items(), strict=False):
         title = title.replace("×", "x")  # a sign that the font lacks
         draw.text((gap, top + side // 2), title, fill=(40, 40, 40), font=font, anchor="lm")
-        for column, picture in enumerate(pictures):
+        for left, picture in zip(range(text, sheet.width, side + gap), pictures, strict=False):
             shown = ImageOps.contain(picture.convert("RGBA"), (side, side), Image.Resampling.LANCZOS)
-            shown = Image.alpha_composite(_chequered(shown.size), shown).convert("RGB")
-            sheet.paste(shown, (text + column * (side + gap) + (side - shown.width) // 2, top))
+            sheet.paste(shown, (left + (side - shown.width) // 2, top), shown)
     content = io.BytesIO()
     sheet.save(content, "PNG")
     return content.getvalue()
-
-
-def _chequered(size: tuple[int, int]) -> Image.Image:
-    """Return a chequered background, which shows transparency."""
-    squares = np.indices(size[::-1]) // 7
-    grey = np.where(squares.sum(axis=0) % 2, np.uint8(255), np.uint8(225))
-    return Image.fromarray(grey).convert("RGBA")

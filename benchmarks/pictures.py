@@ -5,7 +5,6 @@ Pillow, resized to 28×28. Writes docs/pictures.md, .json and .png.
 """
 
 import argparse
-import functools
 import gzip
 import io
 import itertools
@@ -28,6 +27,7 @@ from PIL import Image
 
 from benchmarks import pages
 from benchmarks.forms import FORMS
+from model.cores import available_cores
 from serve.pictures.decode import decode
 from serve.pictures.preprocess import ImageError
 from train.markdown import table
@@ -40,7 +40,8 @@ CHUNK = 100  # images per task
 Pixels = NDArray[np.uint8]
 
 
-Source = tuple[list[int], Pixels, NDArray[Any]]  # digits: their numbers, images (uint8 [N, H, W]) and labels
+# The numbers of digits, which seed their pictures; the digits, white on black, uint8 [N, H, W]; their labels.
+Source = tuple[NDArray[Any], Pixels, NDArray[Any]]
 
 
 def main() -> None:
@@ -50,82 +51,71 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
     parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
-    parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     options = parser.parse_args()
     sources = load_sources(options.train, options.images)
-    if unknown := set(options.forms or ()) - sources.keys():
-        other = "out" if options.train else ""
-        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured with{other} --train")
-    forms, examples = [], {}
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for name, source in sources.items():
-            if options.forms and name not in options.forms:
-                continue
-            forms.append(_measure(pool, name, source))
-            print(forms[-1], flush=True)
-            examples[name] = source[0][:4], source[1][:4]
+    names = options.forms or sources
+    if unknown := set(names) - sources.keys():
+        how = "without" if options.train else "with"
+        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured {how} --train")
+    with multiprocessing.get_context("spawn").Pool(available_cores()) as pool:
+        forms = [_measure(pool, name, sources[name]) for name in names]
     if not options.train:
         command = "python -m benchmarks.pictures" + (f" --images {options.images}" if options.images else "")
         command += f" --forms {' '.join(options.forms)}" if options.forms else ""
         values = {"command": command, "seed": SEED, "forms": forms}
-        pages.write(options.out, "pictures.md", "pictures", values, figures(values), pictures=_picture(examples))
+        examples = _examples({name: sources[name] for name in names})
+        pages.write(options.out, "pictures.md", "pictures", values, figures(values), pictures=examples)
 
 
 def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
     """Return a form's figures; accuracies are in percent."""
-    resized, found, seconds = zip(*pool.starmap(_sample, chunks(name, source)), strict=True)
-    accuracies = [100 * float(np.mean(predict_digits(np.concatenate(one)) == source[2])) for one in (resized, found)]
-    return {
+    numbers, images, labels = source
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+    samples = pool.starmap(_sample, [(name, numbers[chunk], images[chunk]) for chunk in chunks])
+    resized, found, seconds = zip(*samples, strict=True)
+    accuracies = [100 * float(np.mean(predict_digits(np.concatenate(one)) == labels)) for one in (resized, found)]
+    measured = {
         "name": name,
-        "images": len(source[2]),
+        "images": len(labels),
         "resize_accuracy": accuracies[0],
         "accuracy": accuracies[1],
         "refused": sum(int((~images.any(axis=(1, 2))).sum()) for images in found),
         "median_ms": 1000 * statistics.median(itertools.chain(*seconds)),
     }
-
-
-def chunks(name: str, source: Source) -> list[tuple[str, list[int], Pixels]]:
-    """Return the name of a form, the numbers and the images of at most CHUNK digits, for each task."""
-    numbers, digits, _ = source
-    starts = range(0, len(digits), CHUNK)
-    return [(name, numbers[start : start + CHUNK], digits[start : start + CHUNK]) for start in starts]
+    print(measured, flush=True)
+    return measured
 
 
 def load_sources(train: bool, count: int | None) -> dict[str, Source]:
-    """Return, by form, the digits to render, white on black: all, or a sample of `count`, the same at every call."""
+    """Return, by form, the digits to render: all, or a sample of `count`, the same at every call."""
     if train:
-        digits, labels = _mnist("train")
+        digits, labels = mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]
-        mnist = digits[chosen], labels[chosen]
-    else:
-        mnist = _mnist("t10k")
-    sources: dict[str, tuple[Pixels, NDArray[Any]]] = {
-        name: mnist for name in FORMS if name not in (("other_hands",) if train else ("coarse", "stretched"))
-    }
-    if not train:
-        from sklearn.datasets import load_digits
+        tuning = _drawn(digits[chosen], labels[chosen], count)
+        return {name: tuning for name in FORMS if name != "other_hands"}
+    from sklearn.datasets import load_digits
 
-        images, labels = load_digits(return_X_y=True)
-        sources["other_hands"] = (images.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), labels
-    return {name: _drawn(*source, count) for name, source in sources.items()}
+    images, labels = load_digits(return_X_y=True)
+    other_hands = _drawn((images.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), labels, count)
+    test = dict.fromkeys(FORMS, _drawn(*mnist("t10k"), count)) | {"other_hands": other_hands}
+    return {name: source for name, source in test.items() if name not in ("coarse", "stretched")}
 
 
 def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
     """Return all digits, or a random sample of `count` in their order, with the numbers that they have among all."""
-    numbers = np.arange(len(digits))
-    if count is not None and count < len(digits):
-        numbers = np.sort(np.random.default_rng(SEED).choice(numbers, count, replace=False))
-    return numbers.tolist(), digits[numbers], labels[numbers]
+    count = min(count or len(digits), len(digits))
+    numbers = np.sort(np.random.default_rng(SEED).choice(len(digits), count, replace=False))
+    return numbers, digits[numbers], labels[numbers]
 
 
-def _mnist(part: str) -> tuple[Pixels, Pixels]:
+def mnist(part: str) -> tuple[Pixels, Pixels]:
+    """Return the images, uint8 [N, 28, 28], and the labels of `train` or `t10k`."""
     images = gzip.decompress((DATA / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((DATA / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def _sample(name: str, numbers: list[int], digits: Pixels) -> tuple[Pixels, Pixels, list[float]]:
+def _sample(name: str, numbers: NDArray[Any], digits: Pixels) -> tuple[Pixels, Pixels, list[float]]:
     """Render digits in a form; return them as 28×28 by a plain resize and by the service, and its seconds.
 
     A picture that the service refuses stays black, and counts as wrong.
@@ -141,21 +131,17 @@ def _sample(name: str, numbers: list[int], digits: Pixels) -> tuple[Pixels, Pixe
     return resized, found, seconds
 
 
-def render_all(name: str, numbers: list[int], digits: Pixels) -> list[bytes]:
+def render_all(name: str, numbers: NDArray[Any], digits: Pixels) -> list[bytes]:
     """Render digits, uint8 [N, H, W], in a form, each with the random generator of its number."""
     seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 
 
-@functools.cache
-def _session() -> Any:
-    return onnxruntime.InferenceSession(RELEASE / "digits.onnx")
-
-
 def predict_digits(images: Pixels) -> NDArray[np.int64]:
     """Return the digits, [N], that the released model predicts for images, uint8 [N, 28, 28]."""
-    parts = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
-    return np.concatenate([_session().run(["digit"], {"image": part})[0] for part in parts])
+    session = onnxruntime.InferenceSession(RELEASE / "digits.onnx")
+    starts = range(0, len(images), CHUNK)
+    return np.concatenate([session.run(["digit"], {"image": images[start : start + CHUNK]})[0] for start in starts])
 
 
 def figures(values: dict[str, Any]) -> dict[str, str]:
@@ -164,26 +150,20 @@ def figures(values: dict[str, Any]) -> dict[str, str]:
     for one in values["forms"]:
         accuracies = [f"{one['resize_accuracy']:.2f} %", f"**{one['accuracy']:.2f} %**"]
         rows.append([FORMS[one["name"]].title, *accuracies, f"{one['images']:,}", f"{one['median_ms']:.2f} ms"])
-    words = (f"- **{FORMS[one['name']].title}**: {FORMS[one['name']].words}" for one in values["forms"])
-    return {
-        "accuracy": table(["form", "plain resize", "the service", "n", "median time per picture"], rows),
-        "command": f"Written by `{values['command']}`.",
-        "forms": "\n".join(words),
-    }
+    columns = ["form", "plain resize", "the service", "n", "median time per picture"]
+    return {"accuracy": table(columns, rows), "command": f"Written by `{values['command']}`."}
 
 
-def _picture(examples: dict[str, tuple[list[int], Pixels]]) -> bytes:
+def _examples(sources: dict[str, Source]) -> bytes:
     """Draw one row per form: its title, and four pictures, each beside its 28×28 after preprocessing."""
     rows: dict[str, list[Image.Image]] = {}
-    for name, (numbers, digits) in examples.items():
+    for name, (numbers, digits, _) in sources.items():
         row = rows[FORMS[name].title] = []
-        for content in render_all(name, numbers, digits):
-            row.append(Image.open(io.BytesIO(content)))
-            try:
+        for content in render_all(name, numbers[:4], digits[:4]):
+            found = np.zeros((28, 28), np.uint8)  # of a refused picture
+            with suppress(ImageError):
                 found = decode(content)
-            except ImageError:  # a refused picture has no 28×28
-                found = np.zeros((28, 28), np.uint8)
-            row.append(Image.fromarray(found).resize((84, 84), Image.Resampling.NEAREST))
+            row += [Image.open(io.BytesIO(content)), Image.fromarray(found).resize((84, 84), Image.Resampling.NEAREST)]
     return pages.contact_sheet(rows)
 
 

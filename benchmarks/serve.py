@@ -1,125 +1,168 @@
-"""Requests per second, latency, CPU and memory of our service and of three peers: bare, and with equal duties.
+"""Requests per second, latency and CPU time of our service and of three peers: bare, and with equal duties.
 
 `python -m benchmarks.serve` starts every server in turn, in several rounds, each with one worker per core, one ONNX
-Runtime thread per worker and the same graph. wrk (Debian's `wrk`) sends the same request in a closed loop. Writes
-docs/benchmarks-serve.json and the table in docs/benchmarks.md.
+Runtime thread per worker and the same graph, and checks its answer and its duties. wrk (Debian's `wrk`) sends the same
+request in a closed loop. Writes docs/benchmarks-serve.json and the table in docs/benchmarks.md.
 """
 
 import argparse
+import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pages, servers
-from benchmarks.servers import BARE, OURS, WITH_DUTIES, Server
-from train import machine
-from train.machine import source_revision
-from train.markdown import table
+import numpy as np
+import onnxruntime
+import requests
 
-MS_PER_UNIT = {"us": 0.001, "ms": 1.0, "s": 1_000.0}  # of wrk's latencies
+from benchmarks import pages
+from benchmarks.pictures import mnist
+from model.cores import available_cores
+from train import machine
+from train.markdown import table
+from train.paths import RELEASE, ROOT
+
+GRAPH = RELEASE / "digits.onnx"
+BIN = ROOT / ".venv-bench" / "bin"  # has our service's packages, too
+COMPARED = ("onnxruntime", "flask", "gunicorn", "gevent", "fastapi", "uvicorn", "litserve", "prometheus-client")
+PORT, CORES, CONNECTIONS = 9321, available_cores(), 16
+URL = f"http://127.0.0.1:{PORT}/predict"
+OURS = "ours"
+UVICORN = "uvicorn --loop uvloop --http httptools --no-access-log --log-level warning"
+PEERS = {
+    "Flask + gunicorn": f"gunicorn --workers {CORES} --threads 4 --bind 127.0.0.1:{PORT} benchmarks.peers:flask_app()",
+    "FastAPI + uvicorn": f"{UVICORN} --workers {CORES} --port {PORT} --factory benchmarks.peers:fastapi_app",
+    "LitServe": "python -m benchmarks.litserve_peer",
+}
+SERVERS = {OURS: "python -m serve"} | PEERS | {f"{name}, with duties": command for name, command in PEERS.items()}
+IMAGE = mnist("t10k")[0][0]
+BODY, JSON = json.dumps({"image": IMAGE.tolist()}), {"Content-Type": "application/json"}
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2, help="per measurement")
-    parser.add_argument("--out", type=Path, default=pages.DOCS)
+    parser.add_argument("--seconds", type=int, default=2, help="per measurement (default: 2)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     options = parser.parse_args()
-    if not shutil.which("wrk"):
-        parser.error("expected wrk on the PATH, found none: apt-get install wrk")
-    for folder in (servers.OURS_BIN, servers.BENCH_BIN):
-        if not folder.exists():
-            parser.error(f"expected {folder}, found none: `make bench` installs it")
-    compared = [OURS, *BARE, *WITH_DUTIES]
-    rounds = [{server.name: _measure(server, options.seconds) for server in compared} for _ in range(options.rounds)]
+    if not (shutil.which("wrk") and BIN.exists()):
+        parser.error(f"expected wrk (apt-get install wrk) and {BIN} (`make bench` installs it)")
+    rounds = [{name: _measure(name, options.seconds) for name in SERVERS} for _ in range(options.rounds)]
+    locks = "".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("serve", "bench"))
+    versions = dict(re.findall(r"^([\w-]+)==(\S+)", locks, re.M))
     result = {
         "date": str(datetime.now(UTC).date()),
-        "source_revision": source_revision(),
+        "source_revision": machine.source_revision(),
         "device": machine.describe(machine.pick("cpu")),
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "versions": _versions(),
+        "versions": {name: versions[name] for name in COMPARED},
         "servers": {
             name: {key: pages.summary([one[name][key] for one in rounds]) for key in values}
             for name, values in rounds[0].items()
         },
     }
     pages.write(options.out, "benchmarks.md", "benchmarks-serve", result, figures(result))
-    print(figures(result)["serving"])
 
 
-def _measure(server: Server, seconds: int) -> dict[str, float]:
-    """Return a server's figures after a second of warm-up; a key names the number of connections and the quantity."""
-    found: dict[str, float] = {}
-    with servers.running(server) as pid, tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "predict.lua"
-        body = servers.json_body().decode()
-        script.write_text(
-            f"wrk.method = 'POST'\nwrk.headers['Content-Type'] = 'application/json'\nwrk.body = '{body}'\n"
-        )
-        _wrk(script, 16, 1)
-        for connections in (16, 64):
-            before = servers.cpu_seconds(pid)
-            answer = _wrk(script, connections, seconds)
-            found |= {f"{connections} {key}": value for key, value in answer.items()}
-            if connections == 16:
-                found["CPU ms"] = 1_000 * (servers.cpu_seconds(pid) - before) / (answer["rate"] * seconds)
-        found["MiB"] = servers.memory_mib(pid)
-    return found
+def _measure(name: str, seconds: int) -> dict[str, float]:
+    """Return a server's requests per second, latencies and CPU time per request, after a warm-up."""
+    with _running(name) as pid:
+        _wrk(3)
+        before = _cpu_seconds(pid)
+        found = _wrk(seconds)
+        return found | {"CPU ms": 1_000 * (_cpu_seconds(pid) - before) / (found["rate"] * seconds)}
 
 
-def _wrk(script: Path, connections: int, seconds: int) -> dict[str, float]:
+@contextmanager
+def _running(name: str) -> Iterator[int]:
+    """Start a server, check it, yield its process id and stop it."""
+    with tempfile.TemporaryDirectory() as folder:
+        log, environment = Path(folder) / "log", {key: os.environ[key] for key in ("HOME", "PATH")}
+        environment |= {"PORT": str(PORT), "WORKERS": str(CORES), "GRAPH": str(GRAPH), "ORT_DISABLE_TELEMETRY": "1"}
+        environment |= {"PROMETHEUS_MULTIPROC_DIR": folder, "DUTIES": "" if name in PEERS else "all"}
+        program, *options = SERVERS[name].split()
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [BIN / program, *options], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+        try:
+            _check(process, log, duties=name not in PEERS)
+            yield process.pid
+        except AssertionError as error:
+            raise SystemExit(f"{name}: {error}\n{log.read_text(errors='replace')[-2000:]}") from error
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with suppress(ProcessLookupError):  # LitServe's workers outlive it, and keep the cores busy
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
+    """Wait for the first answer, and assert that it is right and that a server with `duties` performs each of them."""
+    deadline, answer = time.monotonic() + 120, None
+    while answer is None:
+        assert process.poll() is None, f"expected a server, found exit status {process.returncode}"
+        assert time.monotonic() < deadline, "expected an answer within 120 seconds, found none"
+        time.sleep(0.1)
+        with suppress(requests.ConnectionError):
+            answer = requests.post(URL, BODY, headers=JSON, timeout=10).json()
+    expected = onnxruntime.InferenceSession(GRAPH).run(["probabilities"], {"image": IMAGE[None]})[0][0]
+    found = answer.get("predictions", [answer])[0]["probabilities"]
+    assert np.allclose(found, expected, atol=1e-5), f"expected the probabilities {expected}, found {found}"
+    if duties:
+        time.sleep(0.5)  # ours logs after it has answered
+        text = requests.get(f"http://127.0.0.1:{PORT}/metrics", timeout=10).text
+        counted = re.findall(r"^\w+_requests_total\{.*/predict.*\} (\S+)$", text, re.M)
+        logged = re.findall(r'^\{.*"path": ?"/predict".*\}$', log.read_text(), re.M)
+        assert len(logged) == sum(map(float, counted)) > 0, f"expected logged requests, all counted, found:\n{text}"
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the seconds of CPU that a process and its descendants have used."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, map(int, children)))
+
+
+def _wrk(seconds: int) -> dict[str, float]:
     """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
     # By default wrk gives up after 2 s, which a worker may take to start.
-    command = (
-        f"wrk -t1 -c{connections} -d{seconds}s --timeout 10s --latency -s {script} http://127.0.0.1:{servers.PORT}"
-    )
-    text = subprocess.run(f"{command}/predict".split(), stdout=subprocess.PIPE, text=True, check=True).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
-        raise SystemExit(f"expected only responses of status 200, found:\n{text}")
-    latencies = re.findall(r"(\d+)%\s+([\d.]+)(us|ms|s)", text)
-    ms = {f"p{percent}": float(value) * MS_PER_UNIT[unit] for percent, value, unit in latencies}
-    (rate,) = re.findall(r"Requests/sec:\s+([\d.]+)", text)
-    return {"rate": float(rate), "p50": ms["p50"], "p99": ms["p99"]}
-
-
-def _versions() -> dict[str, str]:
-    """Return the installed version of each package that is compared."""
-    code = "import importlib.metadata as m, sys; print(*map(m.version, sys.argv[1:]))"
-    found: dict[str, str] = {}
-    for folder, names in (
-        (servers.OURS_BIN, ["onnxruntime", "flask", "gunicorn", "gevent"]),
-        (servers.BENCH_BIN, ["fastapi", "uvicorn", "litserve", "prometheus-client"]),
-    ):
-        done = subprocess.run([folder / "python", "-c", code, *names], stdout=subprocess.PIPE, text=True, check=True)
-        found |= dict(zip(names, done.stdout.split(), strict=True))
+    command = f"wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 10s -s {ROOT}/benchmarks/wrk.lua {URL}"
+    environment = os.environ | {"BODY": BODY}
+    output = subprocess.run(command.split(), env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    if found.pop("errors"):
+        raise SystemExit(f"expected only responses of status 200, found:\n{output}")
     return found
 
 
 def figures(result: dict[str, Any]) -> dict[str, str]:
     """Return the figures of docs/benchmarks.md from the content of docs/benchmarks-serve.json."""
-    ours, rows = result["servers"][OURS.name], []
-    for server in (OURS, *BARE, *WITH_DUTIES):
-        values = result["servers"][server.name]
-        row = [f"**{server.name}**" if server == OURS else server.name]
-        for connections in (16, 64):
-            rate = values[f"{connections} rate"]
-            ratio = f"{ours[f'{connections} rate']['mean'] / rate['mean']:.2f} ×" if server != OURS else ""
-            row += [pages.plus_minus(rate, 0), ratio]
-        row += [pages.plus_minus(values["16 p50"], 1), pages.plus_minus(values["16 p99"], 1)]
-        rows.append([*row, pages.plus_minus(values["CPU ms"], 2), f"{values['MiB']['mean']:.0f}"])
-    columns = ["", "requests/s at 16", "ours ÷ it", "requests/s at 64", "ours ÷ it", "p50 at 16, ms", "p99 at 16, ms"]
+    servers, rows = result["servers"], []
+    for name, values in servers.items():
+        ratio = "" if name == OURS else f"{servers[OURS]['rate']['mean'] / values['rate']['mean']:.2f} ×"
+        cells = [pages.plus_minus(values[key], digits) for key, digits in {"p50": 1, "p99": 1, "CPU ms": 2}.items()]
+        rows.append(["**ours**" if name == OURS else name, pages.plus_minus(values["rate"], 0), ratio, *cells])
+    columns = ["", "requests/s", "ours ÷ it", "p50, ms", "p99, ms", "CPU per request, ms"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     measured = (
         f"Measured on {result['date']} at revision {result['source_revision'][:7]}: {result['device']}; {versions}; "
         f"{result['rounds']} rounds of {result['seconds']} seconds per measurement, after a warm-up."
     )
-    return {"serving": f"{table([*columns, 'CPU per request, ms', 'MiB'], rows)}\n\n{measured}"}
+    return {"serving": f"{table(columns, rows)}\n\n{measured}"}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import fields
 from prometheus_client import REGISTRY
 
-from benchmarks import ablation, doubt, pictures, serve, train
+from benchmarks import doubt, pictures, serve, train
+from benchmarks.forms import FORMS
 from benchmarks.pages import fill
 from serve.config import Config
 from train import studies
@@ -49,7 +50,6 @@ def unknown_targets(text: str, makefile: str) -> set[str]:
     [
         ("consistency", "consistency", lambda _, values: studies.consistency_page(values)),
         ("frontier", "frontier", lambda _, values: studies.frontier_page(values)),
-        ("ablation", "ablation", lambda page, values: fill(page, ablation.figures(values))),
         ("doubt", "doubt", lambda page, values: fill(page, doubt.figures(values))),
         ("pictures", "pictures", lambda page, values: fill(page, pictures.figures(values))),
         ("benchmarks", "benchmarks-train", lambda page, values: fill(page, train.figures(values))),
@@ -61,6 +61,11 @@ def test_generated_page_is_written_from_the_committed_figures(page, figures, wri
     assert text == write(text, json.loads((ROOT / "docs" / f"{figures}.json").read_text()))
 
 
+def test_every_form_of_pictures_is_described():
+    described = re.findall(r"^- \*\*(.*)\*\*: ", (ROOT / "docs/pictures.md").read_text(), re.MULTILINE)
+    assert described == [form.title for name, form in FORMS.items() if name not in ("coarse", "stretched")]
+
+
 def test_links_and_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     checked = [(page, link) for page in PAGES for link in links(page)]
@@ -69,11 +74,8 @@ def test_links_and_make_targets_exist():
     assert {page: unknown for page in PAGES if (unknown := unknown_targets(page.read_text(), makefile))} == {}
     assert is_broken(ROOT / "README.md", "#nothing")
     assert is_broken(ROOT / "README.md", "docs/operation.md#nothing")
-    assert unknown_targets("`make tests`\n```sh\nPORT=1 make run\n```\n    make two", "test:\n") == {
-        "tests",
-        "run",
-        "two",
-    }
+    code = "`make tests`\n```sh\nPORT=1 make run\n```\n    make two"
+    assert unknown_targets(code, "test:\n") == {"tests", "run", "two"}
 
 
 def test_every_setting_is_documented_with_its_default():

@@ -1,6 +1,6 @@
 """Preprocessing: bring a grey picture of a digit into MNIST's form, 28×28, white ink on black.
 
-docs/pictures.md lists the stages, docs/ablation.md has the effect of each. The last one is MNIST's own procedure: the
+docs/pictures.md lists the stages, docs/search.md has the effect of each. The last one is MNIST's own procedure: the
 ink is scaled to fit 20×20, and its centre of mass is moved to the middle (LeCun, Bottou, Bengio & Haffner,
 "Gradient-based learning applied to document recognition", 1998). The constants were chosen on renderings of MNIST's
 training images.

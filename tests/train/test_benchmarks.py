@@ -29,10 +29,10 @@ def test_examples_show_a_refused_picture_without_its_digit(monkeypatch, images):
     def refuse(_content):
         raise ImageError("expected ink, found none")
 
-    examples = {"plain": ([0], images[:1])}
-    shown = pictures._picture(examples)
+    examples = {"plain": ([0], images[:1], [7])}
+    shown = pictures._examples(examples)
     monkeypatch.setattr(pictures, "decode", refuse)
-    assert pictures._picture(examples) != shown
+    assert pictures._examples(examples) != shown
 
 
 def test_a_training_step_is_timed_with_the_loading_of_its_images(monkeypatch, mnist):
