@@ -35,7 +35,6 @@ def container(pod):
 
 
 def variables(pod):
-    """Return the environment variables with their literal values, or None."""
     return {variable["name"]: variable.get("value") for variable in container(pod)["env"]}
 
 

@@ -24,7 +24,6 @@ PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 @pytest.fixture
 def started(monkeypatch):
-    """Return a list of the processes that pools of this test have started."""
     children = []
 
     class Recorded(decoder_pool._Process):

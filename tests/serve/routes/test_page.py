@@ -114,7 +114,6 @@ def bars(page: Page) -> list[str]:
 
 
 def pixels(canvas: Locator) -> list[int]:
-    """Return the pixels of a canvas: red, green, blue and alpha of each."""
     return canvas.evaluate(f"(it) => [...({READ})(it)]")
 
 
