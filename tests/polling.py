@@ -18,9 +18,8 @@ def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) 
     return found
 
 
-def answers(url: str | None) -> bool:
-    """Return whether the service at `url` is ready."""
+def answers(url: str | None, path: str = "/readyz") -> bool:
     try:
-        return requests.get(f"{url}/readyz", timeout=10).ok
+        return requests.get(f"{url}{path}", timeout=10).ok
     except (requests.ConnectionError, requests.Timeout):
         return False

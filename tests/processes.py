@@ -25,5 +25,4 @@ def alive(group: int) -> bool:
 
 
 def children(process: int) -> list[int]:
-    """Return the process ids of the children of a process."""
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -1,13 +1,14 @@
 """tests/PROMISES.md has an entry for each promise, of the form `- promise — tests`, and the tests exist."""
 
 import ast
+import os
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from train.paths import ROOT
+
 ENTRY = re.compile(r"- \S((?!::).)* — (`tests/[\w/]+\.py::test_\w+`(, )?)+(?<!, )")
 _, *SECTIONS = re.split(r"^## ", (ROOT / "tests/PROMISES.md").read_text(), flags=re.MULTILINE)
 ENTRIES = {name: body.strip() for name, _, body in (section.partition("\n") for section in SECTIONS)}
@@ -28,3 +29,10 @@ def test_every_promise_names_tests_that_exist(document):
         for file, test in re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", line):
             assert (ROOT / file).is_file(), line
             assert test in functions(file), line
+
+
+@pytest.mark.xdist_group("group")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="the tests run in one process")
+def test_groups_are_kept(request):
+    """Some versions of pytest-xdist ignore them: tests of a group would run in several processes at once."""
+    assert request.node.nodeid.endswith("@group")

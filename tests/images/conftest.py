@@ -1,6 +1,5 @@
 """Fixtures: the built images, and containers that are removed after each test."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,12 +20,10 @@ class Container:
 
     def __init__(self, docker: Docker, name: str, url: str | None) -> None:
         self.docker, self.name, self.url = docker, name, url
+        self.port = url and int(url.rpartition(":")[2])
 
     def inspect(self, template: str) -> str:
         return self.docker("inspect", "--format", template, self.name)
-
-    def messages(self) -> list[str]:
-        return [json.loads(line)["message"] for line in self.docker("logs", self.name).splitlines()]
 
     def workers(self) -> int:
         """Return the number of workers, the child processes of the container's main process."""
@@ -34,11 +31,7 @@ class Container:
         return parents.count(self.inspect("{{.State.Pid}}"))
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
-        """Wait until `condition` returns a true value, and return it."""
         return wait(condition, seconds, lambda: self.docker("logs", self.name))
-
-    def answers(self) -> bool:
-        return answers(self.url)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +61,7 @@ def serve(docker) -> Iterator[Callable[..., Container]]:
         url = f"http://{docker('port', names[-1], 8000)}" if network else None
         container = Container(docker, names[-1], url)
         if network:
-            container.wait(container.answers)
+            container.wait(lambda: answers(url))
         return container
 
     yield run

@@ -4,29 +4,24 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
 from tests.polling import PATIENCE, wait
+from tests.serve.conftest import RAW, Load
 from train.paths import RELEASE, ROOT
 
 pytestmark = pytest.mark.images
 
-RAW = {"Content-Type": "application/octet-stream"}
 URL = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
 def compose(docker, tmp_path):
-    """Return a function that runs `docker compose` on a copy of the file and of the model that ships.
-
-    The health is checked every second, not every ten: `up --wait` waits for the first check.
-    """
+    """Return a function that runs `docker compose` on a copy of the file and of the model that ships."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
+    # `up --wait` waits for the first check, by default after 10 seconds.
     (tmp_path / "compose.override.yaml").write_text("services: {serve: {healthcheck: {interval: 1s}}}")
     shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
@@ -50,50 +45,20 @@ def test_the_model_that_ships_is_served_and_the_client_s_address_is_logged(docke
     assert "203.0.113.9" not in line  # what a client claims
 
 
-def test_a_model_of_your_own_is_served(compose, mounted, monkeypatch):
+def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_one_fails_none(
+    docker, compose, images, mounted, monkeypatch
+):
     monkeypatch.setenv("MODEL", str(mounted / "release"))
-    compose("up", "--detach", "--no-build", "--wait")
+    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
     version = requests.get(f"{URL}/v2/models/digits").json()["versions"]
     assert version == [json.loads((mounted / "release" / "manifest.json").read_text())["onnx"]["sha256"][:12]]
-
-
-@pytest.mark.parametrize(("command", "folder"), [("up --detach --no-build", "none"), ("run --rm train", "artifacts")])
-def test_a_missing_folder_is_named_and_not_created(compose, tmp_path, monkeypatch, command, folder):
-    monkeypatch.setenv("MODEL", "./none")
-    with pytest.raises(AssertionError, match=f"bind source path does not exist: {tmp_path}/{folder}"):
-        compose(*command.split())
-    assert not (tmp_path / folder).exists()
-
-
-def test_three_replicas_share_the_requests_and_killing_one_fails_none(docker, compose, images):
-    compose("up", "--detach", "--no-build", "--wait", "--scale", "serve=3")
     replicas = compose("ps", "--quiet", "serve").split()
     scrapes = [requests.get(f"{URL}/metrics").text for _ in range(40)]
     hosts = {host for text in scrapes for host in re.findall(r'^digits_model_info\{.*host="(\w+)"', text, re.M)}
     assert hosts == {container[:12] for container in replicas}  # the metrics name the replica
-    answers: Counter[tuple[str, int]] = Counter()
-    stopping = threading.Event()
-
-    def load():
-        with requests.Session() as session:
-            while not stopping.is_set():
-                answer = session.post(f"{URL}/predict", images[:1].tobytes(), headers=RAW, timeout=PATIENCE)
-                answers[answer.headers["X-Replica"].split(", ")[-1], answer.status_code] += 1
-
-    with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(load) for _ in range(4)]
-        try:
-            wait(lambda: len(answers) == 3 and min(answers.values()) > 20, PATIENCE, lambda: f"only {answers}")
-            docker("kill", replicas[0])
-            total = answers.total() + 200
-            wait(lambda: answers.total() > total, PATIENCE, lambda: f"no more than {answers}")
-        finally:
-            stopping.set()
-    for client in clients:
-        client.result()  # raises what failed
-    assert {status for _, status in answers} == {200}  # nginx retried on another replica
-
-
-def test_the_file_defines_all_services(docker):
-    services = docker("compose", "--file", ROOT / "compose.yaml", "--profile", "*", "config", "--services").split()
-    assert set(services) == {"train", "serve", "proxy", "prometheus", "grafana"}
+    with Load(8000, images, name=lambda answer, _: answer.getheader("X-Replica").split(", ")[-1]) as load:
+        wait(lambda: len(load.answers) == 3 and min(load.answers.values()) > 20, PATIENCE, lambda: f"{load.answers}")
+        docker("kill", replicas[0])
+        load.wait_for_responses()
+    assert load.failures == []
+    assert {status for status, _ in load.answers} == {200}  # nginx retried on another replica

@@ -1,8 +1,6 @@
 """deploy/kubernetes: valid against the published schemas, and consistent with itself, the image and the code."""
 
 import copy
-import functools
-import operator
 import re
 
 import jsonschema
@@ -16,68 +14,19 @@ from serve.routes.open_inference import MODEL
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-FOLDERS = [FOLDER, FOLDER / "kserve"]
 VERSIONS = ["1.30", "1.34", "1.37"]  # preStop.sleep on by default; stable; the newest schema
 DOCKERFILE = (ROOT / "Dockerfile.serve").read_text()
-
-# Fields of an InferenceService's predictor besides those of a pod: the ones used here, from KServe 0.21.
-PREDICTOR = {
-    "minReplicas": {"type": "integer", "minimum": 0},
-    "maxReplicas": {"type": "integer", "minimum": 0},
-    "scaleMetric": {"enum": ["cpu", "memory", "concurrency", "rps"]},
-    "scaleTarget": {"type": "integer", "minimum": 1, "maximum": 100},
-    "timeout": {"type": "integer"},
-    "deploymentStrategy": {"type": "object"},  # a Deployment's, and checked as such
-}
-INFERENCE_SERVICE = {
-    "type": "object",
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "additionalProperties": False,
-    "properties": {
-        "apiVersion": {"const": "serving.kserve.io/v1beta1"},
-        "kind": {"const": "InferenceService"},
-        "metadata": {"type": "object"},  # a Pod's, and checked as such
-        "spec": {
-            "type": "object",
-            "required": ["predictor"],
-            "additionalProperties": False,
-            "properties": {"predictor": {"type": "object", "required": ["containers"], "properties": PREDICTOR}},
-        },
-    },
-}
-
-
-def read(path):
-    return yaml.safe_load(path.read_text())
-
-
 MANIFESTS = {
-    path.relative_to(FOLDER).as_posix(): read(path)
-    for folder in FOLDERS
-    for path in sorted(folder.glob("*.yaml"))
+    path.relative_to(FOLDER).as_posix(): yaml.safe_load(path.read_text())
+    for path in sorted(FOLDER.rglob("*.yaml"))
     if path.name != "kustomization.yaml"
 }
-DEPLOYMENT = MANIFESTS["deployment.yaml"]
-SERVICE = MANIFESTS["service.yaml"]
+DEPLOYMENT, SERVICE = MANIFESTS["deployment.yaml"], MANIFESTS["service.yaml"]
 KSERVE = MANIFESTS["kserve/inferenceservice.yaml"]
-PODS = {"deployment": DEPLOYMENT["spec"]["template"]["spec"], "kserve": KSERVE["spec"]["predictor"]}
-each_pod = pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
-
-
-def validate(manifest, version):
-    """Validate `manifest` against its schema, and an InferenceService in parts. Raises jsonschema.ValidationError."""
-    if manifest["kind"] != "InferenceService":
-        kubernetes_validate.validate(manifest, version, strict=True)
-        return
-    jsonschema.validate(manifest, INFERENCE_SERVICE)
-    predictor = manifest["spec"]["predictor"]
-    pod = {name: value for name, value in predictor.items() if name not in PREDICTOR}
-    kubernetes_validate.validate(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": manifest["metadata"], "spec": pod}, version, strict=True
-    )
-    deployment = copy.deepcopy(DEPLOYMENT)
-    deployment["spec"]["strategy"] = predictor["deploymentStrategy"]
-    kubernetes_validate.validate(deployment, version, strict=True)
+PREDICTOR = KSERVE["spec"]["predictor"]
+# Fields of an InferenceService's predictor in KServe 0.21 besides those of a pod: the ones used here.
+OF_KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "deploymentStrategy"}
+POD = DEPLOYMENT["spec"]["template"]["spec"]  # test_kserve_runs_the_same_container: KServe's is the same
 
 
 def container(pod):
@@ -86,8 +35,24 @@ def container(pod):
 
 
 def variables(pod):
-    """Return the environment variables with their literal values, or None."""
     return {variable["name"]: variable.get("value") for variable in container(pod)["env"]}
+
+
+def pod_of_kserve(manifest):
+    return {name: value for name, value in manifest["spec"]["predictor"].items() if name not in OF_KSERVE}
+
+
+def validate(manifest, version):
+    """Validate `manifest` against its schema, an InferenceService as Pod and Deployment. Raises ValidationError."""
+    parts = [manifest]
+    if manifest["kind"] == "InferenceService":
+        strategy = manifest["spec"]["predictor"]["deploymentStrategy"]
+        parts = [
+            {"apiVersion": "v1", "kind": "Pod", "metadata": manifest["metadata"], "spec": pod_of_kserve(manifest)},
+            DEPLOYMENT | {"spec": DEPLOYMENT["spec"] | {"strategy": strategy}},
+        ]
+    for part in parts:
+        kubernetes_validate.validate(part, version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -96,92 +61,65 @@ def test_a_manifest_is_valid(name, version):
     validate(MANIFESTS[name], version)
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "value"),
-    [
-        ("deployment.yaml", "spec.template.spec.containers.0.ports.0.containerPort", "8000"),
-        ("deployment.yaml", "spec.template.spec.containers.0.readOnlyRootFilesystem", True),
-        ("service.yaml", "spec.ports.0.port", None),
-        ("kserve/inferenceservice.yaml", "spec.predictor.protocolVersion", "v2"),
-        ("kserve/inferenceservice.yaml", "spec.predictor.deploymentStrategy.maxSurge", 1),
-        ("kserve/inferenceservice.yaml", "spec.predictor.containers.0.imagePullPolicies", "Always"),
-    ],
-)
-def test_an_invalid_manifest_is_refused(name, path, value):
-    manifest = copy.deepcopy(MANIFESTS[name])
-    *parents, last = (int(key) if key.isdecimal() else key for key in path.split("."))
-    place = functools.reduce(operator.getitem, parents, manifest)
-    if value is None:
-        del place[last]
-    else:
-        place[last] = value
-    with pytest.raises(jsonschema.ValidationError):
-        validate(manifest, VERSIONS[-1])
+def test_an_unknown_field_is_refused():
+    for place in (lambda it: it["spec"]["predictor"], lambda it: container(it["spec"]["predictor"])):
+        manifest = copy.deepcopy(KSERVE)
+        place(manifest)["protocolVersion"] = "v2"
+        with pytest.raises(jsonschema.ValidationError):
+            validate(manifest, VERSIONS[-1])
 
 
-def test_prestop_sleep_needs_a_recent_kubernetes():
-    with pytest.raises(jsonschema.ValidationError):
-        validate(DEPLOYMENT, "1.28")
-
-
-@pytest.mark.parametrize(("folder", "pod"), list(zip(FOLDERS, PODS.values(), strict=True)), ids=PODS)
-def test_kustomize_applies_every_manifest_and_sets_the_image(folder, pod):
-    kustomization = read(folder / "kustomization.yaml")
+@pytest.mark.parametrize("folder", [FOLDER, FOLDER / "kserve"], ids=["deployment", "kserve"])
+def test_kustomize_applies_every_manifest_and_sets_the_image(folder):
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     assert set(kustomization) == {"apiVersion", "kind", "resources", "images"}
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
     assert sorted(kustomization["resources"]) == sorted(files)
-    (image,) = kustomization["images"]  # tests/test_version.py checks its tag
-    assert image["name"] == container(pod)["image"] == "serve"
+    (image,) = kustomization["images"]  # tests/test_wiring.py checks its tag
+    assert image["name"] == container(POD)["image"] == "serve"
 
 
-def test_every_manifest_selects_the_deployment_s_pods():
-    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
-    assert DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
-    assert SERVICE["spec"]["selector"] == labels
+def test_every_manifest_selects_its_pods():
+    name, labels = DEPLOYMENT["metadata"]["name"], DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    assert {manifest["metadata"]["name"] for file, manifest in MANIFESTS.items() if "/" not in file} == {name}
+    assert SERVICE["spec"]["selector"] == DEPLOYMENT["spec"]["selector"]["matchLabels"] == labels
     assert MANIFESTS["poddisruptionbudget.yaml"]["spec"]["selector"]["matchLabels"] == labels
-    assert MANIFESTS["networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"] == labels
     target = MANIFESTS["horizontalpodautoscaler.yaml"]["spec"]["scaleTargetRef"]
-    assert target == {"apiVersion": "apps/v1", "kind": "Deployment", "name": DEPLOYMENT["metadata"]["name"]}
-    spread = PODS["deployment"]["topologySpreadConstraints"]
-    assert all(constraint["labelSelector"]["matchLabels"] == labels for constraint in spread)
-    assert len({manifest["metadata"]["name"] for name, manifest in MANIFESTS.items() if "/" not in name}) == 1
-
-
-def test_the_kserve_manifests_select_kserve_s_pods():
-    labels = {"serving.kserve.io/inferenceservice": KSERVE["metadata"]["name"]}
-    assert MANIFESTS["kserve/networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"] == labels
-    spread = PODS["kserve"]["topologySpreadConstraints"]
-    assert all(constraint["labelSelector"]["matchLabels"] == labels for constraint in spread)
-
-
-def test_kserve_uses_the_protocol_and_the_model_s_name():
-    assert KSERVE["metadata"]["name"] == MODEL
-    assert container(PODS["kserve"])["name"] == "kserve-container"
-    assert variables(PODS["kserve"])["PROTOCOL"] == "v2"
+    assert target == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+    of_kserve = {"serving.kserve.io/inferenceservice": KSERVE["metadata"]["name"]}
+    for folder, pod, selected in (("", POD, labels), ("kserve/", PREDICTOR, of_kserve)):
+        assert MANIFESTS[f"{folder}networkpolicy.yaml"]["spec"]["podSelector"]["matchLabels"] == selected
+        assert all(spread["labelSelector"]["matchLabels"] == selected for spread in pod["topologySpreadConstraints"])
 
 
 def test_kserve_runs_the_same_container():
-    plain, kserve = copy.deepcopy(PODS["deployment"]), copy.deepcopy(PODS["kserve"])
-    kserve = {name: value for name, value in kserve.items() if name not in PREDICTOR}
+    plain, kserve = copy.deepcopy(POD), copy.deepcopy(pod_of_kserve(KSERVE))
+    container(kserve)["env"].remove({"name": "PROTOCOL", "value": "v2"})
+    assert container(kserve)["name"] == "kserve-container"
     container(kserve)["name"] = container(plain)["name"]
-    container(kserve)["env"] = [variable for variable in container(kserve)["env"] if variable["name"] != "PROTOCOL"]
     for pod in (plain, kserve):
         del pod["topologySpreadConstraints"]  # they select different labels
     assert kserve == plain
-    assert PODS["kserve"]["deploymentStrategy"] == DEPLOYMENT["spec"]["strategy"]
+    assert PREDICTOR["deploymentStrategy"] == DEPLOYMENT["spec"]["strategy"]
 
 
-@each_pod
-def test_the_port_is_the_image_s(pod):
+def test_kserve_has_the_model_s_name_waits_as_long_and_scales_like_the_autoscaler():
+    assert (KSERVE["apiVersion"], set(KSERVE["spec"])) == ("serving.kserve.io/v1beta1", {"predictor"})
+    assert KSERVE["metadata"]["name"] == MODEL
+    assert PREDICTOR["timeout"] == int(variables(PREDICTOR)["REQUEST_TIMEOUT"])
+    scaler = MANIFESTS["horizontalpodautoscaler.yaml"]["spec"]
+    (metric,) = scaler["metrics"]
+    assert PREDICTOR["minReplicas"] == scaler["minReplicas"] >= 2
+    assert PREDICTOR["maxReplicas"] == scaler["maxReplicas"]
+    assert PREDICTOR["scaleMetric"] == metric["resource"]["name"]
+    assert PREDICTOR["scaleTarget"] == metric["resource"]["target"]["averageUtilization"]
+
+
+def test_the_port_is_the_image_s_and_the_service_and_the_policies_name_it():
     (exposed,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
-    (port,) = container(pod)["ports"]
+    (port,) = container(POD)["ports"]
     assert port["containerPort"] == int(exposed) == Config().port
-    assert f"PORT={exposed}" in DOCKERFILE
-    assert not {"HOST", "PORT"} & set(variables(pod))  # the image's
-
-
-def test_the_service_and_the_policies_name_that_port():
-    (port,) = container(PODS["deployment"])["ports"]
+    assert not {"HOST", "PORT"} & set(variables(POD))  # the image's
     assert [entry["targetPort"] for entry in SERVICE["spec"]["ports"]] == [port["name"]]
     for name in ("networkpolicy.yaml", "kserve/networkpolicy.yaml"):
         policy = MANIFESTS[name]["spec"]
@@ -189,74 +127,36 @@ def test_the_service_and_the_policies_name_that_port():
         assert (set(policy["policyTypes"]), policy["egress"]) == ({"Ingress", "Egress"}, [])
 
 
-@each_pod
-def test_the_probes_use_routes_of_the_application(pod):
+def test_the_probes_use_routes_of_the_application():
     routes = {rule.rule for rule in create_app(Config()).url_map.iter_rules() if "GET" in rule.methods}
     for probe, path in {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}.items():
-        assert container(pod)[probe]["httpGet"] == {"path": path, "port": container(pod)["ports"][0]["name"]}
+        assert container(POD)[probe]["httpGet"] == {"path": path, "port": container(POD)["ports"][0]["name"]}
         assert path in routes
 
 
-@each_pod
-def test_the_environment_configures_the_service(pod):
-    environment = variables(pod)
-    environment.pop("PROTOCOL", None)  # KServe's
-    assert set(environment) <= set(Config.__struct_encode_fields__)
-    Config.from_environment({name: value for name, value in environment.items() if value is not None})
-
-
-@each_pod
-def test_a_key_is_optional_and_secret(pod):
-    (key,) = (variable for variable in container(pod)["env"] if variable["name"] == "API_KEY")
+def test_the_environment_configures_the_service_and_a_key_is_optional_and_secret():
+    assert set(variables(POD)) <= set(Config.__struct_encode_fields__)
+    Config.from_environment({name: value for name, value in variables(POD).items() if value is not None})
+    (key,) = (variable for variable in container(POD)["env"] if variable["name"] == "API_KEY")
     assert set(key) == {"name", "valueFrom"}
     assert key["valueFrom"]["secretKeyRef"]["optional"] is True
 
 
-@each_pod
-def test_the_pod_is_confined_as_the_container_is_tested(pod):
+def test_the_pod_is_confined_as_the_container_is_tested():
     ((user, group),) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)
-    assert pod["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": int(user),
-        "runAsGroup": int(group),
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    assert container(pod)["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert pod["automountServiceAccountToken"] is False
-    assert container(pod)["resources"]["limits"] == {"cpu": "1", "memory": "512Mi"}
-    (volume,) = pod["volumes"]
+    profile = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert POD["securityContext"] == profile | {"runAsUser": int(user), "runAsGroup": int(group)}
+    rights = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert container(POD)["securityContext"] == rights
+    assert POD["automountServiceAccountToken"] is False
+    assert container(POD)["resources"]["limits"] == {"cpu": "1", "memory": "512Mi"}
+    (volume,) = POD["volumes"]
     assert volume["emptyDir"]["medium"] == "Memory"
-    assert container(pod)["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
+    assert container(POD)["volumeMounts"] == [{"name": volume["name"], "mountPath": "/tmp"}]
 
 
-@each_pod
-def test_a_pod_has_enough_time_to_shut_down(pod):
-    timeout = int(variables(pod)["REQUEST_TIMEOUT"])
-    withdrawn = container(pod)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > withdrawn + timeout
-
-
-def test_kserve_waits_as_long_as_the_service():
-    assert PODS["kserve"]["timeout"] == int(variables(PODS["kserve"])["REQUEST_TIMEOUT"])
-
-
-def test_kserve_scales_like_the_autoscaler():
-    scaler = MANIFESTS["horizontalpodautoscaler.yaml"]["spec"]
-    (metric,) = scaler["metrics"]
-    predictor = PODS["kserve"]
-    assert predictor["minReplicas"] == scaler["minReplicas"] >= 2
-    assert predictor["maxReplicas"] == scaler["maxReplicas"]
-    assert predictor["scaleMetric"] == metric["resource"]["name"]
-    assert predictor["scaleTarget"] == metric["resource"]["target"]["averageUtilization"]
-
-
-def test_only_the_autoscaler_sets_the_replicas():
-    assert "replicas" not in DEPLOYMENT["spec"]
-
-
-def test_an_update_stops_no_replica_before_another_is_ready():
+def test_a_pod_has_enough_time_to_shut_down_and_an_update_stops_none_before_another_is_ready():
+    withdrawn = container(POD)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert POD["terminationGracePeriodSeconds"] > withdrawn + int(variables(POD)["REQUEST_TIMEOUT"])
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert "replicas" not in DEPLOYMENT["spec"]  # the autoscaler sets them

@@ -1,13 +1,19 @@
 """Fixtures: the Flask application, and gunicorn processes on the loopback interface."""
 
+import http.client
 import json
+import operator
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +45,6 @@ def free_port() -> int:
 
 
 def inference(images: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return the images as a request of the Open Inference Protocol."""
     return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": images.shape, "data": images.ravel().tolist()}]}
 
 
@@ -73,27 +78,25 @@ class Service:
         return answers(self.url)
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        """Wait until `condition` returns a true value, and return it."""
         return wait(condition, PATIENCE, lambda: self.log.read_text() if self.log.is_file() else "")
 
     def workers(self) -> list[int]:
         return children(self.process.pid)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log lines, parsed."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    def wait_for_line(self, field: str, part: str) -> dict[str, Any]:
-        """Wait for log lines with this in a field, and return the last."""
-        return self.wait(lambda: [line for line in self.lines() if part in line.get(field, "")])[-1]
+    def wait_for_lines(self, field: str, part: str, count: int = 1) -> list[dict[str, Any]]:
+        """Wait for so many log lines with this in a field, and return them."""
+
+        def found() -> list[dict[str, Any]]:
+            lines = [line for line in self.lines() if part in line.get(field, "")]
+            return lines if len(lines) >= count else []
+
+        return self.wait(found)
 
     def predict(self, images: NDArray[np.uint8], query: str = "") -> requests.Response:
         return requests.post(f"{self.url}/predict{query}", images.tobytes(), headers=RAW, timeout=PATIENCE)
-
-    def infer(self, images: NDArray[np.uint8]) -> dict[str, list[float]]:
-        """Return the outputs of the Open Inference Protocol by name."""
-        answer = requests.post(f"{self.url}/v2/models/digits/infer", json=inference(images), timeout=PATIENCE)
-        return {output["name"]: output["data"] for output in answer.json()["outputs"]}
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Return /metrics as {(name, labels): value}."""
@@ -136,6 +139,48 @@ class Service:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+
+class Load:
+    """Eight clients that send one request after another on kept-alive connections."""
+
+    def __init__(self, port, images, name=lambda answer, body: body["model"]["version"]):
+        """Count the answers of the service at `port` by status and by this name."""
+        self.port, self.body, self.name = port, images[:1].tobytes(), name
+        self.answers: Counter[tuple[int, str]] = Counter()
+        self.answered = [0] * 8  # by client
+        self.failures: list[tuple[int, str, bool]] = []  # client, exception, whether the connection was already used
+        self.stopping = threading.Event()
+        self.pool = ThreadPoolExecutor(8)
+
+    def __enter__(self):
+        self.running = [self.pool.submit(self._request, client) for client in range(8)]
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        for client in self.running:
+            client.result(PATIENCE)
+
+    def wait_for_responses(self, count=25):
+        """Wait until every client has received `count` more responses."""
+        goals = [answered + count for answered in self.answered]
+        wait(lambda: all(map(operator.ge, self.answered, goals)), PATIENCE, lambda: f"only {self.answered}")
+
+    def _request(self, client):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        while not self.stopping.is_set():
+            used = connection.sock is not None
+            try:
+                connection.request("POST", "/predict", self.body, RAW)
+                answer = connection.getresponse()
+                self.answers[answer.status, self.name(answer, json.loads(answer.read()))] += 1
+                self.answered[client] += 1
+            except (OSError, http.client.HTTPException) as error:
+                self.failures.append((client, type(error).__name__, used))
+                connection.close()  # the next request opens a new one
+                time.sleep(0.02)
+        connection.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -23,7 +23,6 @@ import requests
 from PIL import Image
 
 from tests.polling import PATIENCE
-from tests.processes import children
 from tests.serve.conftest import Service
 from train.paths import ROOT
 
@@ -31,6 +30,7 @@ MIB = 2**20
 BODY = 16 * MIB  # MAX_BODY_BYTES by default
 PICTURE = 8 * MIB  # serve.pictures.decoder_pool.MAX_BYTES
 ENDLESS = 10**12
+BLANK = Image.new("L", (28, 28), 128)
 
 Parts = Iterator[bytes]
 
@@ -44,33 +44,33 @@ def request(path: str, content_type: str, body: bytes, *headers: str) -> bytes:
     return head(path, content_type, *headers, f"Content-Length: {len(body)}") + body
 
 
-def post(path: str, content_type: str, make: Callable[[], bytes]) -> Parts:
-    """Return a request. Its body is made here: an open connection would be closed meanwhile."""
-    return iter([request(path, content_type, make())])
+def post(content_type: str, body: bytes, path: str = "/predict") -> Parts:
+    return iter([request(path, content_type, body)])
 
 
 def chunked(path: str, content_type: str, chunks: Parts) -> Parts:
     return chain([head(path, content_type, "Transfer-Encoding: chunked")], chunks)
 
 
+def one_byte_chunks(path: str, content_type: str, count: int = ENDLESS) -> Parts:
+    return chunked(path, content_type, chain(repeat(b"1\r\n\0\r\n" * 10_000, count // 10_000), [b"0\r\n\r\n"]))
+
+
 def endless(path: str, content_type: str) -> Parts:
     return chain([head(path, content_type, "Content-Length: 999999999999")], repeat(bytes(MIB), 10**6))
 
 
-def packed(path: str, content_type: str, unit: bytes) -> Parts:
-    """Return a request with a body of gzip: its header and `unit` as often as fits."""
-    body = (b"\x1f\x8b\x08" + bytes(7) if unit[:2] != b"\x1f\x8b" else b"") + unit * ((BODY - 10) // len(unit))
-    yield request(path, content_type, body, "Content-Encoding: gzip")
+def packed(path: str, content_type: str, start: bytes, unit: bytes) -> Parts:
+    """Return a request with a body of gzip: its start and `unit` as often as fits."""
+    body = start + unit * ((BODY - 10) // len(unit))
+    return iter([request(path, content_type, body, "Content-Encoding: gzip")])
 
 
-def flushed_zeros() -> bytes:
-    """Return a mebibyte of zeros as deflate that may be repeated."""
+def zeros(path: str, content_type: str) -> Parts:
+    """Return such a request whose body is zeros: deflate that may be repeated."""
     packer = zlib.compressobj(9, wbits=-15)
-    return packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
-
-
-def one_byte_chunks(path: str, content_type: str, count: int = ENDLESS) -> Parts:
-    return chunked(path, content_type, chain(repeat(b"1\r\n\0\r\n" * 10_000, count // 10_000), [b"0\r\n\r\n"]))
+    mebibyte = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return packed(path, content_type, b"\x1f\x8b\x08" + bytes(7), mebibyte)
 
 
 def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
@@ -81,56 +81,31 @@ def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object
 
 # PNG
 
-BLANK = zlib.compress(bytes(28 * 29))  # the rows of 28×28 pixels
-
 
 def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, extra: bytes = b"", interlace: int = 0) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
-    data = png_chunk(b"IDAT", rows)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + extra + data + png_chunk(b"IEND")
+def png(width: int, height: int, rows: bytes, colour: int = 0) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    data = png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + data + png_chunk(b"IEND")
 
 
-@cache
-def deflated_zeros(size: int) -> bytes:
-    packer = zlib.compressobj(9)
-    parts = [packer.compress(bytes(MIB)) for _ in range(size // MIB)]
-    return b"".join([*parts, packer.compress(bytes(size % MIB)), packer.flush()])
-
-
-@cache
-def png_of_many_texts() -> bytes:
-    texts = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(60_000))) * 20_000
-    return png(28, 28, 8, 0, BLANK, texts[: PICTURE - 1_000])
+def with_chunks(content: bytes, chunks: bytes) -> bytes:
+    return content[:33] + chunks + content[33:]
 
 
 @cache
 def png_small() -> bytes:
     """Return the slowest PNG that the worker still decodes in its own process: a digit, with compressed texts."""
-    rows = b"".join(
-        b"\0" + (b"\xff" * 30 + b"\0" * 4 + b"\xff" * 30 if 60 < y < 450 else b"\xff" * 64) for y in range(512)
-    )
+    page = Image.new("1", (512, 512), 1)
+    page.paste(0, (240, 61, 272, 450))
     texts = png_chunk(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(bytes(1_000_000), 9))
-    return png(512, 512, 1, 0, zlib.compress(rows, 9), texts * 15)
-
-
-def png_large(width: int, height: int, depth: int, colour: int, samples: int) -> bytes:
-    return png(width, height, depth, colour, deflated_zeros(height * (1 + width * samples * depth // 8)))
+    return with_chunks(encode(page), texts * 15)
 
 
 # JPEG
-
-
-def segment(marker: int, data: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
-
-
-def jpeg_with(extra: bytes) -> bytes:
-    plain = encode(Image.new("L", (28, 28), 128), "JPEG")
-    return plain[:2] + extra[: PICTURE - 2_000] + plain[2:]
 
 
 @cache
@@ -141,12 +116,7 @@ def jpeg_of_many_scans(scans: int) -> bytes:
     return content[:last] + content[last:-2] * scans + content[-2:]
 
 
-# GIF and WebP
-
-
-def gif(width: int, height: int, blocks: bytes, data: bytes) -> bytes:
-    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
-    return screen + blocks + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02" + data + b"\0;"
+# WebP
 
 
 @cache
@@ -168,10 +138,9 @@ def filled(start: str, item: str, end: str) -> bytes:
     return (start + item * ((BODY - 200) // len(item)) + end).encode()
 
 
-def infer(item: str, count: int) -> bytes:
-    """Return a request to /v2 whose tensor has `item` as its values, `count` times."""
+def tensor_of_empty_lists() -> bytes:
     before, after = '{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,28,28],"data":[', "]}]}"
-    return (before + ",".join([item] * count) + after).encode()
+    return (before + ",".join(["[[]]"] * 780_000) + after).encode()
 
 
 def form(part: bytes, tail: bytes = b"") -> bytes:
@@ -179,61 +148,39 @@ def form(part: bytes, tail: bytes = b"") -> bytes:
 
 
 def many(content: bytes, count: int) -> bytes:
-    """Return a form with the same picture `count` times."""
     return (FILE + content + b"\r\n") * count + b"--b--\r\n"
 
 
-PICTURES: dict[str, Callable[[], bytes]] = {  # the first word is the format
-    "PNG of many chunks": lambda: png(28, 28, 8, 0, BLANK, png_chunk(b"teSt") * (PICTURE // 12 - 100)),
-    "PNG of many texts": png_of_many_texts,
-    "PNG 1×25,000,000 RGBA16": lambda: png_large(1, 25_000_000, 16, 6, 4),
-    "PNG 5000×5000 RGBA16": lambda: png_large(5_000, 5_000, 16, 6, 4),
-    "PNG interlaced": lambda: png(5_000, 5_000, 8, 6, deflated_zeros(5_000 * 20_005), interlace=1),
-    "JPEG of 1,600 scans": lambda: jpeg_of_many_scans(1_600),
-    "JPEG of Exif segments": lambda: jpeg_with(segment(0xE1, b"Exif\0\0MM\0*") * 600_000),
-    "JPEG of ICC segments": lambda: jpeg_with(segment(0xE2, b"ICC_PROFILE\0\1\1") * 500_000),
-    "GIF of comments": lambda: gif(28, 28, (b"!\xfe" + b"\x01a\0") * (PICTURE // 5 - 100), b"\x02\x4c\x01"),
-    "GIF of clear codes": lambda: gif(5_000, 5_000, b"", (b"\xff" + b"\x24\x49\x92" * 85) * (PICTURE // 256 - 10)),
-    "WebP of noise": webp,
-}
-OBJECTS: dict[str, Callable[[], bytes]] = {
-    "JPEG in base64": lambda: b'{"image": "' + b"/9j/" * 2_000_000 + b'"}',
-    "/predict: millions of numbers as images": lambda: filled('{"images":[', "1,", "1]}"),
-    "/predict: a body of opening brackets": lambda: filled('{"images":', "[", ""),
-    "/predict: one number of millions of digits": lambda: filled('{"image":[', "1", "]}"),
-    "/predict: base64 of blanks": lambda: filled('{"image":"', "AB ", '"}'),
-    "/predict: images nested in one": lambda: filled('{"image":[', "[1],", "[1]]}"),
-    "/v2: millions of [[]], as many as pass": lambda: infer("[[]]", 780_000),
-    "/v2: millions of numbers": lambda: infer("1", 8_000_000),
-    "/v2: millions of outputs": lambda: filled('{"inputs":[],"outputs":[', '{"name":"a"},', "{}]}"),
-}
-FORMS: dict[str, Callable[[], bytes]] = {
-    "form of millions of parts": lambda: form(b"--b\r\n\r\n\r\n"),
-    "form of line ends": lambda: form(b"\r\n", FILE),
-    "form of headers": lambda: form(b"--b\r\n" + b"a: b\r\n" * 100_000 + b"\r\n\r\n"),
-    "300 large pictures": lambda: many(png_large(3_000, 3_000, 8, 2, 3), 300),
-    "1,000 small PNGs": lambda: many(png_small(), 1_000),
-}
-CHUNKED = [("/predict", RAW), ("/predict", FORM), ("/nowhere", JSON), ("/healthz", JSON), (INFER, JSON)]
-
+# The body is made before the connection is opened, which would be closed meanwhile. The first word is the kind.
 CASES: dict[str, Callable[[], Parts]] = {
-    **{f"endless one-byte chunks to {path} as {kind}": partial(one_byte_chunks, path, kind) for path, kind in CHUNKED},
-    "3 million one-byte chunks": partial(one_byte_chunks, "/predict", RAW, 3_000_000),
+    "PNG of many chunks": lambda: post(
+        "image/png", with_chunks(encode(BLANK), png_chunk(b"teSt") * (PICTURE // 12 - 100))
+    ),
+    "PNG of 5000×5000": lambda: post("image/png", encode(Image.new("RGBA", (5_000, 5_000)))),
+    "JPEG of 1,600 scans": lambda: post("image/jpeg", jpeg_of_many_scans(1_600)),
+    "WebP of noise": lambda: post("image/webp", webp()),
+    "/predict: millions of numbers as images": lambda: post(JSON, filled('{"images":[', "1,", "1]}")),
+    "/predict: a body of opening brackets": lambda: post(JSON, filled('{"images":', "[", "")),
+    "/predict: one number of millions of digits": lambda: post(JSON, filled('{"image":[', "1", "]}")),
+    "/predict: base64 of blanks": lambda: post(JSON, filled('{"image":"', "AB ", '"}')),
+    "/v2: millions of [[]], as many as pass": lambda: post(JSON, tensor_of_empty_lists(), INFER),
+    "form of millions of parts": lambda: post(FORM, form(b"--b\r\n\r\n\r\n")),
+    "form of line ends": lambda: post(FORM, form(b"\r\n", FILE)),
+    "form of headers": lambda: post(FORM, form(b"--b\r\n" + b"a: b\r\n" * 100_000 + b"\r\n\r\n")),
+    "300 large pictures": lambda: post(FORM, many(encode(Image.new("RGB", (3_000, 3_000))), 300)),
+    "1,000 small PNGs": lambda: post(FORM, many(png_small(), 1_000)),
+    "gzip of zeros in a form": lambda: zeros("/predict", FORM),
+    "gzip of zeros to /v2": lambda: zeros(INFER, JSON),
+    "gzip of empty members": lambda: packed("/predict", "image/png", b"", gzip.compress(b"")),
+    "3 million one-byte chunks": lambda: one_byte_chunks("/predict", RAW, 3_000_000),
+    "endless one-byte chunks to /predict": lambda: one_byte_chunks("/predict", RAW),
+    "endless one-byte chunks in a form": lambda: one_byte_chunks("/predict", FORM),
+    "endless one-byte chunks to /nowhere": lambda: one_byte_chunks("/nowhere", JSON),
+    "endless one-byte chunks to /v2": lambda: one_byte_chunks(INFER, JSON),
     "endless body to /nowhere": lambda: endless("/nowhere", JSON),
     "endless body to /predict": lambda: endless("/predict", "image/png"),
     "endless trailers": lambda: chunked("/predict", JSON, chain([b"0\r\n"], repeat(b"a: b\r\n" * 1_000, 10**6))),
     "endless chunk extension": lambda: chunked("/predict", JSON, chain([b"2;"], repeat(b"a" * 10_000, 10**6))),
-    **{
-        f"gzip of zeros to {path} as {kind}": partial(packed, path, kind, flushed_zeros())
-        for path, kind in (("/predict", JSON), ("/predict", FORM), (INFER, JSON))
-    },
-    "gzip of empty members": lambda: packed("/predict", "image/png", gzip.compress(b"")),
-    **{name: partial(post, "/predict", f"image/{name.split()[0].lower()}", make) for name, make in PICTURES.items()},
-    **{
-        name: partial(post, INFER if name.startswith("/v2") else "/predict", JSON, make)
-        for name, make in OBJECTS.items()
-    },
-    **{name: partial(post, "/predict", FORM, make) for name, make in FORMS.items()},
 }
 
 
@@ -250,7 +197,7 @@ def attack(service: Service, parts: Parts) -> int | None:
 
 
 class Bystander:
-    """Continuous requests of other clients to the same worker, and the memory of the worker and its decoders."""
+    """Continuous requests of other clients to the same worker, and the worker's memory."""
 
     REQUESTS = (
         ("GET", "/healthz", None, {}),
@@ -261,11 +208,10 @@ class Bystander:
     def __init__(self, service: Service) -> None:
         self.statuses: Counter[int] = Counter()
         self.blocked = 0.0  # seconds of CPU time that the worker took between a request and its answer, at most
-        self.memory = 0.0  # MiB: maximum resident memory
+        self.memory = 0.0  # MiB: maximum resident memory since its start; test_decoder_pool.py has the decoders'
         self._service, (self._worker,) = service, service.workers()
         self._stop = threading.Event()
-        tasks = [self._watch, *(partial(self._send, *request) for request in self.REQUESTS)]
-        self._threads = [threading.Thread(target=task) for task in tasks]
+        self._threads = [threading.Thread(target=self._send, args=request) for request in self.REQUESTS]
 
     def __enter__(self) -> "Bystander":
         for thread in self._threads:
@@ -277,6 +223,8 @@ class Bystander:
         for thread in self._threads:
             thread.join()
         assert self._service.workers() == [self._worker]
+        status = Path(f"/proc/{self._worker}/status").read_text()
+        self.memory = int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
         while not self._stop.is_set():
@@ -288,24 +236,6 @@ class Bystander:
                 self.statuses[0] += 1
             self.blocked = max(self.blocked, cpu_seconds(self._worker) - before)
             self._stop.wait(0.02)
-
-    def _watch(self) -> None:
-        while not self._stop.is_set():
-            with suppress(OSError):  # a decoder or the worker has just exited
-                decoders = filter(is_decoder, children(self._worker))
-                self.memory = max(self.memory, resident(self._worker) + sum(map(resident, decoders)))
-            self._stop.wait(0.02)
-
-
-def is_decoder(process: int) -> bool:
-    """Return whether a child of the worker runs the decoder. Between fork and exec, it shares the worker's memory."""
-    return b"serve.pictures.decoder_pool" in Path(f"/proc/{process}/cmdline").read_bytes()
-
-
-def resident(process: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
-    return int(found[1]) / 1024 if found else 0.0
 
 
 def cpu_seconds(process: int) -> float:

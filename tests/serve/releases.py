@@ -14,17 +14,17 @@ from serve.release import Release, read
 from train.paths import RELEASE
 
 
-def make_graph(*, doubt: bool = True, pixels: int = 784) -> bytes:
+def make_graph(*, doubt: bool = True, pixels: int = 784, name: str = "image") -> bytes:
     """Return a graph to which every image is a 0 with a confidence of 0.1, and its doubt the mean of its pixels.
 
-    Without `doubt` it lacks that output, as an export that breaks the contract. With another number of pixels it loads,
-    but does not run.
+    Without `doubt` it lacks that output; with another name of its input, it breaks the contract, too. With another
+    number of pixels it loads, but does not run.
     """
     info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
-    image = info("image", TensorProto.UINT8, ["batch", 28, 28])
+    image = info(name, TensorProto.UINT8, ["batch", 28, 28])
     outputs = [info("probabilities", TensorProto.FLOAT, ["batch", 10]), info("digit", TensorProto.INT64, ["batch"])]
     nodes = [
-        node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        node("Cast", [name], ["float"], to=TensorProto.FLOAT),
         node("Reshape", ["float", "shape"], ["flat"]),
         node("MatMul", ["flat", "zeros"], ["logits"]),
         node("Softmax", ["logits"], ["probabilities"]),

@@ -1,13 +1,9 @@
 """Sandboxed decoding: a process that exceeds its limits is killed and replaced, and the others continue."""
 
 import io
-import os
 import signal
 import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +14,7 @@ from serve.pictures.decode import decode
 from serve.pictures.decoder_pool import PROCESSES, DecoderPool
 from serve.pictures.preprocess import ImageError
 from tests.polling import PATIENCE, wait
-from tests.processes import children
-from tests.serve.hostile import encode, jpeg_of_many_scans, png, png_chunk, png_large, png_small
+from tests.serve.hostile import encode, jpeg_of_many_scans, png, png_chunk, png_small, with_chunks
 from train.paths import ROOT
 
 MAX_PIXELS = 25_000_000
@@ -27,53 +22,48 @@ SEVEN = (ROOT / "docs/seven.png").read_bytes()
 PHOTO = encode(Image.open(io.BytesIO(SEVEN)).convert("RGB"), "JPEG")
 
 
-def decoding():
-    """Return the process ids of all decoding processes, also of one that is exiting; a zombie has exited."""
-    found = set()
-    for pid in children(os.getpid()):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has exited meanwhile
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty from the start of its exit
-            exiting = not command and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-            if exiting or b"serve.pictures.decoder_pool" in command:
-                found.add(pid)
-    return found
+@pytest.fixture
+def started(monkeypatch):
+    children = []
+
+    class Recorded(decoder_pool._Process):
+        def __init__(self):
+            super().__init__()
+            children.append(self.child)
+
+    monkeypatch.setattr(decoder_pool, "_Process", Recorded)
+    return children
 
 
 @pytest.fixture
-def others():
-    """Return the processes of other pools in this pytest process; some of them may exit during the test."""
-    return decoding()
-
-
-@pytest.fixture
-def decoders(others):
+def decoders(started):
     return DecoderPool(MAX_PIXELS)
 
 
-@pytest.fixture
-def processes(decoders, others):
-    """Return a function that returns the process ids of the pool `decoders`."""
-    return lambda: decoding() - others
+def running(started):
+    return [child for child in started if child.poll() is None]
 
 
-@pytest.mark.parametrize("picture", [SEVEN, PHOTO])
-@pytest.mark.parametrize("preprocess", ["auto", "mnist"])
-def test_the_pool_decodes_like_the_function(decoders, preprocess, picture):
-    np.testing.assert_array_equal(decoders.decode(picture, preprocess), decode(picture, preprocess))
+def test_the_pool_decodes_like_the_function(decoders):
+    tiny = encode(Image.open(io.BytesIO(SEVEN)).convert("L").resize((28, 28)), "JPEG")
+    for picture, preprocess in ((SEVEN, "auto"), (PHOTO, "auto"), (tiny, "none"), (tiny, "mnist")):
+        np.testing.assert_array_equal(decoders.decode(picture, preprocess), decode(picture, preprocess))
 
 
 def test_only_small_pngs_are_decoded_in_the_worker(monkeypatch, decoders):
     monkeypatch.setattr(decoder_pool._Process, "call", lambda *_: (decoder_pool.REFUSED, b"in a process"))
     for picture in (SEVEN, png_small()):
         assert decoders.decode(picture).shape == (28, 28)
-    many_bytes = png(28, 28, 8, 0, zlib.compress(bytes(28 * 29)), png_chunk(b"teSt", bytes(2**14)))
-    for picture in (many_bytes, png_large(513, 512, 8, 0, 1), PHOTO):
+    many_bytes = with_chunks(SEVEN, png_chunk(b"teSt", bytes(2**14)))
+    for picture in (many_bytes, encode(Image.new("L", (513, 512))), PHOTO):
         with pytest.raises(ImageError, match="in a process"):
             decoders.decode(picture)
 
 
-def test_a_png_with_a_wrong_size_in_its_header_is_refused(decoders):
-    large = png_large(2_000, 2_000, 8, 0, 1)
+def test_a_picture_that_is_too_large_is_refused_also_if_its_header_lies(decoders):
+    with pytest.raises(ImageError, match=r"^expected a picture of at most 8,388,608 bytes, found 8,388,609$"):
+        decoders.decode(PHOTO.ljust(2**23 + 1))
+    large = encode(Image.new("L", (2_000, 2_000)))
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 8, 0, 0, 0, 0))
     with pytest.raises(ImageError, match=r"expected at most 262,144 pixels, found 2,000×2,000"):
         decoders.decode(large[:8] + header + large[8:])
@@ -81,7 +71,7 @@ def test_a_png_with_a_wrong_size_in_its_header_is_refused(decoders):
 
 TOO_COSTLY = {
     "time": lambda: jpeg_of_many_scans(1_600),
-    "memory": lambda: png(12_000, 12_000, 8, 2, zlib.compress(b"\0")),  # truncated, but its memory is allocated first
+    "memory": lambda: png(12_000, 12_000, b"\0", colour=2),  # truncated, but its memory is allocated first
 }
 
 
@@ -104,49 +94,38 @@ def test_a_photo_of_12_million_pixels_is_decoded_whatever_was_decoded_before(dec
         decoders.decode(encode(Image.new("L", (5_000, 5_000)), "WEBP", method=0))
 
 
-def test_a_picture_with_too_many_bytes_is_refused(decoders):
-    with pytest.raises(ImageError, match=r"^expected a picture of at most 8,388,608 bytes, found 8,388,609$"):
-        decoders.decode(PHOTO + bytes(2**23 + 1 - len(PHOTO)))
+def kill(started):
+    for child in started:
+        child.kill()
+        child.wait(PATIENCE)
 
 
-def kill(processes):
-    for pid in processes():
-        os.kill(pid, signal.SIGKILL)
-    wait(lambda: not processes(), PATIENCE, lambda: "a process is still running")
-
-
-def test_a_process_that_is_killed_is_replaced(decoders, processes):
+def test_a_process_that_is_killed_is_replaced(decoders, started):
     for _ in range(PROCESSES):
         decoders.decode(PHOTO)
-    killed = processes()
-    kill(processes)
+    kill(started)
     for _ in range(PROCESSES):
         assert decoders.decode(PHOTO).shape == (28, 28)
-    assert not killed & processes()
+    assert len(started) == 2 * PROCESSES == 2 * len(running(started))
 
 
-@pytest.mark.parametrize("age", ["new", "used"])
-def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, processes, age):
+def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, started):
     """Ctrl-C and systemd signal every process; the worker still finishes its requests."""
-    if age == "used":
+    for count in (1, PROCESSES):  # the first has just started
+        assert len(started) == count
+        for child in started:
+            child.send_signal(signal.SIGINT)
+            child.send_signal(signal.SIGTERM)
         for _ in range(PROCESSES):
             decoders.decode(PHOTO)
-    before = processes()
-    for pid in before:
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
-    for _ in range(PROCESSES):
-        decoders.decode(PHOTO)
-    assert len(before) == (PROCESSES if age == "used" else 1)
-    assert before <= processes()
+        assert running(started) == started
 
 
-def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, processes, monkeypatch):
+def test_a_process_that_cannot_start_is_not_the_picture_s_fault(decoders, started, monkeypatch):
     def fail():
         raise OSError("no memory")
 
-    decoders.decode(PHOTO)
-    kill(processes)
+    kill(started)
     with monkeypatch.context() as patched:
         patched.setattr(decoder_pool, "_Process", fail)
         with pytest.raises(OSError, match="no memory"):
@@ -166,17 +145,13 @@ def test_other_pictures_are_decoded_while_one_is_hostile(decoders):
     assert isinstance(running.exception(), ImageError)
 
 
-def test_the_number_of_processes_is_limited(decoders, processes):
+def test_the_number_of_processes_is_limited_and_they_exit_with_the_pool(started):
+    decoders = DecoderPool(MAX_PIXELS)
     with ThreadPoolExecutor(16) as pool:
         assert len(list(pool.map(decoders.decode, [PHOTO] * 100))) == 100
-    assert len(processes()) == 2  # as docs/operation.md says
-
-
-def test_processes_exit_with_the_pool(others):
-    decoders = DecoderPool(MAX_PIXELS)
-    wait(lambda: decoding() - others, PATIENCE, lambda: "no process")
-    del decoders
-    assert decoding() <= others
+    assert len(running(started)) == len(started) == 2  # as docs/operation.md says
+    del pool, decoders
+    wait(lambda: not running(started), PATIENCE, lambda: "a process is still running")
 
 
 def test_an_unexpected_exception_is_no_fault_of_the_picture(monkeypatch, decoders):

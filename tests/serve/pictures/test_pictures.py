@@ -7,17 +7,16 @@ import sys
 import zlib
 
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
+from benchmarks.pictures import predict_digits
 from serve.pictures.decode import decode
 from serve.pictures.preprocess import ImageError, prepare
 from tests.serve.hostile import encode, png, png_chunk
 from train.data import load
-from train.paths import RELEASE, ROOT
+from train.paths import ROOT
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 COUNT = 60
 
 MNIST = load().test
@@ -25,17 +24,11 @@ IMAGES, LABELS = MNIST.images.numpy(), MNIST.labels.numpy()
 SEVEN = IMAGES[0]
 
 
-@pytest.fixture(scope="module")
-def session() -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(RELEASE / "digits.onnx")
-
-
 def enlarge(pixels: np.ndarray, side: int = 280) -> Image.Image:
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def drawn(pixels: np.ndarray = SEVEN, side: int = 280) -> Image.Image:
-    """Return the digit large and dark on light."""
     return ImageOps.invert(enlarge(pixels, side))
 
 
@@ -45,15 +38,10 @@ def on_page(pixels: np.ndarray, side: int, corner: tuple[int, int], size: tuple[
     return page
 
 
-def close(found: np.ndarray, pixels: np.ndarray = SEVEN) -> bool:
-    """Return whether the two are similar up to a shift by one pixel, which rounding of the centre can cause."""
-    shifted = (np.roll(pixels, (y, x), axis=(0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1))
+def close(found: np.ndarray) -> bool:
+    """Return whether this is the 7, up to a shift by one pixel, which rounding of the centre can cause."""
+    shifted = (np.roll(SEVEN, (y, x), axis=(0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1))
     return min(float(np.abs(found.astype(int) - other).mean()) for other in shifted) < 12
-
-
-def ink_box(pixels: np.ndarray) -> tuple[int, int]:
-    left, top, right, bottom = Image.fromarray(pixels).getbbox()
-    return right - left, bottom - top
 
 
 COLOURS = {  # with little contrast of luminance
@@ -64,47 +52,63 @@ COLOURS = {  # with little contrast of luminance
 }
 
 
-def accuracy(session, pictures) -> float:
-    found = session.run(["digit"], {"image": np.stack([decode(encode(picture)) for picture in pictures])})[0]
+def accuracy(pictures) -> float:
+    found = predict_digits(np.stack([decode(encode(picture)) for picture in pictures]))
     return float(np.mean(found == LABELS[: len(found)]))
 
 
 @pytest.mark.parametrize("colours", COLOURS)
-def test_coloured_pictures_are_read(colours, session):
-    assert accuracy(session, map(COLOURS[colours], IMAGES[:COUNT])) >= 0.95
+def test_coloured_pictures_are_read(colours):
+    assert accuracy(map(COLOURS[colours], IMAGES[:COUNT])) >= 0.95
 
 
-MODES = {
-    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
-    "JPEG": ["1", "L", "RGB", "CMYK", "YCbCr"],
-    "WEBP": ["L", "P", "RGB", "RGBA"],
-    "GIF": ["1", "L", "LA", "P", "RGB", "RGBA"],
+def on_transparent(ink: int, hidden: int) -> Image.Image:
+    """Return the digit in this colour; `hidden` is the colour of the transparent pixels."""
+    cover = enlarge(SEVEN)
+    picture = Image.composite(Image.new("L", cover.size, ink), Image.new("L", cover.size, hidden), cover)
+    return Image.merge("LA", (Image.new("L", cover.size, ink) if hidden == ink else picture, cover)).convert("RGBA")
+
+
+def turned(form: str, orientation: int, turn: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(on_page(SEVEN, 200, (30, 60)).transpose(Image.Transpose[turn]), form, exif=exif)
+
+
+MODES = {"PNG": "1 L LA P RGB RGBA", "JPEG": "1 L RGB CMYK YCbCr", "WEBP": "L P RGB RGBA", "GIF": "1 L LA P RGB RGBA"}
+TURNS = {2: "FLIP_LEFT_RIGHT", 6: "ROTATE_90", 8: "ROTATE_270"}  # by Exif's orientation
+SEVENS = {
+    **{
+        f"{form} {mode}": encode(drawn().convert("LA" if mode == "LA" else "RGB").convert(mode), form)
+        for form, modes in MODES.items()
+        for mode in modes.split()
+    },
+    **{
+        f"ink {ink} on transparent {hidden}, {form}": encode(on_transparent(ink, hidden), form, lossless=True)
+        for form in ("PNG", "WEBP")
+        for ink, hidden in ((0, 0), (0, 255), (255, 255), (255, 0))
+    },
+    **{f"{form} with orientation {n}": turned(form, n, TURNS[n]) for form in ("PNG", "JPEG", "WEBP") for n in TURNS},
+    **{
+        f"first frame of a {form}": encode(drawn(), form, save_all=True, append_images=[drawn(IMAGES[1])])
+        for form in ("GIF", "PNG", "WEBP")
+    },
+    "damaged Exif": encode(drawn(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\0\1"),
+    "transparent palette colour": encode(
+        drawn().point(lambda value: 255 * (value > 127)).convert("P"), "GIF", transparency=255
+    ),
 }
 
 
-@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
-def test_every_mode_of_every_format_is_read(form, mode):
-    if mode == "I;16":
-        picture = Image.fromarray(np.asarray(drawn()).astype(np.uint16) * np.uint16(257))
-    else:
-        picture = drawn().convert("LA" if mode == "LA" else "RGB").convert(mode)
-    assert close(decode(encode(picture, form)))
+@pytest.mark.parametrize("name", SEVENS)
+def test_pictures_of_every_kind_are_read(name):
+    assert close(decode(SEVENS[name]))
 
 
 @pytest.mark.parametrize("scale", [1, 16, 257])
 def test_the_depth_of_a_deep_picture_follows_from_its_values(scale):
     deep = Image.fromarray(SEVEN.astype(np.uint16) * np.uint16(scale))
     np.testing.assert_allclose(decode(encode(deep), "none"), SEVEN, atol=2)
-
-
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
-@pytest.mark.parametrize(("ink", "hidden"), [(0, 0), (0, 255), (255, 255), (255, 0)])
-def test_ink_of_any_colour_on_transparent_is_visible(form, ink, hidden):
-    cover = enlarge(SEVEN)
-    picture = Image.composite(Image.new("L", cover.size, ink), Image.new("L", cover.size, hidden), cover)
-    picture = Image.merge("LA", (picture.point(lambda _: ink) if hidden == ink else picture, cover)).convert("RGBA")
-    options = {"lossless": True} if form == "WEBP" else {}
-    assert close(decode(encode(picture, form, **options)))
 
 
 @pytest.mark.parametrize("paper", [140, 255])
@@ -115,39 +119,19 @@ def test_transparent_corners_are_filled_with_the_paper_s_colour(paper):
     np.testing.assert_array_equal(decode(encode(picture)), decode(encode(opaque)))
 
 
-def test_a_transparent_palette_colour_is_background():
-    bilevel = drawn().point(lambda value: 255 * (value > 127))
-    assert close(decode(encode(bilevel.convert("P"), "GIF", transparency=255)))
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize(("orientation", "turn"), [(2, "FLIP_LEFT_RIGHT"), (6, "ROTATE_90"), (8, "ROTATE_270")])
-def test_exif_orientation_is_followed(form, orientation, turn):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = on_page(SEVEN, 200, (30, 60)).transpose(Image.Transpose[turn])
-    assert close(decode(encode(stored, form, exif=exif)))
-
-
-def test_damaged_exif_does_not_damage_the_picture():
-    assert close(decode(encode(drawn(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\0\1")))
-
-
-@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
-def test_the_first_of_several_frames_is_used(form):
-    content = encode(drawn(), form, save_all=True, append_images=[drawn(IMAGES[1])])
-    assert close(decode(content))
-
-
-def test_images_in_mnist_s_form_are_unchanged():
+def test_only_images_in_mnist_s_form_are_unchanged():
     np.testing.assert_array_equal(decode(encode(SEVEN)), SEVEN)
     assert all(prepare(image) is image for image in IMAGES)  # neither changed nor copied
+    off_centre, too_large = np.roll(SEVEN, 4, axis=1), np.asarray(enlarge(SEVEN, 34).crop((3, 3, 31, 31)))
+    for odd in (off_centre, too_large):
+        assert (prepare(odd) != odd).any()
 
 
 @pytest.mark.parametrize("side", [9, 20, 28, 60, 280, 900])
 def test_ink_fits_20_pixels_with_its_centre_of_mass_in_the_middle(side):
     found = decode(encode(drawn(side=side)), "mnist")
-    assert max(ink_box(found)) == 20
+    left, top, right, bottom = Image.fromarray(found).getbbox()
+    assert max(right - left, bottom - top) == 20
     assert found.max() >= 250
     places = np.arange(28)
     for axis in (0, 1):
@@ -155,21 +139,15 @@ def test_ink_fits_20_pixels_with_its_centre_of_mass_in_the_middle(side):
         assert abs(centre - 14) <= 0.5
 
 
-def test_the_aspect_ratio_is_kept():
-    page = Image.new("L", (300, 300), 255)
-    page.paste(0, (20, 20, 60, 220))
-    assert ink_box(decode(encode(page))) in [(3, 20), (4, 20), (5, 20)]
-
-
 @pytest.mark.parametrize("level", [20, 128, 250])
-def test_dirt_is_ignored(level, session):
+def test_dirt_is_ignored(level):
     random = np.random.default_rng(0)
     pages = []
     for pixels in IMAGES[:COUNT]:
         pages.append(np.array(on_page(pixels, 160, (90, 150))))
         for y, x in random.integers(0, 290, (12, 2)):
             pages[-1][y : y + 2, x : x + 2] = level
-    assert accuracy(session, pages) >= 0.95
+    assert accuracy(pages) >= 0.95
 
 
 @pytest.mark.parametrize("width", [3, 6, 12, 24, 40, 60])
@@ -187,14 +165,10 @@ def page_of(values: np.ndarray) -> bytes:
 
 NOTHING = {
     "white": lambda random: page_of(np.full((280, 280), 255)),
-    "black": lambda random: page_of(np.zeros((28, 28))),
     "gradient": lambda random: page_of(np.linspace(20, 230, 280) + np.zeros((280, 1))),
-    "faint noise": lambda random: page_of(random.normal(240, 2, (400, 300))),
     "noise in a gradient": lambda random: page_of(np.linspace(90, 200, 300) + random.normal(0, 8, (400, 300))),
     "transparent": lambda random: encode(Image.new("RGBA", (100, 100), (0, 0, 0, 0))),
-    "vignette": lambda random: page_of(
-        230 - 90 * (np.linspace(-1, 1, 300) ** 2 + np.linspace(-1, 1, 400)[:, None] ** 2)
-    ),
+    "vignette": lambda random: page_of(230 - 90 * sum(np.ogrid[-1:1:400j, -1:1:300j][i] ** 2 for i in (0, 1))),
 }
 
 
@@ -206,23 +180,12 @@ def test_a_picture_without_ink_is_refused(name, preprocess):
             decode(NOTHING[name](np.random.default_rng(seed)), preprocess)
 
 
-@pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
 @pytest.mark.parametrize("size", [10, 40, 150])
-def test_a_dot_is_refused(shape, size):
+def test_a_dot_is_refused(size):
     page = Image.new("L", (280, 280), 255)
-    getattr(ImageDraw.Draw(page), shape)((100, 90, 100 + size, 90 + size), fill=0)
+    ImageDraw.Draw(page).ellipse((100, 90, 100 + size, 90 + size), fill=0)
     with pytest.raises(ImageError, match=r"^expected a picture of a digit, found a dot$"):
         decode(encode(page))
-
-
-def test_prepare_changes_images_off_centre_or_too_large():
-    for odd in (np.roll(SEVEN, 4, axis=1), np.asarray(enlarge(SEVEN, 38).crop((5, 5, 33, 33)))):
-        assert (prepare(odd) != odd).any()
-
-
-def heif(major: bytes, compatible: bytes) -> bytes:
-    """Return a file type box with these two brands."""
-    return b"\0\0\0\x1cftyp" + major + bytes(4) + compatible + b"mif1miaf" + bytes(4)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +196,10 @@ def heif(major: bytes, compatible: bytes) -> bytes:
         (b"%PDF-1.7 secret", "PDF"),
         (b"<svg/>", "SVG"),
         (b'\n<?xml version="1.0"?>\n<!-- secret -->\n<svg xmlns="http://www.w3.org/2000/svg">', "SVG"),
-        (heif(b"mif1", b"heic"), "HEIC"),
-        (heif(b"mif1", b"avif"), "AVIF"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0heicmif1miaf\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0avifmif1miaf\0\0\0\0", "AVIF"),
         (b"\xff\x0asecret", "JPEG XL"),
-        *((encode(SEVEN, form), form) for form in ("BMP", "TIFF")),
+        (encode(SEVEN, "TIFF"), "TIFF"),
     ],
 )
 def test_other_formats_are_named_without_echo(content, found):
@@ -246,10 +209,8 @@ def test_other_formats_are_named_without_echo(content, found):
     assert caught.value.__cause__ is None
 
 
-LARGE = zlib.compress(bytes(2_000_000))
 METADATA = {
-    "a large profile": png_chunk(b"iCCP", b"profile\0\0" + LARGE),
-    "a large international text": png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+    "a large profile": png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(2_000_000))),
     "a damaged checksum": png_chunk(b"tEXt", b"Comment\0text")[:-1] + b"!",
     "transparency with a damaged checksum": png_chunk(b"tRNS", b"\0\0")[:-1] + b"!",
     "a gamma without a value": png_chunk(b"gAMA"),
@@ -264,20 +225,12 @@ def test_the_metadata_of_a_png_does_not_matter(name, place):
     np.testing.assert_array_equal(found, decode(content))
 
 
-def test_none_refuses_another_size():
-    with pytest.raises(ImageError, match=r"^expected 28×28 pixels, found 300×400$"):
-        decode(encode(on_page(SEVEN, 100, (0, 0))), "none")
-
-
 @pytest.mark.parametrize("size", [(2**31 - 1, 2**31 - 1), (10_000, 10_000), (5_001, 5_000), (0, 5)])
-def test_a_header_with_too_many_pixels_or_none_is_refused_before_decoding(size):
+def test_a_header_with_another_number_of_pixels_is_refused_before_decoding(size):
     with pytest.raises(ImageError, match=r"^expected .*25,000,000 pixels, found "):
-        decode(png(*size, 8, 0, zlib.compress(b"\0")))
-
-
-@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1), (2, 2), (1, 3), (700, 7)])
-def test_any_shape_gives_a_picture_or_an_image_error(size):
-    gives_picture_or_image_error(encode(np.random.default_rng(0).integers(0, 256, size, np.uint8)))
+        decode(png(*size, b"\0"))
+    with pytest.raises(ImageError, match=r"^expected 28×28 pixels, found 300×400$"):
+        decode(encode(Image.new("L", (300, 400))), "none")
 
 
 def gives_picture_or_image_error(content: bytes) -> None:
@@ -289,12 +242,15 @@ def gives_picture_or_image_error(content: bytes) -> None:
         assert (found.shape, found.dtype) == ((28, 28), np.uint8)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_any_shape_gives_a_picture_or_an_image_error():
+    for size in ((1, 20_000), (20_000, 1), (1, 1), (2, 2), (1, 3), (700, 7)):
+        gives_picture_or_image_error(encode(np.random.default_rng(0).integers(0, 256, size, np.uint8)))
+
+
+@pytest.mark.parametrize(("form", "mode"), [("PNG", "L"), ("PNG", "P"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("GIF", "P")])
 def test_damage_gives_a_picture_or_an_image_error(form, mode):
-    random = np.random.default_rng([FORMATS.index(form), len(mode)])
-    picture = drawn(side=60).convert("L" if form == "JPEG" and mode == "P" else mode)
-    whole = encode(picture, form)
+    random = np.random.default_rng(0)
+    whole = encode(drawn(side=60).convert(mode), form)
     for end in 150 * [min(120, len(whole)), len(whole)]:  # of what is damaged
         damaged = bytearray(whole)
         for place in random.integers(0, end, 3):
@@ -315,14 +271,11 @@ FORMS = {  # by the percentage of MNIST's 10,000 test images that are read; for 
     92.0: "other_hands",
 }
 THRESHOLDS = {form: percent for percent, forms in FORMS.items() for form in forms.split()}
-SAMPLE = 200  # images per form; `make pictures` measures all of them
+SAMPLE = 200  # images per form, the same in every run; `make pictures` measures all of them
 
 
 def least(percent: float) -> float:
-    """Return the minimum accuracy of a sample if the accuracy on all images is `percent`: three standard errors less.
-
-    For 200 images and 99.2 %, that is 97.3 %. The sample is the same in every run.
-    """
+    """Return the minimum accuracy of a sample if that of all images is `percent`: three standard errors less."""
     return percent - 3 * math.sqrt(percent * (100 - percent) / SAMPLE)
 
 

@@ -1,6 +1,6 @@
-"""Preprocessing: a picture of several digits is refused, and a digit is found among other marks."""
+"""Preprocessing: a picture of several digits is refused, and a digit is found among other marks and on a sheet."""
 
-import re
+import io
 from contextlib import suppress
 
 import numpy as np
@@ -13,19 +13,15 @@ from serve.pictures.decode import decode
 from serve.pictures.preprocess import ImageError, to_mnist
 
 
-def is_refused(content: bytes) -> bool:
-    try:
-        decode(content)
-    except ImageError:
-        return True
-    return False
-
-
 def test_two_digits_side_by_side_are_refused(images):
     random = np.random.default_rng(0)
     digits = [Image.fromarray(pixels) for pixels in images[:400]]
-    pictures = [pair(first, second, random) for first, second in zip(digits[:200], digits[200:], strict=True)]
-    assert np.mean([is_refused(picture) for picture in pictures]) >= 0.95
+    accepted = 0
+    for first, second in zip(digits[:200], digits[200:], strict=True):
+        with suppress(ImageError):
+            decode(pair(first, second, random))
+            accepted += 1
+    assert accepted <= 10
 
 
 def test_the_error_has_the_number_and_places_of_the_digits():
@@ -35,10 +31,8 @@ def test_the_error_has_the_number_and_places_of_the_digits():
         draw.line([(left, 60), (left + 10, 140)], fill=0, width=8)
     with pytest.raises(ImageError) as caught:
         to_mnist(np.asarray(page))
-    found = re.fullmatch(
-        r"expected one digit, found 3 separate marks, at (.*) of the picture's width", str(caught.value)
-    )
-    assert found[1] == "11–16 % and 48–53 % and 86–91 %"
+    places = "11–16 % and 48–53 % and 86–91 % of the picture's width"
+    assert str(caught.value) == f"expected one digit, found 3 separate marks, at {places}"
 
 
 def test_a_zero_is_not_a_frame_for_dirt_inside_it():
@@ -71,22 +65,17 @@ def test_thinning_thick_strokes_does_not_remove_a_thinner_one():
     assert to_mnist(np.asarray(page))[14].max() > 100
 
 
-def small_digit(digit: Image.Image, size: int) -> np.ndarray:
-    """Return a page of 533×400 with the digit's ink so many pixels long."""
-    ink = ImageOps.contain(digit.crop(digit.getbbox()), (size, size))
-    page = Image.new("L", (533, 400), 235)
-    page.paste(30, (240, 170), ink)
-    return np.asarray(page)
+def test_a_digit_of_three_percent_of_the_side_is_read_and_a_smaller_one_is_refused(images, labels):
+    def page(pixels, size):
+        """Return a page of 533×400 with the digit's ink so many pixels long."""
+        digit, page = Image.fromarray(pixels), Image.new("L", (533, 400), 235)
+        page.paste(30, (240, 170), ImageOps.contain(digit.crop(digit.getbbox()), (size, size)))
+        return np.asarray(page)
 
-
-def test_a_digit_of_three_percent_of_the_side_is_read(images, labels):
-    found = np.stack([to_mnist(small_digit(Image.fromarray(pixels), 16)) for pixels in images[:60]])
+    found = np.stack([to_mnist(page(pixels, 16)) for pixels in images[:60]])
     assert np.mean(predict_digits(found) == labels[:60]) >= 0.95
-
-
-def test_a_digit_too_small_to_read_is_refused_with_what_to_do(images):
     with pytest.raises(ImageError, match=r"^expected a digit of at least 6 pixels, found 5: crop closer$"):
-        to_mnist(small_digit(Image.fromarray(images[0]), 5))
+        to_mnist(page(images[0], 5))
 
 
 @pytest.mark.parametrize(("form", "least"), [("coarse", 93), ("stretched", 90), ("thick", 98)])
@@ -104,3 +93,32 @@ def test_a_mark_in_a_very_wide_picture_is_found():
     wide = np.full((9, 512), 255, np.uint8)
     wide[2:7, 440:480] = 0
     assert to_mnist(wide).max() == 255
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3, 6, 20, 60, 200])
+@pytest.mark.parametrize("level", [0, 128])
+def test_a_frame_of_any_width_and_grey_is_no_digit(images, labels, width, level):
+    sheets = [ImageOps.invert(Image.fromarray(pixels).resize((200, 200))) for pixels in images[1:5]]
+    framed = [ImageOps.expand(sheet, width, level) for sheet in sheets]
+    for pictures in (framed, [ImageOps.invert(picture) for picture in framed]):
+        found = np.stack([to_mnist(np.asarray(picture)) for picture in pictures])
+        assert predict_digits(found).tolist() == labels[1:5].tolist()
+
+
+def test_several_digits_on_a_sheet_are_refused(images):
+    random = np.random.default_rng(0)
+    for first, second in images[:20].reshape(10, 2, 28, 28):
+        page = Image.open(io.BytesIO(pair(*map(Image.fromarray, (first, second)), random))).convert("L")
+        with pytest.raises(ImageError, match=r"^expected one digit"):
+            to_mnist(np.asarray(ImageOps.expand(page, 40, 60)))
+
+
+@pytest.mark.parametrize("width", [14, 20, 26])
+def test_a_printed_8_is_no_sheet(width):
+    page = Image.new("L", (300, 300), 255)
+    draw = ImageDraw.Draw(page)
+    draw.rectangle([90, 40, 210, 150], outline=0, width=width)
+    draw.rectangle([90, 151 - width, 210, 260], outline=0, width=width)
+    draw.ellipse([140, 80, 160, 100], fill=0)  # dirt in its upper loop
+    found = to_mnist(np.asarray(page))
+    assert ((found.max(axis=1) > 0).sum(), (found.max(axis=0) > 0).sum()) == (20, 11)

@@ -12,11 +12,12 @@ from werkzeug.sansio.multipart import MultipartDecoder
 from serve.app import create_app
 from serve.config import Config
 from serve.release import read
-from tests.serve.hostile import encode, png_chunk
+from tests.serve.hostile import encode, png_chunk, with_chunks
 from tests.serve.releases import make_release
-from train.paths import RELEASE
+from train.paths import RELEASE, ROOT
 
-JSON, RAW = "application/json", "application/octet-stream"
+JSON, RAW, FORM = "application/json", "application/octet-stream", "multipart/form-data; boundary=b"
+SEVEN = (ROOT / "docs/seven.png").read_bytes()
 
 
 def enlarged(image):
@@ -51,6 +52,11 @@ def data_url(image, format):
     return f"data:image/{format.lower()};base64,{base64.b64encode(encode(image, format)).decode()}"
 
 
+def part(name, content, *more):
+    head = "; ".join(["Content-Disposition: form-data", f'name="{name}"', *more])
+    return b"--b\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMS = {
     "rows": lambda image: {"image": image.tolist()},
@@ -71,14 +77,8 @@ def test_every_json_format(client, images, labels, form):
     assert found == [[label] for label in labels[:5]]
 
 
-@pytest.mark.parametrize("content_type", [JSON, "application/x-www-form-urlencoded", "text/plain", ""])
-def test_json_may_have_a_byte_order_mark_and_another_content_type(client, images, content_type):
-    for mark in ("", "\ufeff"):
-        assert digits(predict(client, mark + json.dumps({"image": images[0].tolist()}), content_type)) == [7]
-
-
 @pytest.mark.parametrize("preprocess", ["auto", "none"])
-def test_numbers_of_at_most_1_are_read_as_0_to_1(client, images, preprocess):
+def test_numbers_of_at_most_1_are_read_as_0_to_1_and_fractions_are_rounded(client, images, preprocess):
     mask = images[1] > 127
     sent = [images[0].tolist(), (images[0] / 255).tolist(), (mask * 1).tolist(), (mask * 1.0).tolist()]
     whole, fractions, bits, floats = pixels(client, json.dumps({"images": sent}), query=f"&preprocess={preprocess}")
@@ -87,30 +87,19 @@ def test_numbers_of_at_most_1_are_read_as_0_to_1(client, images, preprocess):
     assert np.array_equal(bits, floats)
     assert bits.max() == 255
     assert pixels(client, json.dumps({"image": [0.0] * 784}), query="&preprocess=none").max() == 0
+    assert (pixels(client, json.dumps({"image": [6.6] * 784}), query="&preprocess=none") == 7).all()
 
 
-@pytest.mark.parametrize("content_type", ["image/png", RAW, "image/jpg", "application/x-www-form-urlencoded", ""])
-def test_the_bytes_of_a_picture_say_what_it_is(client, images, labels, content_type):
-    for image, label, format in zip(images, labels, FORMATS, strict=False):
-        assert digits(predict(client, encode(image, format), content_type)) == [label]
-    png = encode(images[0])
-    png = png[:33] + png_chunk(b"tEXt", b"k\0" + bytes(784 - len(png) - 14)) + png[33:]
-    assert len(png) == 784
-    assert digits(predict(client, png, content_type, "?preprocess=none")) == [7]
-
-
-def test_text_of_a_picture_as_the_body(client, images):
-    for text in (data_url(images[0], "JPEG"), base64.b64encode(encode(images[0])).decode()):
-        assert digits(predict(client, text, "text/plain")) == [7]
-
-
-FORM = "multipart/form-data; boundary=b"
-
-
-def part(name, content, *more):
-    """Return a part of a form."""
-    head = "; ".join(["Content-Disposition: form-data", f'name="{name}"', *more])
-    return b"--b\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+@pytest.mark.parametrize(
+    "content_type", [JSON, "image/png", RAW, "image/jpg", "text/plain", "application/x-www-form-urlencoded", ""]
+)
+def test_the_bytes_of_a_body_say_what_it_is(client, images, content_type):
+    png, numbers = encode(images[0]), json.dumps({"image": images[0].tolist()})
+    of_784_bytes = with_chunks(png, png_chunk(b"tEXt", b"k\0" + bytes(784 - len(png) - 14)))
+    pictures = [of_784_bytes, *(encode(images[0], format) for format in FORMATS)]
+    texts = [numbers, "\ufeff" + numbers, data_url(images[0], "JPEG"), base64.b64encode(png).decode()]
+    bodies = {JSON: texts[:2], "image/png": pictures, RAW: pictures}.get(content_type, pictures + texts)
+    assert [digits(predict(client, body, content_type)) for body in bodies] == [[7]] * len(bodies)
 
 
 def test_every_picture_of_a_form_counts_in_the_order_sent(client, images, labels):
@@ -134,6 +123,8 @@ def test_a_form_may_have_as_many_images_as_a_request_and_other_fields(images):
     body = b"".join(part("a", encode(images[0])) for _ in range(20)) + part("token", b"x") * 100
     assert digits(predict(client, body + b"--b--", FORM)) == [7] * 20
     assert "at most 120 parts" in problem(predict(client, body + part("token", b"x") + b"--b--", FORM), 413)
+    large = predict(client, b"--b\r\na: " + bytes(600_000), FORM)
+    assert "parts with at most 500000 bytes of headers each" in problem(large, 413)
 
 
 def test_a_large_form_yields_to_the_event_loop_while_it_is_parsed(client, images, monkeypatch):
@@ -170,11 +161,9 @@ def test_bodies_of_every_content_encoding(client, images, encoding):
         assert digits(answer) == [7], content_type
 
 
-@pytest.mark.parametrize("size", [65_536, 65_537, 65_600, 65_792, 65_900])
-def test_an_unpacked_body_is_complete_whatever_its_size(client, size):
-    """zlib may hold bytes back where a piece of 65,536 bytes ends."""
-    content = json.dumps({"image": [0] * 783 + [255]}).encode()
-    body = zlib.compress(content + b" " * (size - len(content) - 1) + b"\n")
+def test_an_unpacked_body_is_complete(client):
+    """At this size, zlib holds bytes back where the piece of 65,536 bytes ends."""
+    body = ENCODINGS["Deflate"](json.dumps({"image": [0] * 783 + [255]}).encode().ljust(65_560))
     assert pixels(client, body, query="&preprocess=none", **{"Content-Encoding": "deflate"})[0, 27, 27] == 255
 
 
@@ -187,16 +176,11 @@ def test_an_unpacked_body_is_complete_whatever_its_size(client, size):
         (PACKED + b"more", "gzip", 400, "expected a body in gzip"),
         (b"nonsense", "deflate", 400, "expected a body in deflate"),
         (gzip.compress(bytes(100_001)), "gzip", 413, "at most 100000 bytes"),
-        (gzip.compress(bytes(99_568)), "gzip", 413, "at most 5 images"),
     ],
-    ids=["another", "truncated", "empty", "followed", "nonsense", "large", "many"],  # gzip's bytes contain the time
+    ids=["another", "truncated", "empty", "followed", "nonsense", "large"],  # gzip's bytes contain the time
 )
 def test_bad_content_encodings(client, body, encoding, status, detail):
     assert detail in problem(predict(client, body, RAW, **{"Content-Encoding": encoding}), status)
-
-
-def test_raw_pixels(client, images, labels):
-    assert digits(predict(client, images[:5].tobytes(), RAW)) == labels[:5].tolist()
 
 
 def test_numbers_and_pictures_can_be_mixed_in_one_request(client, images, labels):
@@ -216,20 +200,10 @@ def test_the_response(client, images):
     assert answer.content_type == JSON
 
 
-def test_pixels_returns_the_model_s_input(client, images):
-    (found,) = pixels(client, enlarged(images[0]), "image/png")
-    assert found.shape == (28, 28)
-    assert np.abs(found - images[0].astype(int)).mean() < 15  # white ink on black, in the same place
-
-
 def test_preprocess_none_does_not_change_the_pixels(client, images):
     for sent in (255 - images[0], np.zeros((28, 28), np.uint8)):
         for content, content_type in ((sent.tobytes(), RAW), (encode(sent), "image/png")):
             assert np.array_equal(pixels(client, content, content_type, "&preprocess=none"), [sent])
-
-
-def test_fractions_are_rounded(client):
-    assert (pixels(client, json.dumps({"image": [6.6] * 784}), query="&preprocess=none") == 7).all()
 
 
 def test_auto_changes_only_images_not_in_mnist_form(client, images):
@@ -241,55 +215,51 @@ def test_auto_changes_only_images_not_in_mnist_form(client, images):
     assert not np.array_equal(pixels(client, images[:3].tobytes(), RAW, "&preprocess=mnist"), images[:3])
 
 
-ROW = [0] * 28
+ROW, GOOD, END = [0] * 28, part("a", SEVEN), b"--b--"
+BAD_REQUESTS = [  # content type, body, status, part of the detail
+    (JSON, "", 400, "expected JSON"),
+    (JSON, "{}", 400, "found neither"),
+    (JSON, '{"image": [], "images": []}', 400, "found both"),
+    (JSON, '{"picture": []}', 400, "unknown field `picture`"),
+    (JSON, '{"image": [true]}', 400, "Expected `int | float | array`, got `bool` - at `$.image[0]`"),
+    (JSON, '{"image": [1e999]}', 400, "out of range"),
+    (JSON, json.dumps({"image": [-0.5, *[0.5] * 783]}), 400, "numbers from 0 to 255, or from 0 to 1, found -0.5"),
+    (JSON, json.dumps({"images": [[256] * 784]}), 400, "image 1 of 1: expected numbers from 0 to 255, or from 0 to 1"),
+    (JSON, json.dumps({"image": [10**400, *[0] * 783]}), 400, "image 1 of 1: int too large"),
+    (JSON, b'{"image": "\xff"}', 400, "utf-8"),
+    (JSON, '{"image": ' + "[" * 20_000 + "]" * 20_000 + "}", 400, "got `array`"),
+    (JSON, '{"images": []}', 422, "expected at least one image, found none"),
+    (JSON, '{"image": []}', 422, "image 1 of 1: expected 28 rows of 28 numbers or 784 numbers, found 0 numbers"),
+    (JSON, json.dumps({"image": [ROW] * 27}), 422, "28 rows of 28 numbers or 784 numbers, found 27×28 numbers"),
+    (JSON, json.dumps({"image": [ROW] * 27 + [[0]]}), 422, "found rows of different lengths"),
+    (JSON, json.dumps({"images": [[ROW] * 28, [ROW]]}), 422, "image 2 of 2: expected 28 rows"),
+    (JSON, json.dumps({"image": [ROW] * 28}), 422, "image 1 of 1: expected a picture of a digit, found no ink"),
+    (JSON, '{"image": "!"}', 422, "image 1 of 1: expected base64"),
+    (JSON, '{"image": "data:text/html,x"}', 422, "expected base64 or a data URL"),
+    (JSON, '{"image": "aGVsbG8="}', 422, "image 1 of 1: expected a PNG"),
+    (RAW, bytes(785), 422, "N × 784 bytes, one (uint8) per pixel, found 785 bytes"),
+    (RAW, b"", 422, "expected at least one image, found none"),
+    (RAW, bytes(784 * 6), 413, "expected at most 5 images, found 6"),
+    (RAW, bytes(100_001), 413, "at most 100000 bytes"),
+    ("image/png", b"", 422, "image 1 of 1: expected a PNG"),
+    ("image/png", SEVEN[:200], 422, "image 1 of 1: expected a whole PNG"),
+    ("image/png", encode(np.zeros((28, 28), np.uint8), "BMP"), 422, "found BMP"),
+    ("text/plain", b"x", 415, "expected a Content-Type of application/json, application/octet-stream, multipart/form-"),
+    ("application/x-www-form-urlencoded", b"%PDF-1.7", 415, "found application/x-www-form-urlencoded with PDF"),
+    ("", b"<svg/>", 415, "found none with SVG"),
+    (FORM, GOOD + part("file", b"", 'filename="7.png"') + GOOD + END, 422, "image 2 of 3: "),
+    (FORM, GOOD * 6 + END, 413, "expected at most 5 images, found 6"),
+    (FORM, bytes(100_001), 413, "at most 100000 bytes"),
+    (FORM, part("image", b"7") + part("image", b"aGVsbG8=") + END, 400, "as curl -F image=@7.png sends it, found none"),
+    ("multipart/form-data", END, 400, "expected the boundary"),
+    (FORM, GOOD, 400, "found a malformed one"),
+    (FORM, GOOD.replace(b'Disposition: form-data; name="a"', b"Type: image/png") + END, 400, "found a malformed one"),
+]
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "detail"),
-    [
-        (400, "", "expected JSON"),
-        (400, "[1]", "Expected `object`, got `array`"),
-        (400, "{}", "found neither"),
-        (400, '{"image": [], "images": []}', "found both"),
-        (400, '{"picture": []}', "unknown field `picture`"),
-        (400, '{"image": 7}', "Expected `str | array`, got `int` - at `$.image`"),
-        (400, '{"image": [true]}', "Expected `int | float | array`, got `bool` - at `$.image[0]`"),
-        (400, '{"image": [NaN]}', "malformed"),
-        (400, '{"image": [1e999]}', "out of range"),
-        (400, json.dumps({"image": [-0.5, *[0.5] * 783]}), "numbers from 0 to 255, or from 0 to 1, found -0.5"),
-        (400, json.dumps({"images": [[256] * 784]}), "image 1 of 1: expected numbers from 0 to 255, or from 0 to 1, f"),
-        (400, json.dumps({"image": [10**400, *[0] * 783]}), "image 1 of 1: int too large"),
-        (400, b'{"image": "\xff"}', "utf-8"),
-        pytest.param(400, '{"image": ' + "[" * 20_000 + "]" * 20_000 + "}", "got `array`", id="deep"),
-        (422, '{"images": []}', "expected at least one image, found none"),
-        (422, '{"image": []}', "image 1 of 1: expected 28 rows of 28 numbers or 784 numbers, found 0 numbers"),
-        (422, json.dumps({"image": [ROW] * 27}), "expected 28 rows of 28 numbers or 784 numbers, found 27×28 numbers"),
-        (422, json.dumps({"image": [ROW] * 27 + [[0]]}), "found rows of different lengths"),
-        (422, json.dumps({"images": [[ROW] * 28, [ROW]]}), "image 2 of 2: expected 28 rows"),
-        (422, '{"image": "!"}', "image 1 of 1: expected base64"),
-        (422, '{"image": "data:text/html,x"}', "expected base64 or a data URL"),
-        (422, '{"image": "aGVsbG8="}', "image 1 of 1: "),
-        (422, json.dumps({"image": [ROW] * 28}), "image 1 of 1: "),  # no ink
-    ],
-)
-def test_bad_json(client, status, body, detail):
-    assert detail in problem(predict(client, body, JSON), status)
-
-
-def test_bad_raw_pixels(client, images):
-    for content, status, detail in (
-        (bytes(785), 422, "N × 784 bytes, one (uint8) per pixel, found 785 bytes"),
-        (b"", 422, "expected at least one image, found none"),
-        (images[:6].tobytes(), 413, "expected at most 5 images, found 6"),
-        (images[:1].tobytes() + bytes(784), 422, "image 2 of 2: "),
-    ):
-        assert detail in problem(predict(client, content, RAW), status)
-
-
-def test_bad_pictures(client, images):
-    picture = enlarged(images[0])
-    for content in (b"", b"no picture", picture[: len(picture) // 2], encode(images[0], "BMP")):
-        assert problem(predict(client, content, "image/png"), 422).startswith("image 1 of 1: ")
+@pytest.mark.parametrize(("content_type", "body", "status", "detail"), BAD_REQUESTS, ids=range(len(BAD_REQUESTS)))
+def test_bad_requests(client, content_type, body, status, detail):
+    assert detail in problem(predict(client, body, content_type), status)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -303,7 +273,7 @@ def test_a_picture_of_more_pixels_than_configured_is_refused(images, format):
 
 @pytest.fixture(scope="module")
 def shades():
-    """Return a function that predicts images of uniform grey. The graph gives the grey as the doubt; 100 is allowed."""
+    """Return a function that predicts images of uniform grey, with the grey as the doubt; 100 is allowed."""
     client = create_app(Config(), make_release(threshold=100)).test_client()
 
     def shades(greys, query=""):
@@ -313,15 +283,11 @@ def shades():
     return shades
 
 
-def test_an_image_is_doubtful_above_the_threshold_in_the_manifest(shades):
+def test_an_image_is_doubtful_above_the_threshold_in_the_manifest_and_refused_on_request(shades):
     found = [prediction["doubtful"] for prediction in shades([0, 100, 101, 255, 7]).json["predictions"]]
     assert found == [False, False, True, True, False]
-
-
-def test_doubtful_images_are_refused_on_request(shades):
     detail = problem(shades([0, 7, 101, 255], "&refuse=doubtful"), 422)
     assert detail == "image 3 of 4: expected a digit, found a doubtful image"
-    assert "image 1 of 1: " in problem(shades([200], "&refuse=doubtful"), 422)
     assert digits(shades([0, 100], "&refuse=doubtful")) == [0, 0]
 
 
@@ -335,33 +301,6 @@ def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
     assert shares[1] > 0.7
 
 
-def test_bad_forms(client, images):
-    good, bad, end = part("a", encode(images[0])), part("file", b"", 'filename="7.png"'), b"--b--"
-    assert "image 2 of 3: " in problem(predict(client, good + bad + good + end, FORM), 422)
-    assert "expected at most 5 images, found 6" in problem(predict(client, good * 6 + end, FORM), 413)
-    for text in (b"7", b"aGVsbG8="):
-        detail = problem(predict(client, part("image", text) + end, FORM), 400)
-        assert "as curl -F image=@7.png sends it, found none" in detail
-    assert "expected the boundary" in problem(predict(client, end, "multipart/form-data"), 400)
-    for body in (b"x", good, good.replace(b'Disposition: form-data; name="a"', b"Type: image/png") + end):
-        assert "found a malformed one" in problem(predict(client, body, FORM), 400)
-    large = predict(create_app().test_client(), b"--b\r\na: " + bytes(600_000), FORM)
-    assert "parts with at most 500000 bytes of headers each" in problem(large, 413)
-
-
-@pytest.mark.parametrize("content_type", ["text/plain", "image/svg+xml", "application/x-www-form-urlencoded", ""])
-def test_an_unsupported_content_type(client, content_type):
-    for content, format in ((b"x", ""), (b"<svg/>", " with SVG"), (b"%PDF-1.7", " with PDF")):
-        detail = problem(predict(client, content, content_type), 415)
-        assert detail.startswith("expected a Content-Type of application/json")
-        assert detail.endswith(f"found {content_type or 'none'}{format}")
-
-
-def test_too_large_a_body(client):
-    for content_type in (JSON, "image/png", RAW, "multipart/form-data; boundary=b"):
-        assert "at most 100000 bytes" in problem(predict(client, bytes(100_001), content_type), 413)
-
-
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
 def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
     answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, if it were parsed
@@ -369,17 +308,13 @@ def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(cl
     assert "expected at most 4,920 numbers in 5 image(s), found more" in answer.text
 
 
-@pytest.mark.parametrize(
-    ("query", "detail"),
-    [
+def test_query_parameters(client):
+    for query, detail in (
         ("preprocess=magic", "preprocess: expected auto or none or mnist, found 'magic'"),
         ("pixels=1", "pixels: expected false or true, found '1'"),
-        ("refuse=true", "refuse: expected doubtful, found 'true'"),
         ("refuse=", "refuse: expected doubtful, found ''"),
-    ],
-)
-def test_query_parameters(client, images, query, detail):
-    assert problem(predict(client, images[:1].tobytes(), RAW, f"?{query}"), 400) == detail
+    ):
+        assert problem(predict(client, SEVEN, "image/png", f"?{query}"), 400) == detail
 
 
 def test_paths_and_methods(client):
@@ -431,9 +366,6 @@ def test_a_model_that_fails_is_not_ready_but_the_service_is_alive(monkeypatch):
         assert client.get(path).status_code == 200
 
 
-def test_one_bad_image_of_many_fails_the_request_and_is_named(client, images):
-    many = [images[0].tolist(), images[1].tolist(), "bm8gcGljdHVyZQ=="]
-    assert problem(predict(client, json.dumps({"images": many}), JSON), 422).startswith("image 3 of 3: ")
+def test_one_bad_image_of_many_fails_the_request_and_is_named(images):
     blank_last = images[:250].tobytes() + bytes(784)
-    detail = problem(predict(create_app().test_client(), blank_last, RAW), 422)
-    assert detail.startswith("image 251 of 251: ")
+    assert "image 251 of 251: " in problem(predict(create_app().test_client(), blank_last, RAW), 422)

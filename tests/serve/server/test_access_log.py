@@ -11,16 +11,17 @@ from select import PIPE_BUF
 import pytest
 import requests
 
+from serve.app import create_app
+from serve.config import Config, Networks
 from serve.server.logs import StandardError
 from tests.serve.conftest import RAW, inference
 
 
 def logged(service, request_id, path="/nowhere", method="GET", body=None, **headers):
-    """Send a request and return its line."""
     headers = {"X-Request-ID": request_id, **headers}
     answer = requests.request(method, service.url + path, data=body, headers=headers)
     assert answer.headers["X-Request-ID"] == request_id
-    (line,) = service.wait(lambda: [line for line in service.lines() if line.get("request_id") == request_id])
+    (line,) = service.wait_for_lines("request_id", request_id)
     return line
 
 
@@ -45,22 +46,11 @@ def test_a_request_id_is_made_if_none_of_its_form_is_sent(service, sent):
     assert found[0] != found[1]
 
 
-def test_a_pipe_takes_the_longest_line_in_one_write(service):
-    logged(service, "x" * 128, f"/{'%01' * 1_300}")
-    assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
-
-
 def test_a_pipe_takes_a_long_message_and_traceback_in_one_write(monkeypatch):
     lines = []
     monkeypatch.setattr(os, "write", lambda _, line: lines.append(line))
-
-    def nested(depth):
-        if depth:
-            nested(depth - 1)
-        raise ValueError("é" * 1_000 + "expected this, found that")
-
     try:
-        nested(100)
+        raise ValueError("é" * 1_000 + "expected this, found that")  # noqa: TRY301
     except ValueError:
         record = logging.LogRecord("serve", logging.ERROR, __file__, 1, "é" * 4_000, None, sys.exc_info())
     StandardError().emit(record)
@@ -70,9 +60,10 @@ def test_a_pipe_takes_a_long_message_and_traceback_in_one_write(monkeypatch):
     assert json.loads(line)["traceback"].endswith("expected this, found that")
 
 
-def test_the_line_of_a_malformed_request_has_the_id_and_the_reason_and_is_short(service):
+def test_a_pipe_takes_the_longest_line_in_one_write_also_of_a_malformed_request(service):
+    logged(service, "x" * 128, f"/{'%01' * 1_300}")
     answer = service.exchange(b"nonsense" + b"\x80" * 4_000 + b"\r\n\r\n")
-    line = service.wait_for_line("request_id", re.search(r"X-Request-ID: (\w+)", answer.decode())[1])
+    (line,) = service.wait_for_lines("request_id", re.search(r"X-Request-ID: (\w+)", answer.decode())[1])
     assert "nonsense" in line["detail"]
     assert max(len(line) for line in service.log.read_bytes().splitlines()) < PIPE_BUF
 
@@ -89,38 +80,37 @@ def test_log_lines_stay_lines_whatever_is_asked_for(service):
     assert logged(service, "lines", "/a%0a{%22b%22:1}%1b[31m")["path"] == '/a\n{"b":1}\x1b[31m'
 
 
-@pytest.fixture(scope="module")
-def behind_proxies(start_for_module):
-    return start_for_module(WEB_CONCURRENCY=1, TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8", LOG_LEVEL="DEBUG")
+@pytest.fixture
+def line_of(capfd):
+    """Return a function that returns the line that a request to an application writes, or None."""
+
+    def line_of(app, path, **headers):
+        capfd.readouterr()
+        app.test_client().get(path, headers=headers)
+        lines = capfd.readouterr().err.splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    return line_of
 
 
-@pytest.mark.slow  # starts a service of its own
-@pytest.mark.parametrize(
-    ("sent", "address"),
-    [
-        (None, "127.0.0.1"),
+def test_the_client_s_address_is_the_one_that_trusted_proxies_forward(line_of):
+    app = create_app(Config(trusted_proxies=Networks("127.0.0.1, 10.0.0.0/8")))
+    for sent, address in (
         ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first is what the client says of itself
         ("2001:db8::7,10.1.2.3", "2001:db8::7"),
         ("10.1.2.3", "10.1.2.3"),
         (",", "127.0.0.1"),
         ("unknown, 10.1.2.3", "unknown"),
-    ],
-)
-def test_the_client_s_address_is_the_one_that_trusted_proxies_forward(behind_proxies, sent, address):
-    headers = {"X-Forwarded-For": sent} if sent else {}
-    assert logged(behind_proxies, f"from-{abs(hash(sent))}", **headers)["remote"] == address
+    ):
+        assert line_of(app, "/nowhere", **{"X-Forwarded-For": sent})["remote"] == address
+    assert line_of(app, "/nowhere")["remote"] == "127.0.0.1"
+    assert line_of(create_app(), "/nowhere", **{"X-Forwarded-For": "203.0.113.7"})["remote"] == "127.0.0.1"
 
 
-def test_no_proxy_is_trusted_by_default(service):
-    assert logged(service, "forged", **{"X-Forwarded-For": "203.0.113.7"})["remote"] == "127.0.0.1"
-
-
-@pytest.mark.slow  # starts a service of its own
-def test_probes_are_logged_as_debug(behind_proxies, service):
+def test_probes_are_logged_as_debug(line_of):
     paths = ["/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready"]
-    for number, path in enumerate(paths):
-        assert logged(behind_proxies, f"probe-{number}", path)["level"] == "debug"
-        requests.get(service.url + path, headers={"X-Request-ID": f"probe-{number}"})
-    assert logged(behind_proxies, "page", "/")["level"] == "info"
-    logged(service, "last")
-    assert not [line for line in service.lines() if "probe" in line.get("request_id", "")]
+    debug = create_app(Config(log_level="debug"))
+    assert {line_of(debug, path)["level"] for path in paths} == {"debug"}
+    assert line_of(debug, "/")["level"] == "info"
+    quiet = create_app()
+    assert [line_of(quiet, path) for path in paths] == [None] * len(paths)

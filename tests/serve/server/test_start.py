@@ -1,6 +1,7 @@
-"""Starting: an address that cannot be used, or a system without what the service needs, ends it with one line."""
+"""Settings from environment variables; a setting, a model or a system that cannot be used ends the start."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from serve.config import Config, ConfigError
 from tests.polling import PATIENCE
 from tests.serve.conftest import free_port
 from tests.serve.releases import put_graph
@@ -15,6 +17,8 @@ from train.paths import RELEASE, ROOT
 
 # As on Windows: a module that is None cannot be imported.
 WITHOUT_FCNTL = "import runpy, sys; sys.modules['fcntl'] = None; runpy.run_module('serve', run_name='__main__')"
+HOST = "HOST: expected an address of this machine, found '{}': .*; unset HOST, or set it to 127.0.0.1 or 0.0.0.0"
+CONDA = "x86_64-conda-linux-gnu.invalid"  # like conda's HOST
 
 
 def refused(*options, **environment):
@@ -27,11 +31,19 @@ def refused(*options, **environment):
     return line
 
 
-@pytest.mark.parametrize("host", ["x86_64-conda-linux-gnu.invalid", "a..b", "192.0.2.1"])  # the first is conda's HOST
-def test_a_host_that_is_not_this_machine_is_named(host):
-    line = refused("-m", "serve", HOST=host, PORT="8000")
-    assert line.startswith(f"serve: HOST: expected an address of this machine, found '{host}': ")
-    assert line.endswith("; unset HOST, or set it to 127.0.0.1 or 0.0.0.0")
+@pytest.mark.parametrize(
+    ("options", "environment", "line"),
+    [
+        (["-m", "serve"], {"HOST": CONDA}, HOST.format(CONDA)),
+        (["-m", "serve"], {"HOST": "a..b"}, HOST.format("a..b")),
+        (["-m", "serve"], {"MAX_BATCH": "x"}, "MAX_BATCH: expected a whole number from 1 to 100000, found 'x'"),
+        (["-m", "serve", "--bind", "0.0.0.0:80"], {}, "expected no arguments, found --bind: .*"),
+        (["-c", WITHOUT_FCNTL], {}, "expected Linux or macOS, found neither: .*"),
+    ],
+    ids=["conda's host", "host", "setting", "argument", "Windows"],
+)
+def test_what_cannot_be_used_is_named_in_one_line(options, environment, line):
+    assert re.fullmatch(f"serve: {line}", refused(*options, **environment))
 
 
 def test_a_port_in_use_is_named(tmp_path):
@@ -42,34 +54,37 @@ def test_a_port_in_use_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_invalid_setting_is_named():
-    expected = "serve: WEB_CONCURRENCY: expected a whole number from 0 to 1024, found 'x'"
-    assert refused("-m", "serve", WEB_CONCURRENCY="x") == expected
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (shutil.rmtree, "manifest.json: expected a file of a verified export, found: No such file"),
-        (lambda folder: (folder / "digits.onnx").unlink(), "digits.onnx: expected a file of a verified export"),
-        (lambda folder: (folder / "digits.onnx").write_bytes(b"altered"), "digits.onnx: expected SHA-256 "),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: expected the manifest of a"),
-        (lambda folder: put_graph(folder, b"no graph"), "digits.onnx: expected an ONNX graph, found"),
-    ],
-    ids=["missing", "no file", "altered", "no manifest", "no graph"],
-)
-def test_an_invalid_model_is_named_and_no_file_is_left(tmp_path, damage, message):
+def test_a_graph_that_matches_its_hash_and_is_none_is_named_and_no_file_is_left(tmp_path):
     folder, temporary = shutil.copytree(RELEASE, tmp_path / "model"), tmp_path / "temporary"
     temporary.mkdir()
-    damage(folder)
+    put_graph(folder, b"no graph")
     line = refused("-m", "serve", MODEL_DIR=str(folder), TMPDIR=str(temporary), PORT=str(free_port()))
-    assert line.startswith(f"serve: {folder}/{message}")
+    assert line.startswith(f"serve: {folder}/digits.onnx: expected an ONNX graph, found")
     assert list(temporary.iterdir()) == []
 
 
-def test_a_system_without_fcntl_is_refused():
-    assert "expected Linux or macOS" in refused("-c", WITHOUT_FCNTL)
+def test_a_variable_sets_its_field_unless_it_is_empty(tmp_path):
+    origins = "https://example.org  http://[::1]:8080"
+    given = {"MODEL_DIR": str(tmp_path), "MAX_BATCH": "7", "LOG_LEVEL": "WARNING", "CORS_ORIGINS": origins}
+    config = Config.from_environment({**given, "PORT": "", "UNKNOWN": "1"})
+    assert config == Config(model_dir=tmp_path, max_batch=7, log_level="warning", cors_origins=origins)
+    assert Config(host="::1").address == Config(host="[::1]").address == "[::1]:8000"
 
 
-def test_an_argument_is_refused():
-    assert "expected no arguments, found --bind" in refused("-m", "serve", "--bind", "0.0.0.0:80")
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("PORT", "0", "a whole number from 1 to 65535"),
+        ("MAX_BATCH", "1.5", "a whole number from 1 to 100000"),
+        ("LOG_LEVEL", "loud", "debug, info, warning or error"),
+        ("CORS_ORIGINS", "* x", "* or origins like https://example.org"),
+        ("CORS_ORIGINS", "https://a.b/c", "* or origins like https://example.org"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "IP addresses or networks like 10.0.0.0/8"),
+        ("API_KEY", "a secret", "printable ASCII without spaces"),
+    ],
+)
+def test_an_invalid_variable_is_named(variable, value, expected):
+    with pytest.raises(ConfigError) as error:
+        Config.from_environment({variable: value})
+    found = "other characters" if variable == "API_KEY" else repr(value)  # the key is never shown
+    assert str(error.value) == f"{variable}: expected {expected}, found {found}"
