@@ -29,12 +29,6 @@ def _verify(folder: Path, data_directory: Path) -> None:
     print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
 
 
-def _release(out: Path, data_directory: Path, force: bool) -> None:
-    from train.release import release
-
-    release(out / "release", data_directory=data_directory, force=force)
-
-
 EXAMPLES = """\
 other commands, each with its own --help:
   consistency   train one model with many seeds, and write a table and a plot
@@ -99,7 +93,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     verify = _parser("verify", _verify, "Verify the export in FOLDER on every image of the test set.", [data])
     verify.add_argument("folder", type=Path, metavar="FOLDER")
     copy = "Verify the export in OUT/release again and copy it to model/release with a model card."
-    release = _parser("release", _release, copy, [out, data])
+    release = _parser("release", _imported("release", "release"), copy, [out, data])
     release.add_argument("--force", action="store_true", help="also release a model that misses the target accuracy")
     return {"": run, "consistency": consistency, "frontier": frontier, "verify": verify, "release": release}
 

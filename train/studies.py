@@ -12,7 +12,7 @@ from train import DivergenceError, paths, plots
 from train.checkpoint import settings as checkpoint_settings
 from train.data import Data, load
 from train.files import locked, to_json, write_together
-from train.markdown import percent, table
+from train.markdown import page, percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
 from train.trainings import Trained, Training, train_all
 
@@ -182,24 +182,15 @@ def consistency_page(figures: dict[str, Any]) -> str:
         last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
         accuracies = [percent(last[name]) for name in ("validation_accuracy", "test_accuracy")]
         rows.append([str(trial["settings"]["seed"]), *accuracies, f"{last['test_loss']:.4f}", f"{seconds:.0f}"])
-    return f"""# {figures["model"]} with {figures["seeds"]} seeds
-
-{sentence(figures)}
-
-![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)
-
-{table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0)}
-
-All values are of epoch {figures["epochs"]}, the last; no epoch or seed is selected. Each seed was trained on
-{data["train"]:,} images of {data["name"]}. {data["validation"]:,} validation images are held out. The
-{data["test"]:,} test images are only reported, never used.
-
-Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
-
-    {figures["command"]}
-
-The history of every seed is in [consistency.json](consistency.json).
-"""
+    return page(
+        "consistency",
+        figures=figures,
+        data=data,
+        sentence=sentence(figures),
+        table=table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0),
+        devices="; ".join(devices),
+        revisions=", ".join(revisions),
+    )
 
 
 def frontier_page(figures: dict[str, Any]) -> str:
@@ -213,20 +204,5 @@ def frontier_page(figures: dict[str, Any]) -> str:
     for name, (parameters, accuracy, source) in PUBLISHED.items():
         rows.append([f"[{name}]({source})", f"{parameters:,}", "1", "", percent(accuracy), "", ""])
     diverged = f"\n{figures['diverged']}.\n" if figures.get("diverged") else ""
-    return f"""# Accuracy over parameters
-
-![Test accuracy over the number of parameters](frontier.png)
-
-{table(columns, rows)}
-{diverged}
-All values are of the last epoch; no epoch or seed is selected. The test images are only reported, never used. A name
-such as Model_3-10-16 gives the channels before and after the first pooling. These networks have the layers and the
-recipe of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The figures with a link are as published
-there, not measured here; some are of the epoch with the best test accuracy, and of many more epochs than 15.
-
-Source revision: {", ".join(figures["source_revisions"])}. Command:
-
-    {figures["command"]}
-
-`make frontier` runs it and copies its results to docs/. The figures are also in [frontier.json](frontier.json).
-"""
+    revisions = ", ".join(figures["source_revisions"])
+    return page("frontier", figures=figures, table=table(columns, rows), diverged=diverged, revisions=revisions)

@@ -45,9 +45,6 @@ def test_run_writes_checkpoints_report_and_export(trained):
         "report/progression.png",
         "report/Model_2.png",
         "report/Model_3.png",
-        "report/reliability.png",
-        "report/confusion.png",
-        "report/mistakes.png",
     }
 
 
