@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from train import SettingsError, TrainError
+from train import TrainError
 from train.data import Data
 from train.files import read_bytes, read_json, sha256, to_json, write_bytes
 from train.machine import provenance
@@ -92,7 +92,7 @@ class CheckpointFolder:
     ) -> tuple[list[Epoch], dict[str, Any]]:
         """Load the last checkpoint into the given objects and return its history and provenance; both empty if none.
 
-        Raises SettingsError if the folder belongs to another training, and TrainError if it is damaged.
+        Raises TrainError if the folder belongs to another training or is damaged.
         """
         if not (self.path / "checkpoint.json").exists():
             return [], {}
@@ -116,7 +116,7 @@ class CheckpointFolder:
         for name, value in self.settings.items():
             other = found.get(name) if isinstance(found, dict) else None
             if other != value:
-                raise SettingsError(
+                raise TrainError(
                     f"{self.path} holds a training with {name} {other}, this one has {name} {value}: "
                     "choose another --out, or delete it"
                 )

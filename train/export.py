@@ -28,7 +28,7 @@ def export(trained: Trained, data: Data, folder: Path) -> verify.Export:
     """Export `trained` to `folder`, verified.
 
     The graph is verified before anything is written; if that fails, an older export in `folder` is unchanged. Raises
-    VerificationError, or TrainError if `folder` cannot be written.
+    also if `folder` cannot be written.
     """
     network = trained.network.cpu().eval()
     training_images = with_drawn_digits(data.train, trained.experiment.recipe.drawn_digits)

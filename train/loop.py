@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from model.classifier import normalise, scale
-from train import DivergenceError, SettingsError
+from train import DivergenceError, TrainError
 from train.checkpoint import CheckpointFolder, Epoch
 from train.cuda_graph import Step, captured
 from train.data import Data, Split
@@ -41,14 +41,14 @@ def fit(
     """Train the network of `experiment` by its recipe and return it with its history, one entry per epoch.
 
     Resumes from the last checkpoint in `checkpoints` and writes one after every epoch. `on_epoch` is called after every
-    epoch. `position`: the line of the progress bar, which only a terminal has; None: no bar. Raises SettingsError if
+    epoch. `position`: the line of the progress bar, which only a terminal has; None: no bar. Raises TrainError if
     torch refuses the recipe, and DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
     images = with_drawn_digits(data.train, recipe.drawn_digits)
     batches = len(images) // recipe.batch_size
     if batches * recipe.epochs < MINIMUM_BATCHES:
-        raise SettingsError(
+        raise TrainError(
             f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
             f"found {batches * recipe.epochs}: {len(images)} images, {recipe.epochs} epochs"
         )
@@ -78,9 +78,7 @@ def fit(
         except FloatingPointError as error:
             loss, place = error.args
             message = f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
-            if checkpoints and history:
-                message += f"; the checkpoint of epoch {number - 1} is intact"
-            raise DivergenceError(message, epoch=number) from error
+            raise DivergenceError(message) from error
         history.append(Epoch(number, *figures, round(time.perf_counter() - started, 2)))
         if checkpoints:
             checkpoints.save(network, optimizer, scheduler, history)
@@ -114,7 +112,7 @@ def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRS
             weight_decay=recipe.weight_decay,
         )
     except ValueError as error:
-        raise SettingsError(f"the recipe: {error}") from error
+        raise TrainError(f"the recipe: {error}") from error
     if not recipe.one_cycle:
         return optimizer, ConstantLR(optimizer, factor=1.0)
     # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from 1/25 of the peak up to it in the first

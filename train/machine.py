@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from model.cores import available_cores
-from train import SettingsError, paths
+from train import TrainError, paths
 
 REQUIRED_MEMORY = 2_000 * 2**20  # bytes per training; measured on a CPU: 1,500 MiB are too few to verify an export
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
@@ -22,7 +22,7 @@ LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy
 def pick(name: str) -> torch.device:
     """Return the device for `auto` (a usable GPU, else the CPU), `cpu` or `cuda`, and configure torch for it.
 
-    Limits torch's threads to the container's CPU limit, which torch itself ignores. Raises SettingsError for `cuda` if
+    Limits torch's threads to the container's CPU limit, which torch itself ignores. Raises TrainError for `cuda` if
     there is no usable GPU; `auto` says in one line if torch has found one that it cannot use.
     """
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
@@ -33,7 +33,7 @@ def pick(name: str) -> torch.device:
     if not (fault := _gpu_fault()):
         return torch.device("cuda")
     if name == "cuda":
-        raise SettingsError(f"--device cuda: expected a CUDA GPU, found {fault}; use --device auto or cpu")
+        raise TrainError(f"--device cuda: expected a CUDA GPU, found {fault}; use --device auto or cpu")
     _print_once(f"--device auto: expected a CUDA GPU, found {fault}; training on the CPU")
     return torch.device("cpu")
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from model.networks import parameter_count
-from train import SettingsError, VerificationError, machine, report
+from train import TrainError, machine, report
 from train.data import load
 from train.export import export
 from train.files import locked
@@ -25,7 +25,7 @@ def run(
     # Checked here: otherwise the kernel ends the run without a message when the export is verified, after all training.
     if (memory := machine.available_memory()) < machine.REQUIRED_MEMORY:
         expected = f"{machine.REQUIRED_MEMORY // 2**20:,} MiB of memory"
-        raise SettingsError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
+        raise TrainError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
     with locked(out):
         data = load(data_directory)
         counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
@@ -40,7 +40,7 @@ def run(
             return
         try:
             exported = export(best, data, out / "release")
-        except VerificationError:
+        except TrainError:
             report.write(out, trained, data, None)  # the training curves are still useful
             raise
         doubt = exported.manifest.doubt

@@ -107,8 +107,8 @@ def _train_seeds(
     with locked(folder):
         data = load(data_directory)
         trained, errors = train_all(trainings, data)
-    diverged = [f"{one.experiment.name}, seed {one.seed}, in epoch {error.epoch}" for one, error in errors.items()]
-    text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {'; '.join(diverged)}" if diverged else ""
+    diverged = "; ".join(map(str, errors.values()))
+    text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {diverged}" if diverged else ""
     if not trained:
         raise DivergenceError(text)
     return data, trained, text

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import model
 import train
-from train import DivergenceError, SettingsError, TrainError, machine
+from train import DivergenceError, TrainError, machine
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data, load
 from train.loop import fit
@@ -73,8 +73,8 @@ Results = Generator[tuple[Training, DivergenceError | None], None, None]
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
     """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
 
-    Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises SettingsError or
-    TrainError if a training cannot start or resume, before any is trained, or fails otherwise than by divergence.
+    Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises TrainError if a
+    training cannot start or resume, before any is trained, or fails otherwise than by divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
@@ -131,7 +131,7 @@ def _train(training: Training, data: Data, position: int = 0) -> DivergenceError
     except DivergenceError as error:
         return error
     except torch.OutOfMemoryError as error:
-        raise SettingsError(f"the GPU has too little memory; use --device cpu: {error}") from error
+        raise TrainError(f"the GPU has too little memory; use --device cpu: {error}") from error
     return None
 
 
@@ -199,7 +199,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     try:
         import ray
     except ImportError as error:
-        raise SettingsError("RAY_ADDRESS: expected Ray, found none; install the extra `sweep`") from error
+        raise TrainError("RAY_ADDRESS: expected Ray, found none; install the extra `sweep`") from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     variables = {"SOURCE_REVISION": machine.source_revision()}  # the machines have no checkout
     environment = {"py_modules": [model, train], "env_vars": variables}
@@ -212,7 +212,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
     except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
+        raise TrainError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
     # Install our handler again: Ray's C++ code has added one that prints a stack trace.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model import contract
 from model.classifier import DigitClassifier, DoubtHead
-from train import VerificationError
+from train import TrainError
 from train.data import Data, Split
 from train.files import read_bytes, sha256
 from train.progression import PROGRESSION
@@ -57,7 +57,7 @@ class Export:
 def verify(folder: Path, data: Data) -> Export:
     """Verify the export in `folder`: hashes, contract, test accuracy, and parity on every test image of `data`.
 
-    Seed, recipe and revision are compared with the graph's metadata. Raises VerificationError, also if the export was
+    Seed, recipe and revision are compared with the graph's metadata. Raises TrainError, also if the export was
     made with another data set, or TrainError if a file cannot be read.
     """
     path = folder / contract.MANIFEST
@@ -65,13 +65,13 @@ def verify(folder: Path, data: Data) -> Export:
     try:
         manifest = contract.parse_manifest(content)
     except contract.ContractError as error:
-        raise VerificationError(f"{path}: expected a manifest, found: {error}") from error
+        raise TrainError(f"{path}: expected a manifest, found: {error}") from error
     if manifest.model not in PROGRESSION:
-        raise VerificationError(f"{path}: expected a model of {', '.join(PROGRESSION)}, found {manifest.model!r}")
+        raise TrainError(f"{path}: expected a model of {', '.join(PROGRESSION)}, found {manifest.model!r}")
     if manifest.data.sha256 != data.sha256:
         different = ", ".join(sorted(dict(manifest.data.sha256.items() ^ data.sha256.items())))
         found = f"found {data.name}, which differs in {different}"
-        raise VerificationError(f"{path}: expected the data set of the export, {manifest.data.name}, {found}")
+        raise TrainError(f"{path}: expected the data set of the export, {manifest.data.name}, {found}")
     graph, weights = (read_bytes(folder / name) for name in (contract.GRAPH, contract.WEIGHTS))
     stated = {"onnx.sha256": manifest.onnx.sha256, "weights.sha256": manifest.weights.sha256}
     _check(path, stated, {"onnx.sha256": sha256(graph), "weights.sha256": sha256(weights)})
@@ -88,7 +88,7 @@ def verify(folder: Path, data: Data) -> Export:
 def _check(path: Path, stated: dict[str, Any], found: dict[str, Any]) -> None:
     for name, value in stated.items():
         if found.get(name) != value:
-            raise VerificationError(f"{path}: expected {name} as stated, {value}, found {found.get(name)}")
+            raise TrainError(f"{path}: expected {name} as stated, {value}, found {found.get(name)}")
 
 
 def correct(outputs: Outputs, split: Split) -> int:
@@ -108,7 +108,7 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
     """Compare the outputs of `graph` in ONNX Runtime with the outputs `expected`, of PyTorch, on all test `images`.
 
     For every batch size of BATCH_SIZES, with graph optimisation off and on, labels must be equal on every image,
-    probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises VerificationError with the images that
+    probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises TrainError with the images that
     differ, or if the graph does not run or breaks the contract.
     """
     differences = [_differences(expected, found, setting) for setting, found in _run(graph, images.cpu().numpy())]
@@ -131,11 +131,11 @@ def _run(graph: bytes, images: NDArray[np.uint8]) -> Iterator[tuple[str, Outputs
                 outputs = tuple(map(np.concatenate, zip(*runs, strict=True)))
                 yield f"at batch size {size}, optimisation {level}", outputs
         except Exception as error:  # ONNX Runtime has many exception types
-            raise VerificationError(f"expected a valid ONNX graph, found: {error}") from error
+            raise TrainError(f"expected a valid ONNX graph, found: {error}") from error
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
-    """Return the largest differences of a probability and of a doubt. Raises VerificationError if too large."""
+    """Return the largest differences of a probability and of a doubt. Raises TrainError if too large."""
     probabilities, digits, _ = expected
     label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
     probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])
@@ -146,7 +146,7 @@ def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float
             f"{i} (PyTorch {digits[i]} at {probabilities[i].max():.4f}, ONNX {found[1][i]} at {found[0][i].max():.4f})"
             for i in np.flatnonzero(wrong)[:5]
         )
-        raise VerificationError(
+        raise TrainError(
             f"the ONNX graph does not predict as the network: {setting}, {wrong.sum()} of {len(digits)} test images "
             f"differ in label ({label.sum()}), by more than {TOLERANCE:g} in probability (at most "
             f"{probability.max():.3g}) or by more than {DOUBT_TOLERANCE:g} in doubt (at most {doubt.max():.3g}), "
@@ -158,7 +158,7 @@ def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float
 def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitClassifier:
     """Load weights, safetensors `content`, into `network` and a doubt head, and return the classifier of both.
 
-    Raises VerificationError if the weights do not fit.
+    Raises TrainError if the weights do not fit.
     """
     classifier = DigitClassifier(network, DoubtHead.of(network))
     try:
@@ -167,7 +167,7 @@ def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitCl
             {name if name.startswith("doubt.") else NETWORK + name: tensor for name, tensor in tensors.items()}
         )
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise VerificationError(f"{source}: the weights are not those of {type(network).__name__}: {error}") from error
+        raise TrainError(f"{source}: the weights are not those of {type(network).__name__}: {error}") from error
     return classifier.eval()
 
 

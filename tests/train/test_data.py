@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from train import DataError, TrainError
+from train import TrainError
 from train.data import SUMS, load
 
 LABELS = "t10k-labels-idx1-ubyte"
@@ -59,7 +59,7 @@ def append_garbage(content):
 def test_damaged_gzip_is_refused_by_name(damage, gzipped):
     path = gzipped / f"{LABELS}.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=rf"{LABELS}\.gz: expected a whole gzip file, found [\d,]+ bytes"):
+    with pytest.raises(TrainError, match=rf"{LABELS}\.gz: expected a whole gzip file, found [\d,]+ bytes"):
         load(gzipped)
 
 
@@ -71,14 +71,16 @@ def test_altered_file_is_named_with_both_hashes(suffix, gzipped, mnist):
     path.unlink()
     path.with_name(f"{LABELS}{suffix}").write_bytes(gzip.compress(content) if suffix else content)
     found = hashlib.sha256(content).hexdigest()
-    with pytest.raises(DataError, match=rf"{LABELS}{suffix}: expected SHA-256 {mnist.sha256[LABELS]} .* found {found}"):
+    with pytest.raises(
+        TrainError, match=rf"{LABELS}{suffix}: expected SHA-256 {mnist.sha256[LABELS]} .* found {found}"
+    ):
         load(gzipped)
 
 
 def test_sums_without_a_file_are_refused(gzipped):
     (gzipped / SUMS).write_text("00  something-else\n")
     message = "SHA256SUMS: expected a line for train-images-idx3-ubyte, found lines for something-else"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TrainError, match=message):
         load(gzipped)
 
 
@@ -111,7 +113,7 @@ def test_drop_in_set_is_read_plain(layout, tmp_path, write_idx):
 )
 def test_set_of_another_form_is_refused(tmp_path, write_idx, images, labels, message):
     folder = write_idx(tmp_path / "odd", (images, labels), (images, labels))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TrainError, match=message):
         load(folder)
 
 
@@ -137,5 +139,5 @@ def test_file_that_is_not_idx_is_refused_by_name(tmp_path, subset, content):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
     message = "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte: expected IDX of uint8, images and labels"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(TrainError, match=message):
         load(tmp_path)

@@ -14,7 +14,7 @@ import torch
 from model import contract
 from model.networks import Model_3
 from tests.train.graphs import with_one_weight_changed
-from train import TrainError, VerificationError, export, verify
+from train import TrainError, export, verify
 from train.checkpoint import Epoch, settings
 from train.data import load
 from train.files import sha256, to_json
@@ -104,7 +104,7 @@ def test_failed_verification_does_not_change_an_older_export(release, data, monk
     before = contents(release)
     honest = export.to_onnx
     monkeypatch.setattr(export, "to_onnx", lambda *arguments: with_one_weight_changed(honest(*arguments)))
-    with pytest.raises(VerificationError):
+    with pytest.raises(TrainError):
         export.export(untrained(), data, release)
     assert contents(release) == before
 
@@ -173,7 +173,7 @@ def restate_graph(folder):
 )
 def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, release, data):
     restate(release, **stated)
-    with pytest.raises(VerificationError, match=message) as refused:
+    with pytest.raises(TrainError, match=message) as refused:
         verify.verify(release, data)
     assert "\n" not in str(refused.value)
 
@@ -181,12 +181,12 @@ def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, relea
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff", b"[" * 100_000, b'{"seed": NaN}'])
 def test_verify_refuses_an_invalid_manifest(content, release, data):
     (release / "manifest.json").write_bytes(content)
-    with pytest.raises(VerificationError, match=r"manifest.json: expected a manifest, found: "):
+    with pytest.raises(TrainError, match=r"manifest.json: expected a manifest, found: "):
         verify.verify(release, data)
 
 
 def test_verify_refuses_another_data_set(release, tiny):
-    with pytest.raises(VerificationError, match="export, subset, found tiny, which differs in t10k-images"):
+    with pytest.raises(TrainError, match="export, subset, found tiny, which differs in t10k-images"):
         verify.verify(release, load(tiny))
 
 
@@ -197,14 +197,14 @@ def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
     assert (release / "weights").stat().st_size > 1_000
     restate_graph(release)
     monkeypatch.chdir(release)
-    with pytest.raises(VerificationError, match="expected a valid ONNX graph, found: "):
+    with pytest.raises(TrainError, match="expected a valid ONNX graph, found: "):
         verify.verify(release, data)
 
 
 def test_verify_refuses_a_graph_with_another_hash(release, data):
     graph = release / "digits.onnx"
     graph.write_bytes(with_one_weight_changed(graph.read_bytes()))
-    with pytest.raises(VerificationError, match=r"expected onnx.sha256 as stated, \w+, found \w+"):
+    with pytest.raises(TrainError, match=r"expected onnx.sha256 as stated, \w+, found \w+"):
         verify.verify(release, data)
 
 
@@ -212,7 +212,7 @@ def test_verify_refuses_a_forged_graph_by_its_predictions(release, data):
     graph = release / "digits.onnx"
     graph.write_bytes(with_one_weight_changed(graph.read_bytes()))
     restate_graph(release)
-    with pytest.raises(VerificationError, match="does not predict as the network"):
+    with pytest.raises(TrainError, match="does not predict as the network"):
         verify.verify(release, data)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from model.networks import Model_2
-from train import DivergenceError, SettingsError, TrainError
+from train import DivergenceError, TrainError
 from train.augment import Warp
 from train.checkpoint import CheckpointFolder, settings
 from train.data import Split, load
@@ -201,7 +201,7 @@ def test_checkpoint_of_another_training_is_neither_resumed_nor_overwritten(name,
     experiment, seed = change.get("experiment", MODEL_2), change.get("seed", 1)
     other = replace(finished, settings=settings(experiment, replace(data, **change.get("data", {})), seed))
     before = contents(finished.path)
-    with pytest.raises(SettingsError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
+    with pytest.raises(TrainError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
         fit(experiment, data, seed=seed, device=CPU, checkpoints=other)
     assert contents(finished.path) == before
 
@@ -285,7 +285,7 @@ def test_divergence_names_epoch_and_batch_and_keeps_the_checkpoint(checkpoints, 
 
     monkeypatch.setattr(CheckpointFolder, "load", load_with_a_huge_learning_rate)
     before = contents(checkpoints.path)
-    with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
+    with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+$"):
         fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
     assert contents(checkpoints.path) == before
 
@@ -302,7 +302,7 @@ def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
 def test_data_set_smaller_than_a_batch_is_refused(data):
     few = replace(data, train=replace(data.train, images=data.train.images[:58], labels=data.train.labels[:58]))
     message = "expected 10 or more batches of 64 training images in all, found 0: 63 images"
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(TrainError, match=message):
         fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)
 
 

@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.train.graphs import with_one_weight_changed
-from train import VerificationError
+from train import TrainError
 from train.data import load
 from train.verify import compare, predict
 
@@ -53,9 +53,7 @@ def change_digit(_probabilities, digit, _doubt):
 @pytest.mark.parametrize("level", [OFF, ALL])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # all 300 images for the size 10,000
 def test_one_wrong_digit_in_any_setting_is_refused(batch_size, level, compare_with):
-    with pytest.raises(
-        VerificationError, match=r"of 300 test images differ in label \(\d+\).* \d+ \(PyTorch \d at 0\."
-    ):
+    with pytest.raises(TrainError, match=r"of 300 test images differ in label \(\d+\).* \d+ \(PyTorch \d at 0\."):
         compare_with(change_digit, batch_size, level)
 
 
@@ -71,7 +69,7 @@ def test_probabilities_agree_within_1e_4_and_doubts_within_1e_3(output, toleranc
     differences = parity.max_abs_probability_difference, parity.max_abs_doubt_difference
     assert differences[output // 2] == pytest.approx(0.9 * tolerance, rel=0.05)
     for error in (1.1 * tolerance, -1.1 * tolerance, np.nan):
-        with pytest.raises(VerificationError, match="1 of 300 test images differ"):
+        with pytest.raises(TrainError, match="1 of 300 test images differ"):
             compare_with(change(error), 300)
 
 
@@ -79,7 +77,7 @@ def test_digit_that_is_not_the_most_probable_is_refused(compare_with):
     def swap(probabilities, *_):
         probabilities[:] = probabilities[:, ::-1]
 
-    with pytest.raises(VerificationError, match=r"differ in label \(300\)"):
+    with pytest.raises(TrainError, match=r"differ in label \(300\)"):
         compare_with(swap, 300)
 
 
@@ -115,7 +113,7 @@ def reshape_wrongly(model):
 def test_graph_of_another_contract_or_that_does_not_run_is_refused(damage, message, graph, classifier, data):
     model = onnx.load_from_string(graph)
     damage(model)
-    with pytest.raises(VerificationError, match=message):
+    with pytest.raises(TrainError, match=message):
         compare(model.SerializeToString(), data.test.images, predict(classifier, data.test.images))
 
 
@@ -124,5 +122,5 @@ def test_graph_with_one_weight_changed_and_content_that_is_no_graph_are_refused(
         (with_one_weight_changed(graph), "does not predict as"),
         (b"no ONNX", "a valid ONNX graph"),
     ):
-        with pytest.raises(VerificationError, match=message):
+        with pytest.raises(TrainError, match=message):
             compare(content, data.test.images, predict(classifier, data.test.images))

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from model.networks import Model_1, Model_2, Model_3
-from train import SettingsError, plots
+from train import TrainError, plots
 from train.__main__ import main
 from train.checkpoint import Epoch
 from train.progression import PROGRESSION, Recipe, experiments, with_settings
@@ -91,5 +91,5 @@ def test_settings_change_any_field_of_the_recipe():
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(SettingsError, match="expected a model of Model_1, Model_2, Model_3; found Model_4"):
+    with pytest.raises(TrainError, match="expected a model of Model_1, Model_2, Model_3; found Model_4"):
         experiments(["Model_4"])
