@@ -14,21 +14,6 @@ from types import FrameType
 
 from train import TrainError, paths
 
-# Commands import their modules when they run: importing torch takes seconds, and --help should be fast.
-
-
-def _imported(module: str, name: str) -> Callable[..., None]:
-    """Return a function that imports train.`module` and calls the function `name` in it."""
-    return lambda **options: getattr(import_module(f"train.{module}"), name)(**options)
-
-
-def _verify(folder: Path, data_directory: Path) -> None:
-    from train.data import load
-    from train.verify import verify
-
-    print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
-
-
 EXAMPLES = """\
 other commands, each with its own --help:
   consistency   train one model with many seeds, and write a table and a plot
@@ -52,10 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     parsers = _parsers()
     name = arguments[0] if arguments and arguments[0] in parsers else ""
     options = vars(parsers[name].parse_args(arguments[1:] if name else arguments))
-    command = options.pop("command")
+    module, _, function = options.pop("command").partition(".")
     try:
         import_module("fcntl")  # which Windows lacks
-        command(**options)
+        # Imported here: torch takes seconds, and --help should be fast.
+        getattr(import_module(f"train.{module}"), function)(**options)
     except ModuleNotFoundError as missing:
         fault = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, then run"
         fault += " .venv/bin/python -m train"
@@ -80,56 +66,48 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     training.set_defaults(settings=[])
     training.add_argument("--device", dest="device_name", choices=["auto", "cpu", "cuda"], default="auto")
     trains = [training, out, data]
-
-    run = _parser("", _imported("run", "run"), "Train the progression, export the best model, write a report.", trains)
-    run.add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
-    run.add_argument("--seed", type=SEED, default=1, help="seed of weights, order and augmentation (default: 1)")
-    seeds = "Train one model with seeds 1 to N and write OUT/consistency/: table, plot and the history of every seed."
-    consistency = _parser("consistency", _imported("studies", "consistency"), seeds, trains)
-    consistency.add_argument("--model", dest="name", metavar="MODEL", default="Model_3", help="(default: Model_3)")
-    consistency.add_argument("--seeds", type=POSITIVE, default=10, metavar="N", help="(default: 10)")
-    widths = "Train Model_3 in several widths with several seeds each and write OUT/frontier/: table, plot and figures."
-    frontier = _parser("frontier", _imported("studies", "frontier"), widths, trains)
-    verify = _parser("verify", _verify, "Verify the export in FOLDER on every image of the test set.", [data])
-    verify.add_argument("folder", type=Path, metavar="FOLDER")
-    copy = "Verify the export in OUT/release again and copy it to model/release with a model card."
-    release = _parser("release", _imported("release", "release"), copy, [out, data])
-    release.add_argument("--force", action="store_true", help="also release a model that misses the target accuracy")
-    return {"": run, "consistency": consistency, "frontier": frontier, "verify": verify, "release": release}
-
-
-def _parser(
-    name: str, command: Callable[..., None], description: str, parents: list[argparse.ArgumentParser]
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m train {name}".strip(),
-        description=description,
-        epilog=None if name else EXAMPLES,
-        formatter_class=argparse.HelpFormatter if name else argparse.RawDescriptionHelpFormatter,
-        parents=parents,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=command)
-    return parser
+    commands = {
+        "": ("run.run", trains, "Train the progression, export the best model, write a report."),
+        "consistency": ("studies.consistency", trains, "Train one model with seeds 1 to N; write OUT/consistency/."),
+        "frontier": ("studies.frontier", trains, "Train Model_3 in several widths and seeds; write OUT/frontier/."),
+        "verify": ("verify.print_verified", [data], "Verify the export in FOLDER on every image of the test set."),
+        "release": ("release.release", [out, data], "Verify OUT/release again and copy it to model/release."),
+    }
+    parsers = {}
+    for name, (command, parents, description) in commands.items():
+        parsers[name] = argparse.ArgumentParser(
+            prog=f"python -m train {name}".strip(),
+            description=description,
+            epilog=None if name else EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=parents,
+            allow_abbrev=False,
+        )
+        parsers[name].set_defaults(command=command)
+    seed = "seed of weights, order and augmentation (default: 1)"
+    parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
+    parsers[""].add_argument("--seed", type=_whole(0), default=1, help=seed)
+    parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="(default: Model_3)")
+    parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="(default: 10)")
+    parsers["verify"].add_argument("folder", type=Path, metavar="FOLDER")
+    force = "also release a model that misses the target accuracy"
+    parsers["release"].add_argument("--force", action="store_true", help=force)
+    return parsers
 
 
-def _whole(expected: str, accepted: range) -> Callable[[str], int]:
-    """Return a parser of whole numbers in `accepted`. `expected` describes them in the error message."""
+def _whole(lowest: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `lowest` to 2**32 - 1."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) not in accepted:
-            raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
+        if not text.isdecimal() or not lowest <= int(text) < 2**32:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {lowest} to {2**32 - 1}, found {text}")
         return int(text)
 
     return parse
 
 
-POSITIVE = _whole("a positive whole number", range(1, 2**32))
-SEED = _whole(f"a whole number from 0 to {2**32 - 1}", range(2**32))
-
-
 def _epochs(text: str) -> str:
-    return f"epochs={POSITIVE(text)}"
+    return f"epochs={_whole(1)(text)}"
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

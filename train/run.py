@@ -9,7 +9,7 @@ from train.data import load
 from train.export import export
 from train.files import locked
 from train.progression import PARAMETER_BUDGET, experiments
-from train.trainings import Trained, Training, max_workers, train_all
+from train.trainings import Trained, Training, train_all
 
 
 def run(
@@ -18,10 +18,14 @@ def run(
     """Train `models`, export the best within the parameter budget to `out`/release, and write `out`/report.md.
 
     None means all models of the progression; `settings` change their recipes. Checkpoints are in `out`/NAME; the same
-    call resumes from them. Raises TrainError or a subclass for every error that the user can fix.
+    call resumes from them. Raises TrainError for every error that the user can fix.
     """
     trainings = [Training(one, seed, out / one.name, device_name) for one in experiments(models, settings)]
-    print(f"Device: {_describe_device(device_name, len(trainings))}")
+    if address := os.environ.get("RAY_ADDRESS"):
+        print(f"Device: the Ray cluster at {address}")
+    else:
+        device = machine.pick(device_name)
+        print(f"Device: {machine.describe(device)}" + "; no GPU is used" * (device.type == "cpu"))
     # Checked here: otherwise the kernel ends the run without a message when the export is verified, after all training.
     if (memory := machine.available_memory()) < machine.REQUIRED_MEMORY:
         expected = f"{machine.REQUIRED_MEMORY // 2**20:,} MiB of memory"
@@ -31,36 +35,21 @@ def run(
         counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
         print(f"Data: {data.name}, {counts}")
         trained, errors = train_all(trainings, data)
-        for error in errors.values():
-            raise error
-        best = best_within_budget(trained)
-        if best is None:
-            print(f"\nNothing exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters")
-            print(f"Report: {report.write(out, trained, data, None)}")
-            return
+        if errors:
+            raise next(iter(errors.values()))
+        best, exported = best_within_budget(trained), None
         try:
-            exported = export(best, data, out / "release")
-        except TrainError:
-            report.write(out, trained, data, None)  # the training curves are still useful
-            raise
-        doubt = exported.manifest.doubt
-        print(
-            f"\nExported {best.experiment.name}, the best model within {PARAMETER_BUDGET:,} parameters by validation "
-            f"accuracy ({best.history[-1].validation_accuracy:.2%}): {out / 'release' / exported.manifest.onnx.file}\n"
-            f"Verified {exported.outcome()}\n"
-            f"Doubt: {sum(doubt.caught.values()) / len(doubt.caught):.1%} of synthetic non-digits and "
-            f"{doubt.test_doubted:.2%} of the test images are doubted; {doubt.parameters} parameters"
-        )
-        print(f"Report: {report.write(out, trained, data, exported)}")
-
-
-def _describe_device(device_name: str, trainings: int) -> str:
-    if address := os.environ.get("RAY_ADDRESS"):
-        return f"the Ray cluster at {address}"
-    device = machine.pick(device_name)
-    notes = ["no GPU is used"] * (device.type == "cpu")
-    notes += ["the models are trained in parallel"] * (max_workers(trainings, device_name) > 1)
-    return "; ".join([machine.describe(device), *notes])
+            exported = export(best, data, out / "release") if best else None
+        finally:  # without an export too: the training curves are still useful
+            written = report.write(out, trained, data, exported)
+    if exported:
+        model, graph = exported.manifest.model, out / "release" / exported.manifest.onnx.file
+        accuracy = f"{exported.manifest.validation_accuracy:.2%}"
+        within = f"within {PARAMETER_BUDGET:,} parameters by validation accuracy ({accuracy})"
+        print(f"\nExported {model}, the best model {within}: {graph}\nVerified {exported.outcome()}")
+    else:
+        print(f"\nNothing exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters")
+    print(f"Report: {written}")
 
 
 def best_within_budget(trained: list[Trained]) -> Trained | None:

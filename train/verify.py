@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model import contract
 from model.classifier import DigitClassifier, DoubtHead
 from train import TrainError
-from train.data import Data, Split
+from train.data import Data, Split, load
 from train.files import read_bytes, sha256
 from train.progression import PROGRESSION
 
@@ -52,6 +52,11 @@ class Export:
             f"on {self.parity.images} test images: every label equals PyTorch's, probabilities within "
             f"{self.parity.max_abs_probability_difference:.1e}; {self.manifest.test_correct} correct"
         )
+
+
+def print_verified(folder: Path, data_directory: Path) -> None:
+    """Verify the export in `folder`, and print the outcome; see verify."""
+    print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
 
 
 def verify(folder: Path, data: Data) -> Export:

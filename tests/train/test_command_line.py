@@ -151,7 +151,7 @@ def test_invalid_options_exit_with_status_2_and_the_usage(arguments, capfd):
 def test_invalid_number_of_epochs_is_named_in_the_error(found, capfd):
     with pytest.raises(SystemExit):
         main(["--epochs", found])
-    assert capfd.readouterr().err.endswith(f"--epochs: expected a positive whole number, found {found}\n")
+    assert capfd.readouterr().err.endswith(f"--epochs: expected a whole number from 1 to 4294967295, found {found}\n")
 
 
 def test_help_does_not_import_torch():
