@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from train import TrainError
 from train.data import Data
-from train.files import read_bytes, read_json, sha256, to_json, write_bytes
+from train.files import read_bytes, sha256, to_json, write_bytes
 from train.machine import provenance
 from train.progression import Experiment
 
@@ -70,14 +71,10 @@ class CheckpointFolder:
             "provenance": provenance(network),
             "weights": {"file": weights, "sha256": sha256(content)},
             "optimizer": state["param_groups"],
-            "scheduler": _json_values(scheduler.state_dict()),
+            "scheduler": scheduler.state_dict(),
             "history": [asdict(epoch) for epoch in history],
         }
         self.write({weights: content, "checkpoint.json": to_json(checkpoint | {"sha256": _digest(checkpoint)})})
-
-    def files(self) -> dict[str, bytes]:
-        """Return the content of the checkpoint's files by name, checkpoint.json last."""
-        return {path.name: read_bytes(path) for path in (*self.path.glob("epoch-*"), self.path / "checkpoint.json")}
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write the `files` of a checkpoint one after the other, and delete the weights of the one before."""
@@ -111,16 +108,17 @@ class CheckpointFolder:
     def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the checkpoint and its tensors, with settings and hashes checked."""
         path = self.path / "checkpoint.json"
-        checkpoint = read_json(path)
-        found = checkpoint.get("settings") if isinstance(checkpoint, dict) else None
+        try:
+            checkpoint = msgspec.json.decode(read_bytes(path), type=dict[str, Any])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise TrainError(f"{path}: expected JSON, found: {error}") from error
+        self._check_hash(path, checkpoint.pop("sha256", None), _digest(checkpoint))
         for name, value in self.settings.items():
-            other = found.get(name) if isinstance(found, dict) else None
-            if other != value:
+            if (found := checkpoint["settings"].get(name)) != value:
                 raise TrainError(
-                    f"{self.path} holds a training with {name} {other}, this one has {name} {value}: "
+                    f"{self.path} holds a training with {name} {found}, this one has {name} {value}: "
                     "choose another --out, or delete it"
                 )
-        self._check_hash(path, checkpoint.pop("sha256", None), _digest(checkpoint))
         weights = self.path / checkpoint["weights"]["file"]
         content = read_bytes(weights)
         self._check_hash(weights, checkpoint["weights"]["sha256"], sha256(content))
@@ -133,8 +131,3 @@ class CheckpointFolder:
 
 def _digest(checkpoint: dict[str, Any]) -> str:
     return sha256(json.dumps(checkpoint, sort_keys=True).encode())
-
-
-def _json_values(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a scheduler's state that JSON can hold. JSON keeps floats exactly."""
-    return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list))}

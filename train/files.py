@@ -50,14 +50,6 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`. Raises TrainError if it cannot be read or is not JSON."""
-    try:
-        return json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise TrainError(f"{path}: expected JSON, found: {error}") from error
-
-
 def read_bytes(path: Path) -> bytes:
     """Return the content of `path`. Raises TrainError if it cannot be read."""
     try:

@@ -196,18 +196,14 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
 
     Its machines need the libraries; source and data are sent to them. A training is saved here when it ends.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise TrainError("RAY_ADDRESS: expected Ray, found none; install the extra `sweep`") from error
+    import ray
+
     logging.getLogger("ray").setLevel(logging.ERROR)
     variables = {"SOURCE_REVISION": machine.source_revision()}  # the machines have no checkout
     environment = {"py_modules": [model, train], "env_vars": variables}
     host, _, port = address.rpartition(":")
     try:
-        if (
-            port.isdigit() and "/" not in host
-        ):  # at a port where nothing listens, ray.init tries for more than 5 minutes
+        if port.isdigit() and "/" not in host:  # where nothing listens, ray.init tries for more than 5 minutes
             socket.create_connection((host, int(port)), 10).close()
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
@@ -244,4 +240,5 @@ def _train_remotely(training: Training, data: Data) -> tuple[TrainError | OSErro
             diverged = _train(training, data)
         except (TrainError, OSError) as error:
             return error, {}
-        return diverged, {} if diverged else training.checkpoints(data).files()
+        files = sorted(training.folder.iterdir(), reverse=True)  # checkpoint.json last
+        return diverged, {} if diverged else {path.name: path.read_bytes() for path in files}

@@ -224,10 +224,6 @@ def truncate_json(folder):
     path.write_text(path.read_text()[:100])
 
 
-def nest_json(folder):
-    (folder / "checkpoint.json").write_text("[" * 100_000)
-
-
 def edit_json(change):
     """Return a function that applies `change` to the content of a folder's checkpoint.json."""
 
@@ -245,8 +241,6 @@ DAMAGES = {
     "weights damaged": (damage_weights, "expected SHA-256"),
     "weights deleted": (delete_weights, "cannot read .*epoch-04.safetensors"),
     "JSON truncated": (truncate_json, "checkpoint.json: expected JSON"),
-    "JSON nested too deeply": (nest_json, "checkpoint.json: expected JSON"),
-    "settings null": (edit_json(lambda found: found.update(settings=None)), "holds a training with model None"),
     "accuracy changed": (
         edit_json(lambda found: found["history"][0].update(validation_accuracy=1.0)),
         "checkpoint.json: expected SHA-256",
