@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from model.contract import SIDE
 from train.data import Split
-from train.drawing import BOX, centred, chance, draw_strokes, segments_of
+from train.drawn_digits import BOX, centred, draw_strokes, segments_of
 
 CHUNK = 100  # images per batch
 SAMPLES = 3  # per side and output pixel, when an image is scaled
@@ -36,13 +36,13 @@ def draw(kind: str, count: int, split: Split, seed: int) -> Tensor:
     return centred(torch.cat([KINDS[kind](size, split, random) for size in sizes]))
 
 
-def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
+def scribbles(count: int, _: Split, random: Generator) -> Tensor:
     """Draw one to four smooth or angular strokes, connected or separate."""
     strokes = 4
     controls = torch.rand(count, strokes, 4, 2, generator=random)
-    chained = chance(0.5, (count, strokes - 1, 1), random)
+    chained = _chance(0.5, (count, strokes - 1, 1), random)
     controls[:, 1:, 0] = torch.where(chained, controls[:, :-1, 3], controls[:, 1:, 0])
-    straight = chance(0.35, (count, 1, 1, 1), random)
+    straight = _chance(0.35, (count, 1, 1, 1), random)
     t = torch.linspace(0, 1, 9)
     bezier = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])  # [4, 9]
     # Three straight lines through the four points.
@@ -51,20 +51,20 @@ def _scribbles(count: int, _: Split, random: Generator) -> Tensor:
     return _some_strokes(torch.where(straight, angular, smooth), 1, random)
 
 
-def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
+def glyphs(count: int, _: Split, random: Generator) -> Tensor:
     """Draw two to five straight or curved strokes between the nodes of a 3×3 lattice, similar to letters and signs."""
     strokes = 5
     start = torch.randint(0, 9, (count, strokes), generator=random)
     step = torch.randint(1, 9, (count, strokes), generator=random)
     for number in range(1, strokes):
         end = (start[:, number - 1] + step[:, number - 1]) % 9
-        joined = chance(0.6, (count,), random)
+        joined = _chance(0.6, (count,), random)
         start[:, number] = torch.where(joined, end, start[:, number])
     nodes = torch.stack([torch.arange(9) % 3, torch.arange(9) // 3], 1) / 2.0
     ends = torch.stack([nodes[start], nodes[(start + step) % 9]], dim=2)
     ends = ends + 0.06 * torch.randn(ends.shape, generator=random)
     along = ends[:, :, 1] - ends[:, :, 0]
-    bend = torch.randn(count, strokes, 1, generator=random) * chance(0.35, (count, strokes, 1), random) * 0.5
+    bend = torch.randn(count, strokes, 1, generator=random) * _chance(0.35, (count, strokes, 1), random) * 0.5
     middle = ends.mean(dim=2) + bend * torch.stack([-along[..., 1], along[..., 0]], dim=2)
     t = torch.linspace(0, 1, 6)[:, None]
     a, b, c = (point.unsqueeze(2) for point in (ends[:, :, 0], middle, ends[:, :, 1]))
@@ -72,22 +72,22 @@ def _glyphs(count: int, _: Split, random: Generator) -> Tensor:
     return _some_strokes(paths * (0.5 + 0.7 * torch.rand(count, 1, 1, 2, generator=random)), 2, random)
 
 
-def _shapes(count: int, _: Split, random: Generator) -> Tensor:
+def shapes(count: int, _: Split, random: Generator) -> Tensor:
     """Draw polygons with three to six corners, outlined or filled, and crosses."""
     corners = torch.randint(3, 7, (count, 1), generator=random)
     number = torch.arange(7).expand(count, 7) % corners
-    irregular = 0.5 * chance(0.5, (count, 1), random) * torch.rand(count, 6, generator=random)
+    irregular = 0.5 * _chance(0.5, (count, 1), random) * torch.rand(count, 6, generator=random)
     turn = number + torch.gather(irregular, 1, number)
     angle = 2 * math.pi * (turn / corners + torch.rand(count, 1, generator=random))
     polygon = _unit(angle) * (0.6 + 0.4 * torch.rand(count, 1, 2, generator=random))
-    crosses = chance(0.25, (count, 1, 1, 1), random)
+    crosses = _chance(0.25, (count, 1, 1, 1), random)
     cross = torch.rand(count, 1, generator=random) * math.pi + torch.tensor([0, math.pi / 2, 0, math.pi / 2, 0, 0])
     arms = torch.stack([-_unit(cross), _unit(cross)], dim=2)
     segments = torch.where(crosses, arms, segments_of(polygon.unsqueeze(1)))
-    return draw_strokes(segments, random, filled=~crosses[:, 0, 0, 0] & chance(0.25, (count,), random))
+    return draw_strokes(segments, random, filled=~crosses[:, 0, 0, 0] & _chance(0.25, (count,), random))
 
 
-def _blots(count: int, _: Split, random: Generator) -> Tensor:
+def blots(count: int, _: Split, random: Generator) -> Tensor:
     """Draw smooth noise above a threshold, mostly within a circle."""
     cells = int(torch.randint(3, 9, (), generator=random))
     noise = torch.randn(count, 1, cells, cells, generator=random)
@@ -98,7 +98,7 @@ def _blots(count: int, _: Split, random: Generator) -> Tensor:
     return _fitted((4 * (value - value.amax(dim=(1, 2), keepdim=True) + above)).clip(0, 1))
 
 
-def _blocks(count: int, _: Split, random: Generator) -> Tensor:
+def blocks(count: int, _: Split, random: Generator) -> Tensor:
     """Draw random patterns of 3×3 to 8×8 blocks."""
     cells = int(torch.randint(3, 9, (), generator=random))
     share = 0.3 + 0.4 * torch.rand(count, 1, 1, generator=random)
@@ -107,10 +107,10 @@ def _blocks(count: int, _: Split, random: Generator) -> Tensor:
     return _fitted(F.interpolate(pattern[:, None], size=(48, 48), mode="nearest")[:, 0])
 
 
-def _letters(count: int, _: Split, random: Generator) -> Tensor:
+def letters(count: int, _: Split, random: Generator) -> Tensor:
     """Draw printed letters, slightly rotated, slanted and stretched."""
-    letters = _letter_masks()
-    chosen = letters[torch.randint(0, len(letters), (count,), generator=random)].float()
+    masks = _letter_masks()
+    chosen = masks[torch.randint(0, len(masks), (count,), generator=random)].float()
     draws = torch.rand(count, 4, generator=random) * 2 - 1
     angle, slant, x, y = (draws * torch.tensor([0.2, 0.25, 0.25, 0.15])).unbind(dim=1)
     cos, sin = angle.cos(), angle.sin()
@@ -144,7 +144,7 @@ def _thinned(mask: Tensor, width: float) -> Tensor:
     return mask
 
 
-def _pairs(count: int, split: Split, random: Generator) -> Tensor:
+def pairs_of_digits(count: int, split: Split, random: Generator) -> Tensor:
     """Draw two digits next to each other, touching or separate."""
     left, right = (_digits(count, split, random) for _ in range(2))
     canvas = F.pad(left, (0, SIDE))
@@ -154,30 +154,29 @@ def _pairs(count: int, split: Split, random: Generator) -> Tensor:
     return _fitted(canvas)
 
 
-def _turned(count: int, split: Split, random: Generator) -> Tensor:
+def turned_digits(count: int, split: Split, random: Generator) -> Tensor:
     """Draw digits rotated by about 90°, without 0, which would still be a digit."""
     others = split.labels != 0
     digits = _digits(count, Split(split.images[others], split.labels[others]), random)
-    quarter = torch.where(chance(0.5, (count,), random), 1.0, -1.0)
+    quarter = torch.where(_chance(0.5, (count,), random), 1.0, -1.0)
     angle = quarter * math.pi / 2 + 0.4 * (torch.rand(count, generator=random) - 0.5)
     return _mapped(digits, [angle.cos(), -angle.sin(), angle.sin(), angle.cos()])
 
 
 KINDS: dict[str, Callable[[int, Split, Generator], Tensor]] = {
-    "scribbles": _scribbles,
-    "glyphs": _glyphs,
-    "shapes": _shapes,
-    "blots": _blots,
-    "blocks": _blocks,
-    "letters": _letters,
-    "pairs of digits": _pairs,
-    "turned digits": _turned,
+    kind.__name__.replace("_", " "): kind
+    for kind in (scribbles, glyphs, shapes, blots, blocks, letters, pairs_of_digits, turned_digits)
 }
 
 
 def _digits(count: int, split: Split, random: Generator) -> Tensor:
     """Return random digits of `split`, float32 [count, 28, 28] of 0–1."""
     return split.images[torch.randint(0, len(split), (count,), generator=random)].float() / 255
+
+
+def _chance(probability: float, shape: tuple[int, ...], random: Generator) -> Tensor:
+    """Return bools of `shape`, each true with `probability`."""
+    return torch.rand(shape, generator=random) < probability
 
 
 def _unit(angle: Tensor) -> Tensor:
