@@ -70,7 +70,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
         "": ("run.run", trains, "Train the progression, export the best model, write a report."),
         "consistency": ("studies.consistency", trains, "Train one model with seeds 1 to N; write OUT/consistency/."),
         "frontier": ("studies.frontier", trains, "Train Model_3 in several widths and seeds; write OUT/frontier/."),
-        "verify": ("verify.print_verified", [data], "Verify the export in FOLDER on every image of the test set."),
+        "verify": ("export.print_verified", [data], "Verify the export in FOLDER on every image of the test set."),
         "release": ("release.release", [out, data], "Verify OUT/release again and copy it to model/release."),
     }
     parsers = {}

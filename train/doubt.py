@@ -11,13 +11,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.classifier import DigitClassifier, DoubtHead, Features, logits_and_features, normalise, scale
+from model.classifier import (
+    DigitClassifier,
+    DoubtHead,
+    Features,
+    Outputs,
+    logits_and_features,
+    normalise,
+    predict,
+    scale,
+)
 from model.contract import Doubt
 from model.networks import parameter_count
 from train.augment import Warp
 from train.data import Data, Split
 from train.nondigits import KINDS, draw
-from train.verify import Outputs, predict
 
 DOUBTED = 0.01  # fraction of the validation images that may be doubted
 SEED = 14
@@ -49,9 +57,8 @@ def fit(network: nn.Module, train: Split) -> DoubtHead:
 def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:
     """Choose the threshold on the validation images, and measure the fractions doubted.
 
-    `validation` and `test` are the outputs of `classifier`, which has a doubt head, on these sets of `data`.
+    `validation` and `test` are the outputs of `classifier` on these sets of `data`.
     """
-    assert classifier.doubt
     threshold = choose_threshold(validation[2])
     count = max(1, len(data.train) // DIGITS_PER_MEASURED)
 

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from model import contract
+from model.classifier import predict
 from model.version import VERSION
 from train import TrainError, paths
 from train.data import Data, load
+from train.export import Export, verify
 from train.files import write_together
 from train.markdown import page, percent
 from train.progression import TARGET_ACCURACY
 from train.report import confidence, doubt
-from train.verify import Export, predict, verify
 
 
 def release(out: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.classifier import DigitClassifier
+from model.classifier import DigitClassifier, Outputs, predict
 from model.contract import CLASSES, Manifest
 from model.networks import parameter_count
 from train import plots
 from train.data import Data, Split
+from train.export import Export
 from train.files import write_bytes
 from train.markdown import page, percent, table
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, layer_table
 from train.trainings import Trained
-from train.verify import Export, Outputs, predict
 
 GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
 COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")

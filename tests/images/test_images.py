@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import requests
 
+from model.classifier import predict
 from model.networks import Model_3
+from train.export import load_classifier
 from train.paths import RELEASE
-from train.verify import load_classifier, predict
 
 pytestmark = pytest.mark.images
 

@@ -277,7 +277,7 @@ def test_second_run_in_the_same_folder_is_refused(subset, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_failed_verification_writes_the_report_but_no_export(subset, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("train.verify.TOLERANCE", 0.0)
+    monkeypatch.setattr("train.export.TOLERANCE", 0.0)
     assert main(options(subset, tmp_path, "Model_3", epochs=1)) == 1
     assert "error: the ONNX graph does not predict as the network" in capfd.readouterr().err
     assert not (tmp_path / "release").exists()

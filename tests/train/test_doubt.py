@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from model.classifier import DigitClassifier, DoubtHead
+from model.classifier import DigitClassifier, DoubtHead, predict
 from model.networks import Model_2, Model_3, parameter_count
 from train import doubt, paths
 from train.data import load
+from train.export import load_classifier
 from train.nondigits import draw
 from train.progression import PARAMETER_BUDGET
-from train.verify import load_classifier, predict
 
 
 @pytest.fixture(scope="module")
