@@ -87,10 +87,9 @@ def _expected_hashes(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     lines = (line.split() for line in read_bytes(path).decode(errors="replace").splitlines())
-    hashes = {line[1].removeprefix("*").removeprefix("./"): line[0].lower() for line in lines if len(line) == 2}
-    for name in FILES:
-        if name not in hashes:
-            raise TrainError(f"{path}: expected a line for {name}, found lines for {', '.join(hashes) or 'no file'}")
+    hashes = {line[1].lstrip("*./"): line[0].lower() for line in lines if len(line) == 2}
+    if missing := [name for name in FILES if name not in hashes]:
+        raise TrainError(f"{path}: expected a line for {missing[0]}, found lines for {', '.join(hashes) or 'no file'}")
     return hashes
 
 

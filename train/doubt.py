@@ -96,11 +96,10 @@ def _fit(digits: LogitsAndFeatures, others: LogitsAndFeatures) -> DoubtHead:
     means = [part.mean(dim=0) for part in everything]
     deviations = [part.std(dim=0) + 1e-3 for part in everything]
 
-    def head_inputs(logits: Tensor, features: Features) -> tuple[Features, Tensor]:
+    classes = []
+    for logits, features in (digits, others):
         detected, shared = ((part - mean) / by for part, mean, by in zip(features, means, deviations, strict=True))
-        return (detected, shared), torch.softmax(logits, dim=1)
-
-    classes = [head_inputs(*outputs) for outputs in (digits, others)]
+        classes.append((detected, shared, torch.softmax(logits, dim=1)))
     head = DoubtHead(*map(len, means))
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
@@ -110,7 +109,7 @@ def _fit(digits: LogitsAndFeatures, others: LogitsAndFeatures) -> DoubtHead:
     for _ in range(steps):
         of_digits, of_others = (
             head((detected[chosen], shared[chosen]), probabilities[chosen])
-            for (detected, shared), probabilities in classes
+            for detected, shared, probabilities in classes
             for chosen in [torch.randint(len(probabilities), (BATCH_SIZE,))]
         )
         loss = DIGIT_WEIGHT * F.softplus(of_digits).mean() + F.softplus(-of_others).mean()

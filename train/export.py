@@ -158,8 +158,8 @@ def verify(folder: Path, data: Data) -> Export:
     classifier = load_classifier(PROGRESSION[manifest.model].network(), weights, folder)
     test = predict(classifier, data.test.images)
     parity = compare(graph, data.test.images, test)
-    found = {entry.key: entry.value for entry in onnx.load_from_string(graph).metadata_props}
-    _check(path, contract.metadata(asdict(manifest)), found)
+    metadata = {entry.key: entry.value for entry in onnx.load_from_string(graph).metadata_props}
+    _check(path, contract.metadata(asdict(manifest)), metadata)
     _check(path, {"test_correct": manifest.test_correct}, {"test_correct": _correct(test, data.test)})
     files = {contract.GRAPH: graph, contract.WEIGHTS: weights, contract.MANIFEST: content}
     return Export(manifest, files, classifier, parity)

@@ -59,8 +59,16 @@ def fit(
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer, scheduler = _optimizer(network, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
-    step = _step(network, optimizer, train, recipe)
     hidden = True if position is None else None  # None: only on a terminal
+
+    def train_step(batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss, right = batch_loss(network, train, batch, recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), right
+
+    step: Step = train_step
     if device.type == "cuda":
         network.train()
         step = captured(step, network, optimizer, torch.arange(recipe.batch_size, device=device))
@@ -69,11 +77,13 @@ def fit(
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
+        # Without the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
+        order = torch.randperm(len(train), device=device)[: batches * recipe.batch_size].view(batches, -1)
         name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:
             with tqdm(total=batches, desc=name, position=position, leave=False, disable=hidden) as progress:
                 figures = (
-                    *_train_epoch(step, scheduler, _batches(train, recipe.batch_size), progress),
+                    *_train_epoch(step, scheduler, order, progress),
                     *evaluate(network, validation),
                     *evaluate(network, test),
                 )
@@ -123,36 +133,11 @@ def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRS
     return optimizer, schedule
 
 
-def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
-    scaled = scale(images)
-    return normalise(recipe.augmentation(scaled) if recipe.augmentation else scaled)
-
-
 def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Return the mean loss on the augmented images of `split` at the indices `batch`, and the number correct."""
-    labels = split.labels[batch]
-    logits = network(_prepare(split.images[batch], recipe))
+    images, labels = scale(split.images[batch]), split.labels[batch]
+    logits = network(normalise(recipe.augmentation(images) if recipe.augmentation else images))
     return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()
-
-
-def _step(network: nn.Module, optimizer: SGD, split: Split, recipe: Recipe) -> Step:
-    """Return the function that trains `network` on the images of `split` at the given indices."""
-
-    def step(batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss, right = batch_loss(network, split, batch, recipe)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach(), right
-
-    return step
-
-
-def _batches(split: Split, size: int) -> Tensor:
-    """Return the indices of `split` in random order, [batches, size]."""
-    # Drop the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
-    order = torch.randperm(len(split), device=split.labels.device)
-    return order[: len(split) // size * size].view(-1, size)
 
 
 def _train_epoch(step: Step, scheduler: LRScheduler, batches: Tensor, progress: "tqdm[None]") -> tuple[float, float]:

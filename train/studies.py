@@ -14,7 +14,7 @@ from train.data import Data, load
 from train.files import locked, to_json, write_together
 from train.markdown import page, percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
-from train.trainings import Trained, Training, train_all
+from train.trainings import Training, train_all
 
 # The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
 WIDTHS = {
@@ -43,8 +43,7 @@ def consistency(
     DivergenceError if a seed diverged, after writing the results of the others.
     """
     (experiment,) = experiments([name], settings)
-    data, trained, diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
-    trials = [trial_record(one, data) for one in trained]
+    data, (trials,), diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
     figures = summarise(trials, experiment) | {
         "diverged": diverged,
         "data": {"name": data.name, **{part: len(getattr(data, part)) for part in ("train", "validation", "test")}},
@@ -64,15 +63,11 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
     results of the others.
     """
     networks = [(with_settings(experiment, settings), seeds) for experiment, seeds in _networks()]
-    data, trained, diverged = _train_seeds(networks, data_directory, out, device_name)
-    trials = [
-        ([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
-        for experiment, _ in networks
-    ]
-    summaries = [summarise(records, experiment) for records, experiment in trials if records]
+    _, trials, diverged = _train_seeds(networks, data_directory, out, device_name)
+    summaries = [summarise(some, experiment) for some, (experiment, _) in zip(trials, networks, strict=True) if some]
     figures = {
         "command": command_line("frontier", settings, data_directory),
-        "source_revisions": sorted({one.provenance["source_revision"] for one in trained}),
+        "source_revisions": sorted({trial["provenance"]["source_revision"] for some in trials for trial in some}),
         "networks": summaries,
         "diverged": diverged,
     }
@@ -93,8 +88,8 @@ def _networks() -> list[tuple[Experiment, int]]:
 
 def _train_seeds(
     experiments: list[tuple[Experiment, int]], data_directory: Path, out: Path, device_name: str
-) -> tuple[Data, list[Trained], str]:
-    """Train each experiment with seeds 1 to its number, and return the data, what was trained and what diverged.
+) -> tuple[Data, list[list[dict[str, Any]]], str]:
+    """Train each experiment with seeds 1 to its number, and return the data, its trials and what diverged.
 
     Checkpoints are in `out`/consistency/trials. Raises DivergenceError if all diverged.
     """
@@ -111,7 +106,19 @@ def _train_seeds(
     text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {diverged}" if diverged else ""
     if not trained:
         raise DivergenceError(text)
-    return data, trained, text
+    trials = [
+        [
+            {
+                "settings": checkpoint_settings(one.experiment, data, one.seed),
+                "provenance": one.provenance,
+                "history": [asdict(epoch) for epoch in one.history],
+            }
+            for one in trained
+            if one.experiment is experiment
+        ]
+        for experiment, _ in experiments
+    ]
+    return data, trials, text
 
 
 def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
@@ -131,15 +138,6 @@ def command_line(command: str, settings: list[str], data_directory: Path) -> str
     options = "".join(f" --set {shlex.quote(setting)}" for setting in settings)
     options += f" --data {shlex.quote(str(data_directory))}" if data_directory != paths.DATA else ""
     return f"python -m train {command}{options}"
-
-
-def trial_record(trained: Trained, data: Data) -> dict[str, Any]:
-    """Return the entry of a finished training in consistency.json."""
-    return {
-        "settings": checkpoint_settings(trained.experiment, data, trained.seed),
-        "provenance": trained.provenance,
-        "history": [asdict(epoch) for epoch in trained.history],
-    }
 
 
 def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:

@@ -136,15 +136,13 @@ def _train(training: Training, data: Data, position: int = 0) -> DivergenceError
 
 
 def _line(training: Training, epoch: Epoch, data: Data) -> str:
-    figures = [
-        f"{name}: Average loss: {loss:.4f}, Accuracy: {round(accuracy * len(split))}/{len(split)} ({accuracy:.2%})"
-        for name, split, loss, accuracy in (
-            ("Validation set", data.validation, epoch.validation_loss, epoch.validation_accuracy),
-            ("Test set", data.test, epoch.test_loss, epoch.test_accuracy),
-        )
-    ]
-    name, epochs = training.experiment.name, training.experiment.recipe.epochs
-    return "; ".join([f"{name}, seed {training.seed}, epoch {epoch.epoch}/{epochs}", *figures])
+    line = f"{training.experiment.name}, seed {training.seed}, epoch {epoch.epoch}/{training.experiment.recipe.epochs}"
+    for name in ("validation", "test"):
+        loss, accuracy = getattr(epoch, f"{name}_loss"), getattr(epoch, f"{name}_accuracy")
+        count = len(getattr(data, name))
+        line += f"; {name.capitalize()} set: Average loss: {loss:.4f}, "
+        line += f"Accuracy: {round(accuracy * count)}/{count} ({accuracy:.2%})"
+    return line
 
 
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
