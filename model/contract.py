@@ -78,7 +78,7 @@ class Doubt:
     threshold: float  # chosen on the validation images
     validation_doubted: float  # fraction of the validation images, which are digits
     test_doubted: float  # fraction of the test images
-    caught: dict[str, float]  # fraction doubted of each kind of train.nondigits
+    caught: dict[str, float]  # fraction doubted of each kind of non-digit in train.doubt
 
 
 @dataclass(frozen=True)

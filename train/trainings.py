@@ -67,7 +67,7 @@ class Training:
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
-Results = Generator[tuple[Training, DivergenceError | None], None, None]
+Results = Generator[tuple[Training, DivergenceError | None], None, None]  # each when it ends
 
 
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
@@ -81,28 +81,20 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
         print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were finished before")
     for experiment in {one.experiment.name: one.experiment for one in pending}.values():
         print(experiment.describe())
+    # From all trainings, not the pending ones: another number of threads per training changes the last bits.
+    workers = max_workers(len(trainings), trainings[0].device_name)
+    results: Results = ((one, _train(one, data)) for one in pending)
+    if pending and (address := os.environ.get("RAY_ADDRESS")):
+        results = _on_cluster(address, pending, data)
+    elif workers > 1:
+        results = _in_processes(workers, pending, data)
     errors = {}
-    with closing(_results(pending, len(trainings), data)) as results:
+    with closing(results):
         for training, error in results:
             if error:
                 print(error)
                 errors[training] = error
     return [one.restore(data) for one in trainings if one not in errors], errors
-
-
-def _results(pending: list[Training], count: int, data: Data) -> Results:
-    """Train the `pending` of `count` trainings, and yield each when it ends, with its error if it diverged."""
-    if not pending:
-        return
-    # From all trainings, not the pending ones: another number of threads per training changes the last bits.
-    workers = max_workers(count, pending[0].device_name)
-    if address := os.environ.get("RAY_ADDRESS"):
-        yield from _on_cluster(address, pending, data)
-    elif workers > 1:
-        yield from _in_processes(workers, pending, data)
-    else:
-        for training in pending:
-            yield training, _train(training, data)
 
 
 def max_workers(trainings: int, device_name: str) -> int:

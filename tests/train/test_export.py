@@ -19,9 +19,9 @@ from model.networks import Model_3
 from train import TrainError, export
 from train.checkpoint import Epoch, settings
 from train.data import load
+from train.doubt import KINDS
 from train.export import compare, load_classifier, verify
 from train.files import sha256, to_json
-from train.nondigits import KINDS
 from train.progression import PROGRESSION
 from train.trainings import Trained
 
