@@ -62,12 +62,11 @@ def fit(network: nn.Module, train: Split) -> DoubtHead:
     with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
         torch.manual_seed(SEED)
         digits = [extract_features(network, images[cut:]), extract_features(network, images[:cut], WARP)]
-        count = len(train) / DIGITS_PER_NONDIGIT
-        drawn = (
-            draw(kind, max(1, round(WEIGHTS.get(kind, 0.5) * count)), train, SEED + number)
-            for number, kind in enumerate(KINDS)
-        )
-        return _fit(_concatenate(digits), _concatenate([extract_features(network, images) for images in drawn]))
+        others = []
+        for number, kind in enumerate(KINDS):
+            count = max(1, round(WEIGHTS.get(kind, 0.5) * (len(train) / DIGITS_PER_NONDIGIT)))
+            others.append(extract_features(network, draw(kind, count, train, SEED + number)))
+        return _fit(_concatenate(digits), _concatenate(others))
 
 
 def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:

@@ -71,7 +71,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
         "networks": summaries,
         "diverged": diverged,
     }
-    plot = plots.frontier(summaries, {name: one[:2] for name, one in PUBLISHED.items()}, TARGET_ACCURACY)
+    plot = plots.frontier(summaries, [one[:2] for one in PUBLISHED.values()], TARGET_ACCURACY)
     _write_page(out / "frontier", figures, frontier_page(figures), plot)
 
 

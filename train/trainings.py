@@ -86,7 +86,7 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
     results: Results = ((one, _train(one, data)) for one in pending)
     if pending and (address := os.environ.get("RAY_ADDRESS")):
         results = _on_cluster(address, pending, data)
-    elif workers > 1:
+    elif pending and workers > 1:
         results = _in_processes(workers, pending, data)
     errors = {}
     with closing(results):
