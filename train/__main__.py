@@ -14,15 +14,20 @@ from types import FrameType
 
 from train import TrainError, paths
 
-EXAMPLES = """\
+# Each command, by name, with its function and what it does; the name of the main one is empty.
+COMMANDS = {
+    "": ("run.run", "Train the progression, export the best model, write a report."),
+    "consistency": ("studies.consistency", "Train one model with seeds 1 to N; write a table and a plot."),
+    "frontier": ("studies.frontier", "Train Model_3 in several widths; write the accuracy by number of parameters."),
+    "verify": ("run.verify", "Verify an export: hashes, contract, test accuracy, every test image."),
+    "release": ("run.release", "Verify OUT/release again and copy it to model/release with a model card."),
+}
+OTHERS = "\n".join(f"  {name:<13} {description}" for name, (_, description) in COMMANDS.items() if name)
+EPILOG = f"""\
 other commands, each with its own --help:
-  consistency   train one model with many seeds, and write a table and a plot
-  frontier      train Model_3 in several widths, and write the accuracy by number of parameters
-  verify        verify an export: hashes, contract, test accuracy, and every test image against PyTorch
-  release       verify OUT/release again and copy it to model/release with a model card
+{OTHERS}
 
 examples:
-  python -m train
   python -m train --models Model_3 --seed 2 --set learning_rate=0.05 --out artifacts/seed-2
   python -m train consistency --model Model_3 --seeds 10
   python -m train verify artifacts/release
@@ -56,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command; the name of the main one is empty."""
+    """Return the parser of each command."""
     data, out, training = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     data.add_argument("--data", dest="data_directory", type=Path, default=paths.DATA, help="folder of four IDX files")
     out.add_argument("--out", type=Path, default=Path("artifacts"), help="output folder (default: artifacts)")
@@ -65,22 +70,14 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     training.add_argument("--set", dest="settings", action="append", metavar="FIELD=VALUE", help=change)
     training.set_defaults(settings=[])
     training.add_argument("--device", dest="device_name", choices=["auto", "cpu", "cuda"], default="auto")
-    trains = [training, out, data]
-    commands = {
-        "": ("run.run", trains, "Train the progression, export the best model, write a report."),
-        "consistency": ("studies.consistency", trains, "Train one model with seeds 1 to N; write OUT/consistency/."),
-        "frontier": ("studies.frontier", trains, "Train Model_3 in several widths and seeds; write OUT/frontier/."),
-        "verify": ("export.print_verified", [data], "Verify the export in FOLDER on every image of the test set."),
-        "release": ("release.release", [out, data], "Verify OUT/release again and copy it to model/release."),
-    }
     parsers = {}
-    for name, (command, parents, description) in commands.items():
+    for name, (command, description) in COMMANDS.items():
         parsers[name] = argparse.ArgumentParser(
             prog=f"python -m train {name}".strip(),
             description=description,
-            epilog=None if name else EXAMPLES,
+            epilog=None if name else EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=parents,
+            parents={"verify": [data], "release": [out, data]}.get(name, [training, out, data]),
             allow_abbrev=False,
         )
         parsers[name].set_defaults(command=command)

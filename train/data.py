@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,10 @@ class Data:
     def name(self) -> str:
         """Return the name of the folder."""
         return self.directory.resolve().name
+
+    def summary(self) -> dict[str, Any]:
+        """Return the name and the number of images of each split."""
+        return {"name": self.name, **{part: len(getattr(self, part)) for part in ("train", "validation", "test")}}
 
 
 def load(directory: Path = paths.DATA) -> Data:

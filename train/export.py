@@ -25,10 +25,10 @@ from model import contract
 from model.classifier import DigitClassifier, Outputs, predict
 from model.networks import parameter_count
 from train import TrainError, doubt
-from train.checkpoint import settings
-from train.data import Data, Split, load
+from train.data import Data, Split
 from train.drawn_digits import with_drawn_digits
 from train.files import read_bytes, sha256, to_json, write_together
+from train.loop import settings
 from train.progression import PROGRESSION
 from train.trainings import Trained
 
@@ -36,10 +36,6 @@ OPSET = 20
 TOLERANCE = 1e-4  # maximum difference of a probability
 DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
-LEVELS = {
-    "off": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
 NETWORK = "network."  # DigitClassifier's prefix of the network's weights, which the file leaves out
 
@@ -129,11 +125,6 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def print_verified(folder: Path, data_directory: Path) -> None:
-    """Verify the export in `folder`, and print the outcome; see verify."""
-    print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
-
-
 def verify(folder: Path, data: Data) -> Export:
     """Verify the export in `folder`: hashes, contract, test accuracy, and parity on every test image of `data`.
 
@@ -184,9 +175,9 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
     differs, or if the graph does not run or breaks the contract.
     """
     differences = []
-    for level, optimisation in LEVELS.items():
+    for level in ("DISABLE", "ENABLE"):
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = optimisation
+        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}_ALL")
         options.log_severity_level = 3
         for size in BATCH_SIZES:
             try:
@@ -197,7 +188,7 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
             except Exception as error:  # ONNX Runtime has many exception types
                 raise TrainError(f"expected a valid ONNX graph, found: {error}") from error
             found = tuple(map(np.concatenate, zip(*runs, strict=True)))
-            differences.append(_differences(expected, found, f"at batch size {size}, optimisation {level}"))
+            differences.append(_differences(expected, found, f"at batch size {size}, optimisation {level.lower()}d"))
     probability, doubt = map(max, zip(*differences, strict=True))
     return contract.Parity(len(images), 0, probability, doubt)
 

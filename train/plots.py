@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from train.checkpoint import Epoch
+from train.loop import Epoch
 
 TARGET = "#2a9d5c"
 plt.rc("figure", dpi=110)

@@ -9,7 +9,7 @@ from model.classifier import DigitClassifier, Outputs, predict
 from model.contract import CLASSES, Manifest
 from model.networks import parameter_count
 from train import plots
-from train.data import Data, Split
+from train.data import Data
 from train.export import Export
 from train.files import write_bytes
 from train.markdown import page, percent, table
@@ -36,13 +36,10 @@ def write(out: Path, trained: list[Trained], data: Data, export: Export | None) 
         write_bytes(out / "report" / f"{name}.png", plots.training_curves(name, history, TARGET_ACCURACY))
     text = page(
         "report",
-        data=data,
+        data=data.summary(),
         goal=percent(TARGET_ACCURACY),
         epochs=EPOCH_BUDGET,
         parameters=PARAMETER_BUDGET,
-        train=len(data.train),
-        validation=len(data.validation),
-        test=len(data.test),
         seed=trained[-1].seed,
         comparison=_comparison(trained),
         export=_export(export.manifest if export else None),
@@ -119,14 +116,22 @@ def confidence(data: Data, validation: Outputs, test: Outputs) -> str:
 
     `validation` and `test` are a classifier's outputs on these sets of `data`.
     """
-    chosen_on, measured = _confidences(data.validation, validation), _confidences(data.test, test)
+    sets = [
+        (probabilities.max(axis=1), digits == split.labels.numpy())
+        for split, (probabilities, digits, *_) in ((data.validation, validation), (data.test, test))
+    ]
     rows = []
     for goal in GOALS:
-        threshold = choose_threshold(*chosen_on, goal)
+        threshold = choose_threshold(*sets[0], goal)
         cells = ["not reached", "", "", "", ""]
         if threshold is not None:
-            figures = (*_accepted(*chosen_on, threshold), *_accepted(*measured, threshold))
-            cells = [f"{threshold:.4f}", *map(percent, figures)]
+            accepted = [(confidence >= threshold, correct) for confidence, correct in sets]
+            cells = [f"{threshold:.4f}"]
+            cells += [
+                percent(part)
+                for mask, correct in accepted
+                for part in (mask.mean(), (correct & mask).sum() / max(1, mask.sum()))
+            ]
         rows.append([percent(goal), *cells])
     return page("confidence", table=table(COLUMNS, rows, left=0))
 
@@ -142,14 +147,3 @@ def choose_threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_]
     ends = np.append(confidence[1:] < confidence[:-1], True)  # equal confidences are accepted together
     enough = np.flatnonzero((accuracy >= goal) & ends)
     return float(confidence[enough[-1]]) if enough.size else None
-
-
-def _confidences(split: Split, outputs: Outputs) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    probabilities, digits, *_ = outputs
-    return probabilities.max(axis=1), digits == split.labels.numpy()
-
-
-def _accepted(confidence: NDArray[np.float32], correct: NDArray[np.bool_], threshold: float) -> tuple[float, float]:
-    """Return the coverage and the accuracy of the predictions with a confidence of at least `threshold`."""
-    accepted = confidence >= threshold
-    return float(accepted.mean()), float(correct[accepted].mean()) if accepted.any() else 1.0

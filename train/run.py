@@ -1,14 +1,17 @@
-"""The command `python -m train`: train the progression, export the best model, write the report."""
+"""The way from the data to a release: train the progression, export the best model, write the report, release it."""
 
 import os
 from pathlib import Path
 
+from model import contract
+from model.classifier import predict
 from model.networks import parameter_count
-from train import TrainError, machine, report
-from train.data import load
-from train.export import export
-from train.files import locked
-from train.progression import PARAMETER_BUDGET, experiments
+from model.version import VERSION
+from train import TrainError, export, machine, paths, report
+from train.data import Data, load
+from train.files import locked, write_together
+from train.markdown import page, percent
+from train.progression import PARAMETER_BUDGET, TARGET_ACCURACY, experiments
 from train.trainings import Trained, Training, train_all
 
 
@@ -32,14 +35,13 @@ def run(
         raise TrainError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
     with locked(out):
         data = load(data_directory)
-        counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
-        print(f"Data: {data.name}, {counts}")
+        print("Data: {name}, {train} training, {validation} validation and {test} test images".format(**data.summary()))
         trained, errors = train_all(trainings, data)
         if errors:
             raise next(iter(errors.values()))
         best, exported = best_within_budget(trained), None
         try:
-            exported = export(best, data, out / "release") if best else None
+            exported = export.export(best, data, out / "release") if best else None
         finally:  # without an export too: the training curves are still useful
             written = report.write(out, trained, data, exported)
     if exported:
@@ -57,3 +59,42 @@ def best_within_budget(trained: list[Trained]) -> Trained | None:
     small = [model for model in trained if parameter_count(model.network) <= PARAMETER_BUDGET]
     ranks = [(model.history[-1].validation_accuracy, -model.history[-1].validation_loss) for model in small]
     return small[ranks.index(max(ranks))] if small else None
+
+
+def verify(folder: Path, data_directory: Path) -> None:
+    """Verify the export in `folder`, and print the outcome. Raises the errors of train.export.verify."""
+    print(f"{folder}: verified {export.verify(folder, load(data_directory)).outcome()}")
+
+
+def release(out: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:
+    """Verify the export in `out`/release again and copy it, with a model card, to `destination`.
+
+    Raises TrainError if its test accuracy misses the target and `force` is false, if it does not verify, or if a file
+    cannot be read or written; then nothing is copied.
+    """
+    source, data = out / "release", load(data_directory)
+    found = export.verify(source, data)
+    accuracy = percent(found.manifest.test_accuracy)
+    if found.manifest.test_accuracy < TARGET_ACCURACY and not force:
+        expected = f"expected {percent(TARGET_ACCURACY)} or more on the test set, found {accuracy}"
+        raise TrainError(f"{source}: {expected}: use --force to release it anyway")
+    write_together(destination, {"README.md": model_card(found, data).encode(), **found.files})
+    print(f"Released {found.manifest.model}, {accuracy} on the test set: {destination}")
+
+
+def model_card(found: export.Export, data: Data) -> str:
+    """Return the model card of a verified export, in Markdown."""
+    validation, test = (predict(found.classifier, split.images) for split in (data.validation, data.test))
+    return page(
+        "model_card",
+        manifest=found.manifest,
+        parity=found.parity,
+        contract=contract,
+        outputs=", ".join(map(str, contract.OUTPUTS)),
+        version=VERSION,
+        data=data.summary(),
+        test_accuracy=percent(found.manifest.test_accuracy),
+        validation_accuracy=percent(found.manifest.validation_accuracy),
+        confidence=report.confidence(data, validation, test),
+        doubt=report.doubt(found.manifest),
+    )

@@ -9,9 +9,9 @@ from typing import Any
 
 from model.networks import Model_3, parameter_count
 from train import DivergenceError, paths, plots
-from train.checkpoint import settings as checkpoint_settings
 from train.data import Data, load
 from train.files import locked, to_json, write_together
+from train.loop import settings as checkpoint_settings
 from train.markdown import page, percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
 from train.trainings import Training, train_all
@@ -46,7 +46,7 @@ def consistency(
     data, (trials,), diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
     figures = summarise(trials, experiment) | {
         "diverged": diverged,
-        "data": {"name": data.name, **{part: len(getattr(data, part)) for part in ("train", "validation", "test")}},
+        "data": data.summary(),
         "command": command_line(f"consistency --model {name} --seeds {seeds}", settings, data_directory),
         "trials": trials,
     }

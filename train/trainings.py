@@ -26,9 +26,8 @@ from tqdm import tqdm
 import model
 import train
 from train import DivergenceError, TrainError, machine
-from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data, load
-from train.loop import fit
+from train.loop import CheckpointFolder, Epoch, fit, settings
 from train.progression import Experiment
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -67,7 +66,7 @@ class Training:
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
-Results = Generator[tuple[Training, DivergenceError | None], None, None]  # each when it ends
+Results = Generator[tuple[Training, TrainError | None], None, None]  # each training when it ends, and its error
 
 
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
@@ -91,9 +90,11 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
     errors = {}
     with closing(results):
         for training, error in results:
-            if error:
+            if isinstance(error, DivergenceError):
                 print(error)
                 errors[training] = error
+            elif error:
+                raise error
     return [one.restore(data) for one in trainings if one not in errors], errors
 
 
@@ -108,8 +109,8 @@ def max_workers(trainings: int, device_name: str) -> int:
     return max(1, min(trainings, torch.get_num_threads(), machine.available_memory() // machine.REQUIRED_MEMORY))
 
 
-def _train(training: Training, data: Data, position: int = 0) -> DivergenceError | None:
-    """Train to the last epoch. Return the error if the training diverges. `position` is the line of its bar."""
+def _train(training: Training, data: Data, position: int = 0) -> TrainError | None:
+    """Train to the last epoch, and return the error, if any. `position` is the line of the progress bar."""
     try:
         fit(
             training.experiment,
@@ -120,10 +121,10 @@ def _train(training: Training, data: Data, position: int = 0) -> DivergenceError
             on_epoch=lambda epoch: tqdm.write(_line(training, epoch, data)),
             position=position,
         )
-    except DivergenceError as error:
+    except TrainError as error:
         return error
     except torch.OutOfMemoryError as error:
-        raise TrainError(f"the GPU has too little memory; use --device cpu: {error}") from error
+        return TrainError(f"the GPU has too little memory; use --device cpu: {error}")
     return None
 
 
@@ -177,7 +178,7 @@ _data: Data  # of a child process
 _position: int
 
 
-def _train_in_child(training: Training) -> DivergenceError | None:
+def _train_in_child(training: Training) -> TrainError | None:
     return _train(training, _data, _position)
 
 
@@ -208,27 +209,20 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
         while running:
             (done,), _ = ray.wait(list(running))
             training, (failure, files) = running.pop(done), ray.get(done)
-            if failure and not isinstance(failure, DivergenceError):
-                raise failure
-            if files:
+            if not failure:
                 training.checkpoints(data).write(files)
             yield training, failure
-    except ray.exceptions.RayTaskError:
-        raise  # a bug: keep its traceback
     except ray.exceptions.RayError as error:
         raise TrainError(f"Ray: {error}") from error
     finally:
         ray.shutdown()
 
 
-def _train_remotely(training: Training, data: Data) -> tuple[TrainError | OSError | None, dict[str, bytes]]:
+def _train_remotely(training: Training, data: Data) -> tuple[TrainError | None, dict[str, bytes]]:
     """Train on another machine, and return the error, if any, and the checkpoint's files."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)
-        try:
-            diverged = _train(training, data)
-        except (TrainError, OSError) as error:
-            return error, {}
-        files = sorted(training.folder.iterdir(), reverse=True)  # checkpoint.json last
-        return diverged, {} if diverged else {path.name: path.read_bytes() for path in files}
+        error = _train(training, data)
+        files = sorted(training.folder.glob("*"), reverse=True)  # checkpoint.json last
+        return error, {path.name: path.read_bytes() for path in files}

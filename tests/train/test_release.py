@@ -7,7 +7,7 @@ import pytest
 from model import contract
 from train import TrainError
 from train.__main__ import main
-from train.release import release
+from train.run import release
 
 
 def test_export_is_copied_with_a_model_card_by_force(trained, subset, tmp_path, monkeypatch, capfd):
