@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parsers = _parsers()
     name = arguments[0] if arguments and arguments[0] in parsers else ""
     options = vars(parsers[name].parse_args(arguments[1:] if name else arguments))
+    if epochs := options.pop("epochs", None):
+        options["settings"] = [*options["settings"], f"epochs={epochs}"]
     module, _, function = options.pop("command").partition(".")
     try:
         import_module("fcntl")  # which Windows lacks
@@ -65,7 +67,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     data, out, training = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     data.add_argument("--data", dest="data_directory", type=Path, default=paths.DATA, help="folder of four IDX files")
     out.add_argument("--out", type=Path, default=Path("artifacts"), help="output folder (default: artifacts)")
-    training.add_argument("--epochs", dest="settings", action="append", type=_epochs, metavar="N", help="(default: 15)")
+    training.add_argument("--epochs", type=_whole(1), metavar="N", help="(default: 15)")
     change = "change a field of the recipe, for example learning_rate=0.05 or augmentation.degrees=10; repeatable"
     training.add_argument("--set", dest="settings", action="append", metavar="FIELD=VALUE", help=change)
     training.set_defaults(settings=[])
@@ -101,10 +103,6 @@ def _whole(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def _epochs(text: str) -> str:
-    return f"epochs={_whole(1)(text)}"
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

@@ -56,17 +56,51 @@ GLYPH = 96  # pixels: side of a letter's image
 LogitsAndFeatures = tuple[Tensor, Features]  # as from model.classifier.logits_and_features
 
 
+@torch.random.fork_rng(devices=[])  # only the CPU's generator is used; with several GPUs, the default warns
 def fit(network: nn.Module, train: Split) -> DoubtHead:
-    """Fit a doubt head for `network` to the images it was trained on, on the CPU. `network` does not change."""
-    images, cut = train.images, len(train) // WARPED
-    with torch.random.fork_rng(devices=[]):  # only the CPU's generator is used; with several GPUs, the default warns
-        torch.manual_seed(SEED)
-        digits = [extract_features(network, images[cut:]), extract_features(network, images[:cut], WARP)]
-        others = []
-        for number, kind in enumerate(KINDS):
-            count = max(1, round(WEIGHTS.get(kind, 0.5) * (len(train) / DIGITS_PER_NONDIGIT)))
-            others.append(extract_features(network, draw(kind, count, train, SEED + number)))
-        return _fit(_concatenate(digits), _concatenate(others))
+    """Fit a doubt head for `network` to the images it was trained on, on the CPU. `network` does not change.
+
+    This is logistic regression on balanced batches of digits and non-digits.
+    """
+    torch.manual_seed(SEED)
+    upright, warped = train.images[len(train) // WARPED :], train.images[: len(train) // WARPED]
+    digits = _concatenate([extract_features(network, upright), extract_features(network, warped, WARP)])
+    drawn = []
+    for number, kind in enumerate(KINDS):
+        count = max(1, round(WEIGHTS.get(kind, 0.5) * (len(train) / DIGITS_PER_NONDIGIT)))
+        drawn.append(extract_features(network, draw(kind, count, train, SEED + number)))
+    others = _concatenate(drawn)
+    # Fit to standardised features. At the end, the standardisation is merged into the weights.
+    _, everything = _concatenate([digits, others])
+    means = [part.mean(dim=0) for part in everything]
+    deviations = [part.std(dim=0) + 1e-3 for part in everything]
+    classes = []
+    for logits, features in (digits, others):
+        detected, shared = ((part - mean) / by for part, mean, by in zip(features, means, deviations, strict=True))
+        classes.append((detected, shared, torch.softmax(logits, dim=1)))
+    head = DoubtHead(*map(len, means))
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    steps = max(10, EPOCHS * len(digits[0]) // BATCH_SIZE)
+    optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        of_digits, of_others = (
+            head((detected[chosen], shared[chosen]), probabilities[chosen])
+            for detected, shared, probabilities in classes
+            for chosen in [torch.randint(len(probabilities), (BATCH_SIZE,))]
+        )
+        loss = DIGIT_WEIGHT * F.softplus(of_digits).mean() + F.softplus(-of_others).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    with torch.no_grad():
+        for layer, mean, deviation in zip((head.detectors, head.shared), means, deviations, strict=True):
+            layer.weight.div_(deviation)
+            # The probabilities sum to 1, so the detectors' biases can hold the shared features' offset, too.
+            head.detectors.bias.sub_(layer.weight @ mean)
+    return head.requires_grad_(True).eval()
 
 
 def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:
@@ -102,42 +136,6 @@ def extract_features(network: nn.Module, images: Tensor, warp: Warp | None = Non
 def _concatenate(parts: list[LogitsAndFeatures]) -> LogitsAndFeatures:
     detected, shared = (torch.cat(features) for features in zip(*(features for _, features in parts), strict=True))
     return torch.cat([logits for logits, _ in parts]), (detected, shared)
-
-
-def _fit(digits: LogitsAndFeatures, others: LogitsAndFeatures) -> DoubtHead:
-    """Fit a head by logistic regression on balanced batches of digits and others."""
-    # Fit to standardised features. At the end, the standardisation is merged into the weights.
-    _, everything = _concatenate([digits, others])
-    means = [part.mean(dim=0) for part in everything]
-    deviations = [part.std(dim=0) + 1e-3 for part in everything]
-
-    classes = []
-    for logits, features in (digits, others):
-        detected, shared = ((part - mean) / by for part, mean, by in zip(features, means, deviations, strict=True))
-        classes.append((detected, shared, torch.softmax(logits, dim=1)))
-    head = DoubtHead(*map(len, means))
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
-    steps = max(10, EPOCHS * len(digits[0]) // BATCH_SIZE)
-    optimizer = torch.optim.Adam(head.parameters(), lr=LEARNING_RATE)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
-        of_digits, of_others = (
-            head((detected[chosen], shared[chosen]), probabilities[chosen])
-            for detected, shared, probabilities in classes
-            for chosen in [torch.randint(len(probabilities), (BATCH_SIZE,))]
-        )
-        loss = DIGIT_WEIGHT * F.softplus(of_digits).mean() + F.softplus(-of_others).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-    with torch.no_grad():
-        for layer, mean, deviation in zip((head.detectors, head.shared), means, deviations, strict=True):
-            layer.weight.div_(deviation)
-            # The probabilities sum to 1, so the detectors' biases can hold the shared features' offset, too.
-            head.detectors.bias.sub_(layer.weight @ mean)
-    return head.requires_grad_(True).eval()
 
 
 def draw(kind: str, count: int, split: Split, seed: int) -> Tensor:

@@ -177,18 +177,16 @@ def fit(
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
     hidden = True if position is None else None  # None: only on a terminal
 
-    def train_step(batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, right = batch_loss(network, train, batch, recipe)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.detach(), right
 
-    step: Step = train_step
-    if device.type == "cuda":
-        network.train()
-        step = captured(step, network, optimizer, torch.arange(recipe.batch_size, device=device))
-
+    network.train()
+    example = torch.arange(recipe.batch_size, device=device)
+    run: Step = captured(step, network, optimizer, example) if device.type == "cuda" else step
     for number in range(len(history) + 1, recipe.epochs + 1):
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
@@ -199,7 +197,7 @@ def fit(
         try:
             with tqdm(total=batches, desc=name, position=position, leave=False, disable=hidden) as progress:
                 figures = (
-                    *_train_epoch(step, scheduler, order, progress),
+                    *_train_epoch(run, scheduler, order, progress),
                     *evaluate(network, validation),
                     *evaluate(network, test),
                 )

@@ -94,7 +94,6 @@ def _accuracies(axes: Axes, lines: dict[str, list[float]], target: float, title:
 
 
 def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer := io.BytesIO(), format="png")
     plt.close(figure)
     return buffer.getvalue()

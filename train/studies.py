@@ -106,19 +106,12 @@ def _train_seeds(
     text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {diverged}" if diverged else ""
     if not trained:
         raise DivergenceError(text)
-    trials = [
-        [
-            {
-                "settings": checkpoint_settings(one.experiment, data, one.seed),
-                "provenance": one.provenance,
-                "history": [asdict(epoch) for epoch in one.history],
-            }
-            for one in trained
-            if one.experiment is experiment
-        ]
-        for experiment, _ in experiments
-    ]
-    return data, trials, text
+    trials: dict[str, list[dict[str, Any]]] = {experiment.name: [] for experiment, _ in experiments}
+    for one in trained:
+        settings = checkpoint_settings(one.experiment, data, one.seed)
+        history = [asdict(epoch) for epoch in one.history]
+        trials[one.experiment.name].append({"settings": settings, "provenance": one.provenance, "history": history})
+    return data, list(trials.values()), text
 
 
 def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:

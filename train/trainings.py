@@ -141,11 +141,8 @@ def _line(training: Training, epoch: Epoch, data: Data) -> str:
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
     """Train in `workers` processes with an equal part of torch's threads each. They end with this process."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks but not its threads
-    positions = context.SimpleQueue()
-    for position in range(workers):
-        positions.put(position)
     threads = max(1, torch.get_num_threads() // workers)
-    state = (os.getpid(), threads, data.directory, context.RLock(), positions)
+    state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the children: this process handles Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
@@ -161,9 +158,9 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
                 child.kill()
 
 
-def _start_child(parent: int, threads: int, directory: Path, lock: Any, positions: Any) -> None:
-    """Prepare a child process: it ends with its parent, and has its own threads, data and line of the terminal."""
-    global _data, _position
+def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
+    """Prepare a child process: it ends with its parent, and has its own threads and data."""
+    global _data
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent ended before the call
@@ -171,15 +168,15 @@ def _start_child(parent: int, threads: int, directory: Path, lock: Any, position
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)
-    _data, _position = load(directory), positions.get()
+    _data = load(directory)
 
 
 _data: Data  # of a child process
-_position: int
 
 
 def _train_in_child(training: Training) -> TrainError | None:
-    return _train(training, _data, _position)
+    number = int(multiprocessing.current_process().name.rpartition("-")[2])  # the names count from SpawnProcess-1
+    return _train(training, _data, number - 1)
 
 
 def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
