@@ -83,14 +83,14 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
             allow_abbrev=False,
         )
         parsers[name].set_defaults(command=command)
-    seed = "seed of weights, order and augmentation (default: 1)"
     parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
-    parsers[""].add_argument("--seed", type=_whole(0), default=1, help=seed)
+    parsers[""].add_argument(
+        "--seed", type=_whole(0), default=1, help="of weights, order and augmentation (default: 1)"
+    )
     parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="(default: Model_3)")
     parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="(default: 10)")
     parsers["verify"].add_argument("folder", type=Path, metavar="FOLDER")
-    force = "also release a model that misses the target accuracy"
-    parsers["release"].add_argument("--force", action="store_true", help=force)
+    parsers["release"].add_argument("--force", action="store_true", help="also release a model that misses the target")
     return parsers
 
 

@@ -63,9 +63,8 @@ class Data:
 def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision keeps them, in its MNIST/raw.
 
-    If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises TrainError with the
-    file, the expected and the found if a file is missing, damaged or altered, and TrainError if the temporary folder,
-    which holds the unpacked files for torchvision, has too little space.
+    If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises TrainError if a file
+    is missing, damaged or altered, or if the temporary folder, which holds the unpacked files, has too little space.
     """
     folder = directory / RAW if (directory / RAW).is_dir() else directory
     expected = _expected_hashes(folder / SUMS)

@@ -100,7 +100,7 @@ def fit(network: nn.Module, train: Split) -> DoubtHead:
             layer.weight.div_(deviation)
             # The probabilities sum to 1, so the detectors' biases can hold the shared features' offset, too.
             head.detectors.bias.sub_(layer.weight @ mean)
-    return head.requires_grad_(True).eval()
+    return head.eval()
 
 
 def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: Outputs) -> Doubt:
@@ -256,11 +256,9 @@ def _thinned(mask: Tensor, width: float) -> Tensor:
 def pairs_of_digits(count: int, split: Split, random: Generator) -> Tensor:
     """Draw two digits next to each other, touching or separate."""
     left, right = (_digits(count, split, random) for _ in range(2))
-    canvas = F.pad(left, (0, SIDE))
-    for index, shift in enumerate(torch.randint(11, 22, (count,), generator=random).tolist()):
-        part = canvas[index, :, shift : shift + SIDE]
-        torch.maximum(part, right[index], out=part)
-    return _fitted(canvas)
+    shifts = torch.randint(11, 22, (count,), generator=random).tolist()
+    moved = [F.pad(image, (shift, SIDE - shift)) for image, shift in zip(right, shifts, strict=True)]
+    return _fitted(torch.maximum(F.pad(left, (0, SIDE)), torch.stack(moved)))
 
 
 def turned_digits(count: int, split: Split, random: Generator) -> Tensor:

@@ -19,6 +19,7 @@ REQUIRED_MEMORY = 2_000 * 2**20  # bytes per training; measured on a CPU: 1,500 
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
+@cache
 def pick(name: str) -> torch.device:
     """Return the device for `auto` (a usable GPU, else the CPU), `cpu` or `cuda`, and configure torch for it.
 
@@ -34,14 +35,10 @@ def pick(name: str) -> torch.device:
         return torch.device("cuda")
     if name == "cuda":
         raise TrainError(f"--device cuda: expected a CUDA GPU, found {fault}; use --device auto or cpu")
-    _print_once(f"--device auto: expected a CUDA GPU, found {fault}; training on the CPU")
+    print(f"--device auto: expected a CUDA GPU, found {fault}; training on the CPU")
     return torch.device("cpu")
 
 
-_print_once = cache(print)
-
-
-@cache
 def _gpu_fault() -> str:
     """Return what is wrong with the GPU; nothing if a kernel runs on it."""
     if not torch.cuda.is_available():

@@ -154,5 +154,4 @@ def experiments(names: Iterable[str] | None = None, settings: Iterable[str] = ()
 def layer_table(network: nn.Module) -> str:
     """Return torchinfo's table of the layers of `network`, for one image."""
     columns = ("output_size", "kernel_size", "num_params")
-    size = (1, 1, SIDE, SIDE)
-    return str(torchinfo.summary(network, size, col_names=columns, device="cpu", mode="eval", verbose=0))
+    return str(torchinfo.summary(network, (1, 1, SIDE, SIDE), col_names=columns, device="cpu", mode="eval", verbose=0))

@@ -30,6 +30,10 @@ def write(out: Path, trained: list[Trained], data: Data, export: Export | None) 
     confusion = np.zeros((CLASSES, CLASSES), dtype=np.int64)
     np.add.at(confusion, (data.test.labels.numpy(), test[1]), 1)
     rows = [[f"**{digit}**", *map(str, counts)] for digit, counts in enumerate(confusion)]
+    exported = f"Nothing was exported: this run has no verified model with at most {PARAMETER_BUDGET:,} parameters.\n"
+    if export:
+        manifest, accuracy = export.manifest, percent(export.manifest.validation_accuracy)
+        exported = page("export", manifest=manifest, budget=PARAMETER_BUDGET, accuracy=accuracy, doubt=doubt(manifest))
     histories = {model.experiment.name: model.history for model in trained}
     write_bytes(out / "report" / "progression.png", plots.accuracy_curves(histories, TARGET_ACCURACY))
     for name, history in histories.items():
@@ -42,7 +46,7 @@ def write(out: Path, trained: list[Trained], data: Data, export: Export | None) 
         parameters=PARAMETER_BUDGET,
         seed=trained[-1].seed,
         comparison=_comparison(trained),
-        export=_export(export.manifest if export else None),
+        export=exported,
         models="\n".join(section(model, len(data.test)) for model in trained),
         name=export.manifest.model if export else trained[-1].experiment.name,
         confidence=confidence(data, validation, test),
@@ -62,17 +66,10 @@ def _comparison(trained: list[Trained]) -> str:
         train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
         row = [experiment.name, f"{parameter_count(model.network):,}", str(len(model.history))]
         row += [percent(last.validation_accuracy), f"**{percent(last.test_accuracy)}**"]
-        row += [percent(max(epoch.test_accuracy for epoch in model.history)) + test]
-        row += [percent(max(epoch.train_accuracy for epoch in model.history)) + train]
+        for split, reference in (("test", test), ("train", train)):
+            row.append(percent(max(getattr(epoch, f"{split}_accuracy") for epoch in model.history)) + reference)
         rows.append(row)
     return table(columns, rows)
-
-
-def _export(manifest: Manifest | None) -> str:
-    if manifest is None:
-        return f"Nothing was exported: this run has no verified model with at most {PARAMETER_BUDGET:,} parameters.\n"
-    accuracy = percent(manifest.validation_accuracy)
-    return page("export", manifest=manifest, budget=PARAMETER_BUDGET, accuracy=accuracy, doubt=doubt(manifest))
 
 
 def section(model: Trained, test_images: int) -> str:

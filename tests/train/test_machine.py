@@ -35,10 +35,9 @@ def unusable_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", ones)
-    for cached in (machine._gpu_fault, machine._print_once):
-        cached.cache_clear()
+    pick.cache_clear()
     yield
-    machine._gpu_fault.cache_clear()
+    pick.cache_clear()
 
 
 def test_a_gpu_that_torch_cannot_use_is_named_in_one_line(unusable_gpu, capfd):
@@ -56,6 +55,7 @@ def test_torch_uses_no_more_threads_than_a_container_may_use(limit, threads, tmp
     monkeypatch.setattr("train.machine.available_cores", partial(available_cores, tmp_path))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    pick.cache_clear()
     try:
         pick("cpu")
         assert torch.get_num_threads() == threads
