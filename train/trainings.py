@@ -151,8 +151,7 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
             for done in as_completed(trainings):
                 yield trainings[done], done.result()
         except BrokenProcessPool as error:
-            reason = "the kernel may have ended it for its memory"
-            raise TrainError(f"a training process ended without a result: {reason}") from error
+            raise TrainError("a training process ended: the kernel may have ended it for its memory") from error
         finally:
             for child in multiprocessing.active_children():  # after an error the others are not waited for
                 child.kill()
@@ -187,8 +186,8 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    variables = {"SOURCE_REVISION": machine.source_revision()}  # the machines have no checkout
-    environment = {"py_modules": [model, train], "env_vars": variables}
+    # The machines have no checkout.
+    environment = {"py_modules": [model, train], "env_vars": {"SOURCE_REVISION": machine.source_revision()}}
     host, _, port = address.rpartition(":")
     try:
         if port.isdigit() and "/" not in host:  # where nothing listens, ray.init tries for more than 5 minutes
