@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 # Model_2 has dropout and a constant learning rate. Model_3 has augmentation, a one-cycle schedule and weight decay.
 MODELS = ["Model_2", "Model_3"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+WEIGHTS = "epoch-04.safetensors"
 EPOCHS = 4  # the minimum for Model_3 on `tiny`, which has three batches per epoch
 MODEL_2 = with_settings(PROGRESSION["Model_2"], [f"epochs={EPOCHS}"])
 
@@ -205,11 +206,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def damage_weights(folder):
-    path = folder / "epoch-04.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-
-
 def edit_json(change):
     """Return a function that applies `change` to the content of a folder's checkpoint.json."""
 
@@ -224,11 +220,8 @@ def edit_json(change):
 
 # Each damage of a checkpoint, and the error message.
 DAMAGES = {
-    "weights damaged": (damage_weights, "expected SHA-256"),
-    "weights deleted": (
-        lambda folder: (folder / "epoch-04.safetensors").unlink(),
-        "cannot read .*epoch-04.safetensors",
-    ),
+    "weights damaged": (lambda folder: (folder / WEIGHTS).write_bytes(b"others"), f"{WEIGHTS}: expected SHA-256"),
+    "weights deleted": (lambda folder: (folder / WEIGHTS).unlink(), f"cannot read .*{WEIGHTS}"),
     "JSON truncated": (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json: expected JSON"),
     "accuracy changed": (
         edit_json(lambda found: found["history"][0].update(validation_accuracy=1.0)),
