@@ -1,4 +1,4 @@
-"""One training: the loop and its checkpoints. The data is on the device as whole tensors; a batch is indices.
+"""One training: the loop and its checkpoints. The data is on the device as a whole; a batch is a tensor of indices.
 
 Each epoch seeds torch's global generator from the training's seed and the epoch's number only, for order, augmentation
 and dropout. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
