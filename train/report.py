@@ -1,23 +1,40 @@
 """The report of a run in Markdown, with plots: target, recipe and results of each model. train/pages has its texts."""
 
+import io
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from model.classifier import DigitClassifier, Outputs, predict
 from model.contract import CLASSES, Manifest
 from model.networks import parameter_count
-from train import plots
 from train.data import Data
 from train.export import Export
 from train.files import write_bytes
+from train.loop import Epoch
 from train.markdown import page, percent, table
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, layer_table
 from train.trainings import Trained
 
 GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
 COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")
+# The line of the goal in a plot.
+GOAL: dict[str, Any] = {"color": "#2a9d5c", "linestyle": "--", "label": f"goal {percent(TARGET_ACCURACY)}"}
+plt.rc("figure", dpi=110)
+plt.rc("figure.constrained_layout", use=True)
+plt.rc("axes", grid=True, axisbelow=True, titlelocation="left")
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color="#e6e6e6")
+plt.rc("legend", frameon=False)
 
 
 def write(out: Path, trained: list[Trained], data: Data, export: Export | None) -> Path:
@@ -35,9 +52,9 @@ def write(out: Path, trained: list[Trained], data: Data, export: Export | None) 
         manifest, accuracy = export.manifest, percent(export.manifest.validation_accuracy)
         exported = page("export", manifest=manifest, budget=PARAMETER_BUDGET, accuracy=accuracy, doubt=doubt(manifest))
     histories = {model.experiment.name: model.history for model in trained}
-    write_bytes(out / "report" / "progression.png", plots.accuracy_curves(histories, TARGET_ACCURACY))
+    write_bytes(out / "report" / "progression.png", accuracy_curves(histories))
     for name, history in histories.items():
-        write_bytes(out / "report" / f"{name}.png", plots.training_curves(name, history, TARGET_ACCURACY))
+        write_bytes(out / "report" / f"{name}.png", training_curves(name, history))
     text = page(
         "report",
         data=data.summary(),
@@ -144,3 +161,44 @@ def choose_threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_]
     ends = np.append(confidence[1:] < confidence[:-1], True)  # equal confidences are accepted together
     enough = np.flatnonzero((accuracy >= goal) & ends)
     return float(confidence[enough[-1]]) if enough.size else None
+
+
+def training_curves(name: str, history: list[Epoch]) -> bytes:
+    """Plot loss and accuracy of one training, on the training and the test images, by epoch."""
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(10, 3.6))
+    lines = {"training (running)": "train", "test": "test"}
+    for label, split in lines.items():
+        losses.plot(range(1, len(history) + 1), [getattr(epoch, f"{split}_loss") for epoch in history], label=label)
+    losses.set(title=f"{name}: loss", yscale="log", xlabel="epoch", ylabel="cross-entropy, nats")
+    found = {label: [getattr(epoch, f"{split}_accuracy") for epoch in history] for label, split in lines.items()}
+    plot_accuracies(accuracies, found, f"{name}: accuracy")
+    return png(figure)
+
+
+def accuracy_curves(histories: dict[str, list[Epoch]]) -> bytes:
+    """Plot the test accuracy of every model by epoch in one figure."""
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    lines = {
+        f"{name}: {100 * history[-1].test_accuracy:.2f} % at the end": [epoch.test_accuracy for epoch in history]
+        for name, history in histories.items()
+    }
+    plot_accuracies(axes, lines, "Test accuracy by epoch")
+    return png(figure)
+
+
+def plot_accuracies(axes: Axes, lines: dict[str, list[float]], title: str) -> None:
+    """Plot accuracies, fractions, in percent by epoch, and the goal. The first epochs may lie below the axis."""
+    for label, accuracies in lines.items():
+        axes.plot(range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker=".", label=label)
+    axes.axhline(100 * TARGET_ACCURACY, **GOAL)
+    low = min(min(accuracies[1:] or accuracies) for accuracies in lines.values())
+    axes.set(title=title, xlabel="epoch", ylabel="%", ylim=(100 * low - 0.2, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right")
+
+
+def png(figure: Figure) -> bytes:
+    """Return `figure` as a PNG, and close it."""
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    plt.close(figure)
+    return buffer.getvalue()

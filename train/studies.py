@@ -7,13 +7,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+
 from model.networks import Model_3, parameter_count
-from train import DivergenceError, paths, plots
+from train import DivergenceError, paths
 from train.data import Data, load
 from train.files import locked, to_json, write_together
 from train.loop import settings as checkpoint_settings
 from train.markdown import page, percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
+from train.report import GOAL, plot_accuracies, png
 from train.trainings import Training, train_all
 
 # The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
@@ -51,8 +55,7 @@ def consistency(
         "trials": trials,
     }
     print(sentence(figures))
-    plot = plots.consistency(name, trials, TARGET_ACCURACY)
-    _write_page(out / "consistency", figures, consistency_page(figures), plot)
+    _write_page(out / "consistency", figures, consistency_page(figures), consistency_plot(figures))
 
 
 def frontier(*, settings: list[str], device_name: str, data_directory: Path, out: Path) -> None:
@@ -71,8 +74,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
         "networks": summaries,
         "diverged": diverged,
     }
-    plot = plots.frontier(summaries, [one[:2] for one in PUBLISHED.values()], TARGET_ACCURACY)
-    _write_page(out / "frontier", figures, frontier_page(figures), plot)
+    _write_page(out / "frontier", figures, frontier_page(figures), frontier_plot(figures))
 
 
 def _networks() -> list[tuple[Experiment, int]]:
@@ -197,3 +199,41 @@ def frontier_page(figures: dict[str, Any]) -> str:
     diverged = f"\n{figures['diverged']}.\n" if figures.get("diverged") else ""
     revisions = ", ".join(figures["source_revisions"])
     return page("frontier", figures=figures, table=table(columns, rows), diverged=diverged, revisions=revisions)
+
+
+def consistency_plot(figures: dict[str, Any]) -> bytes:
+    """Plot the test accuracy of every seed by epoch, from the content of consistency.json."""
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    lines = {  # matplotlib leaves out of the legend what begins with _
+        f"_{trial['settings']['seed']}": [epoch["test_accuracy"] for epoch in trial["history"]]
+        for trial in figures["trials"]
+    }
+    plot_accuracies(axes, lines, f"{figures['model']}: test accuracy, {figures['seeds']} seeds")
+    return png(figure)
+
+
+def frontier_plot(figures: dict[str, Any]) -> bytes:
+    """Plot mean test accuracy by number of parameters, from the content of frontier.json.
+
+    The widths of Model_3 are a line, other networks are points. Error bars span the worst and the best seed. The axis
+    is the logarithm of the error, labelled as accuracy.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 4.8))
+    networks = sorted(figures["networks"], key=lambda one: one["parameters"])
+    family = [one for one in networks if one["model"].startswith("Model_3")]
+    others = [one for one in networks if one not in family]
+    for label, group, style in (("Model_3 in several widths", family, "o-"), ("Model_1 and Model_2", others, "s")):
+        mean, best, worst = (100 * (1 - np.array([one[key] for one in group])) for key in ("mean", "best", "worst"))
+        x, spread = [one["parameters"] for one in group], (mean - best, worst - mean)
+        axes.errorbar(x, mean, spread, fmt=style, capsize=3, label=label)
+    parameters, accuracies, _ = zip(*PUBLISHED.values(), strict=True)
+    axes.plot(parameters, [100 * (1 - accuracy) for accuracy in accuracies], "x", label="others, as published")
+    axes.axhline(100 * (1 - TARGET_ACCURACY), **GOAL)
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters")
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda error, _: f"{100 - error:g}")
+    axes.legend()
+    return png(figure)
