@@ -83,10 +83,7 @@ class DigitClassifier(nn.Module):
         self.doubt = doubt or DoubtHead.of(network)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map uint8 [N, 28, 28] to probabilities, float32 [N, 10], the most probable digit, int64 [N], and the doubt.
-
-        The doubt is float32 [N].
-        """
+        """Map uint8 [N, 28, 28] to probabilities, float32 [N, 10], digits, int64 [N], and doubts, float32 [N]."""
         logits, features = logits_and_features(self.network, normalise(scale(image)))
         probabilities = torch.softmax(logits, dim=1)
         return probabilities, probabilities.argmax(dim=1), self.doubt(features, probabilities)

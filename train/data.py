@@ -125,8 +125,6 @@ def _split(root: str, folder: Path, *, train: bool) -> Split:
         raise TrainError(f"{images_path}: expected shape {['N', *IMAGE.shape]}, found {list(images.shape)}")
     if len(images) != len(labels):
         raise TrainError(f"{labels_path}: expected {len(images)} labels, one per image, found {len(labels)}")
-    if len(labels) < VALIDATION_DIVISOR:
-        raise TrainError(f"{images_path}: expected {VALIDATION_DIVISOR} or more images, found {len(labels)}")
     if labels.max() >= CLASSES:
         raise TrainError(f"{labels_path}: expected labels 0–{CLASSES - 1}, found {int(labels.max())}")
     return Split(images, labels)

@@ -25,10 +25,10 @@ from model import contract
 from model.classifier import DigitClassifier, Outputs, predict
 from model.networks import parameter_count
 from train import TrainError, doubt
+from train.checkpoint import settings
 from train.data import Data, Split
 from train.drawn_digits import with_drawn_digits
 from train.files import read_bytes, sha256, to_json, write_together
-from train.loop import settings
 from train.progression import PROGRESSION
 from train.trainings import Trained
 

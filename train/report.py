@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from model.classifier import DigitClassifier, Outputs, predict
 from model.contract import CLASSES, Manifest
 from model.networks import parameter_count
+from train.checkpoint import Epoch
 from train.data import Data
 from train.export import Export
 from train.files import write_bytes
-from train.loop import Epoch
 from train.markdown import page, percent, table
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, layer_table
 from train.trainings import Trained

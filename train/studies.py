@@ -12,23 +12,16 @@ import numpy as np
 
 from model.networks import Model_3, parameter_count
 from train import DivergenceError, paths
+from train.checkpoint import settings as checkpoint_settings
 from train.data import Data, load
 from train.files import locked, to_json, write_together
-from train.loop import settings as checkpoint_settings
 from train.markdown import page, percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
 from train.report import GOAL, plot_accuracies, png
 from train.trainings import Training, train_all
 
 # The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
-WIDTHS = {
-    (3, 6): 2,
-    (6, 8): 2,
-    (8, 12): 2,
-    (10, 16): 5,
-    (12, 22): 10,
-    (16, 32): 20,
-}
+WIDTHS = {(3, 6): 2, (6, 8): 2, (8, 12): 2, (10, 16): 5, (12, 22): 10, (16, 32): 20}
 # Other networks in the plot: parameters, test accuracy as published (one seed each) and its source.
 PUBLISHED = {
     "Neural Golfing": (575, 0.98, "https://hexhowells.com/posts/neural-golfing.html"),
@@ -229,8 +222,9 @@ def frontier_plot(figures: dict[str, Any]) -> bytes:
     parameters, accuracies, _ = zip(*PUBLISHED.values(), strict=True)
     axes.plot(parameters, [100 * (1 - accuracy) for accuracy in accuracies], "x", label="others, as published")
     axes.axhline(100 * (1 - TARGET_ACCURACY), **GOAL)
-    axes.set(xscale="log", yscale="log")
-    axes.set(xlabel="parameters", ylabel="test accuracy, %", title="Accuracy over parameters")
+    axes.set(
+        xscale="log", xlabel="parameters", yscale="log", ylabel="test accuracy, %", title="Accuracy over parameters"
+    )
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):

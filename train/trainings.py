@@ -26,11 +26,10 @@ from tqdm import tqdm
 import model
 import train
 from train import DivergenceError, TrainError, machine
+from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data, load
-from train.loop import CheckpointFolder, Epoch, fit, settings
+from train.loop import fit
 from train.progression import Experiment
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # When this process is killed, multiprocessing's resource tracker deletes its semaphores, and would warn of them.
 sys.warnoptions.append("ignore:resource_tracker:UserWarning")
@@ -161,7 +160,7 @@ def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
     """Prepare a child process: it ends with its parent, and has its own threads and data."""
     global _data
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]

@@ -9,8 +9,9 @@ from torch import nn
 from torch.optim import SGD
 
 from train import loop
+from train.cuda_graph import captured
 from train.data import Data, Split
-from train.loop import captured, fit
+from train.loop import fit
 from train.progression import PROGRESSION
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -17,11 +17,11 @@ from model import contract
 from model.classifier import DigitClassifier, predict
 from model.networks import Model_3
 from train import TrainError, export
+from train.checkpoint import Epoch, settings
 from train.data import load
 from train.doubt import KINDS
 from train.export import compare, load_classifier, verify
 from train.files import sha256, to_json
-from train.loop import Epoch, settings
 from train.progression import PROGRESSION
 from train.trainings import Trained
 

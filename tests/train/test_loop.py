@@ -13,8 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from model.networks import Model_2
 from train import DivergenceError, TrainError
 from train.augment import Warp
+from train.checkpoint import CheckpointFolder, settings
 from train.data import Split, load
-from train.loop import CheckpointFolder, evaluate, fit, settings
+from train.loop import evaluate, fit
 from train.progression import PROGRESSION, Recipe, with_settings
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from torch import nn
 
 from model.networks import Model_1, Model_2, Model_3
 from train.__main__ import main
-from train.loop import Epoch
+from train.checkpoint import Epoch
 from train.progression import PROGRESSION, Recipe, experiments, with_settings
 from train.run import best_within_budget
 from train.trainings import Trained

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from model.networks import Model_1, Model_3
+from train.checkpoint import Epoch
 from train.data import load
-from train.loop import Epoch
 from train.progression import PROGRESSION
 from train.report import choose_threshold, confidence, section
 from train.trainings import Trained

@@ -1,0 +1,53 @@
+"""A CUDA graph of a training step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+# Trains on the images at the indices, int64 [N], and returns the mean loss and the number correct.
+Step = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def captured(step: Step, network: nn.Module, optimizer: SGD, batch: Tensor) -> Step:
+    """Capture `step`, which trains `network` by `optimizer`, as a CUDA graph; return a function that replays it.
+
+    A graph starts all kernels of a step at once. Started one by one, such small kernels take longer to start than to
+    run. `batch` is an example of the indices that `step` takes; the function takes as many. It returns the same two
+    tensors at every call: read them before the next one. It uses the current learning rate of the optimizer, which has
+    one parameter group, and draws new random numbers. All other Python values are those at the time of the capture, and
+    `step` must not copy anything to or from the CPU. Capturing changes neither weights nor momentum. Source: PyTorch's
+    notes on CUDA semantics, "CUDA Graphs", whole-network capture.
+    """
+    momentum = [
+        optimizer.state[weights].setdefault("momentum_buffer", torch.zeros_like(weights))
+        for weights in network.parameters()
+    ]
+    state = [*network.state_dict().values(), *momentum]
+    before = [tensor.clone() for tensor in state]
+    (group,) = optimizer.param_groups
+    options = dict(group)
+    indices, rate = batch.clone(), torch.tensor(group["lr"], device=batch.device)
+    group |= {"lr": rate, "fused": True}  # only the fused optimizer reads the learning rate from a tensor
+    warm_up = torch.cuda.Stream()  # the first steps choose algorithms, which is not allowed during a capture
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        for _ in range(3):
+            step(indices)
+    torch.cuda.current_stream().wait_stream(warm_up)
+    optimizer.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step(indices)
+    group |= options
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+
+    def replay(batch: Tensor) -> tuple[Tensor, Tensor]:
+        indices.copy_(batch)
+        rate.fill_(group["lr"])
+        graph.replay()
+        return results
+
+    return replay
