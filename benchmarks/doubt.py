@@ -30,10 +30,10 @@ from serve.pictures.decode import decode
 from serve.pictures.preprocess import ImageError, to_mnist
 from train import doubt
 from train.data import Data, load
+from train.export import load_classifier
 from train.markdown import table
 from train.paths import RELEASE
 from train.progression import PROGRESSION
-from train.verify import load_classifier
 
 SEED = 3
 MAHALANOBIS_IMAGES = 20_000  # training images for its means and covariance

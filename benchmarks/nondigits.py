@@ -1,6 +1,6 @@
 """Pictures of non-digits, to measure `doubt`: each kind is a function of a random generator and of MNIST's digits.
 
-The kinds in FITTED resemble those of train.nondigits, but come from other code, other fonts and other digits. Nothing
+The kinds in FITTED resemble those of train.doubt, but come from other code, other fonts and other digits. Nothing
 is trained or tuned on the kinds in HELD_OUT.
 """
 
@@ -18,7 +18,7 @@ from PIL.Image import Resampling
 
 SIDE = 280  # pixels
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-# Other fonts than those of train.nondigits, which draws DejaVu's letters.
+# Other fonts than those of train.doubt, which draws DejaVu's letters.
 LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
 LOOKALIKES = "IOSZbglqosz"  # these look like handwritten 1, 0, 5, 2, 6, 9: measured separately

@@ -1,7 +1,10 @@
 """The exported classifier: raw pixels in; probabilities, digit and doubt out."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.contract import CLASSES, SIDE
@@ -19,6 +22,7 @@ def normalise(scaled: Tensor) -> Tensor:
     return (scaled - MEAN) / STD
 
 
+Outputs = tuple[NDArray[Any], ...]  # probabilities [N, 10], digits [N] and doubts [N]
 Features = tuple[Tensor, Tensor]  # of the doubt head: [N, F] for the detectors and [N, S] for all digits alike
 
 
@@ -68,7 +72,7 @@ class DoubtHead(nn.Module):
 
 
 class DigitClassifier(nn.Module):
-    """A network with normalisation, softmax and doubt head.
+    """A network with normalisation, softmax and doubt head; without a fitted one, an unfitted one.
 
     Normalisation is part of the graph, so that training and serving cannot disagree about it.
     """
@@ -76,17 +80,18 @@ class DigitClassifier(nn.Module):
     def __init__(self, network: nn.Module, doubt: DoubtHead | None = None) -> None:
         super().__init__()
         self.network = network
-        self.doubt = doubt
+        self.doubt = doubt or DoubtHead.of(network)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Map uint8 [N, 28, 28] to probabilities, float32 [N, 10], the most probable digit, int64 [N], and the doubt.
-
-        The doubt is float32 [N]. A classifier without a doubt head returns only the first two.
-        """
-        normalised = normalise(scale(image))
-        if self.doubt is None:
-            probabilities = torch.softmax(self.network(normalised), dim=1)
-            return probabilities, probabilities.argmax(dim=1)
-        logits, features = logits_and_features(self.network, normalised)
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map uint8 [N, 28, 28] to probabilities, float32 [N, 10], digits, int64 [N], and doubts, float32 [N]."""
+        logits, features = logits_and_features(self.network, normalise(scale(image)))
         probabilities = torch.softmax(logits, dim=1)
         return probabilities, probabilities.argmax(dim=1), self.doubt(features, probabilities)
+
+
+def predict(classifier: DigitClassifier, images: Tensor) -> Outputs:
+    """Return the outputs of `classifier`, on the CPU, for uint8 [N, 28, 28] `images`; see DigitClassifier.forward."""
+    classifier = classifier.cpu().eval()
+    with torch.inference_mode():
+        outputs = zip(*(classifier(batch) for batch in images.cpu().split(1_000)), strict=True)
+        return tuple(torch.cat(parts).numpy() for parts in outputs)

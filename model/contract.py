@@ -78,7 +78,7 @@ class Doubt:
     threshold: float  # chosen on the validation images
     validation_doubted: float  # fraction of the validation images, which are digits
     test_doubted: float  # fraction of the test images
-    caught: dict[str, float]  # fraction doubted of each kind of train.nondigits
+    caught: dict[str, float]  # fraction doubted of each kind of non-digit in train.doubt
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ def metadata(manifest: dict[str, Any]) -> dict[str, str]:
 
 def check_graph(session: Any) -> None:
     """Raise ContractError if the graph in `session`, of ONNX Runtime, has other inputs or outputs."""
-    parts = (("inputs", INPUTS, session.get_inputs()), ("outputs", OUTPUTS, session.get_outputs()))
-    for part, specs, values in parts:
+    for part, specs, values in ("inputs", INPUTS, session.get_inputs()), ("outputs", OUTPUTS, session.get_outputs()):
         expected = [(spec.name, ONNX_TYPES[spec.dtype], ["batch", *spec.shape]) for spec in specs]
         found = [(value.name, value.type, value.shape) for value in values]
         if found != expected:

@@ -14,36 +14,20 @@ from types import FrameType
 
 from train import TrainError, paths
 
-# Commands import their modules when they run: importing torch takes seconds, and --help should be fast.
-
-
-def _imported(module: str, name: str) -> Callable[..., None]:
-    """Return a function that imports train.`module` and calls the function `name` in it."""
-    return lambda **options: getattr(import_module(f"train.{module}"), name)(**options)
-
-
-def _verify(folder: Path, data_directory: Path) -> None:
-    from train.data import load
-    from train.verify import verify
-
-    print(f"{folder}: verified {verify(folder, load(data_directory)).outcome()}")
-
-
-def _release(out: Path, data_directory: Path, force: bool) -> None:
-    from train.release import release
-
-    release(out / "release", data_directory=data_directory, force=force)
-
-
-EXAMPLES = """\
+# Each command, by name, with its function and what it does; the name of the main one is empty.
+COMMANDS = {
+    "": ("run.run", "Train the progression, export the best model, write a report."),
+    "consistency": ("studies.consistency", "Train one model with seeds 1 to N; write a table and a plot."),
+    "frontier": ("studies.frontier", "Train Model_3 in several widths; write the accuracy by number of parameters."),
+    "verify": ("run.verify", "Verify an export: hashes, contract, test accuracy, every test image."),
+    "release": ("run.release", "Verify OUT/release again and copy it to model/release with a model card."),
+}
+OTHERS = "\n".join(f"  {name:<13} {description}" for name, (_, description) in COMMANDS.items() if name)
+EPILOG = f"""\
 other commands, each with its own --help:
-  consistency   train one model with many seeds, and write a table and a plot
-  frontier      train Model_3 in several widths, and write the accuracy by number of parameters
-  verify        verify an export: hashes, contract, test accuracy, and every test image against PyTorch
-  release       verify OUT/release again and copy it to model/release with a model card
+{OTHERS}
 
 examples:
-  python -m train
   python -m train --models Model_3 --seed 2 --set learning_rate=0.05 --out artifacts/seed-2
   python -m train consistency --model Model_3 --seeds 10
   python -m train verify artifacts/release
@@ -58,10 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     parsers = _parsers()
     name = arguments[0] if arguments and arguments[0] in parsers else ""
     options = vars(parsers[name].parse_args(arguments[1:] if name else arguments))
-    command = options.pop("command")
+    if epochs := options.pop("epochs", None):
+        options["settings"] = [*options["settings"], f"epochs={epochs}"]
+    module, _, function = options.pop("command").partition(".")
     try:
         import_module("fcntl")  # which Windows lacks
-        command(**options)
+        # Imported here: torch takes seconds, and --help should be fast.
+        getattr(import_module(f"train.{module}"), function)(**options)
     except ModuleNotFoundError as missing:
         fault = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, then run"
         fault += " .venv/bin/python -m train"
@@ -76,66 +63,46 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command; the name of the main one is empty."""
+    """Return the parser of each command."""
     data, out, training = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     data.add_argument("--data", dest="data_directory", type=Path, default=paths.DATA, help="folder of four IDX files")
     out.add_argument("--out", type=Path, default=Path("artifacts"), help="output folder (default: artifacts)")
-    training.add_argument("--epochs", dest="settings", action="append", type=_epochs, metavar="N", help="(default: 15)")
+    training.add_argument("--epochs", type=_whole(1), metavar="N", help="(default: 15)")
     change = "change a field of the recipe, for example learning_rate=0.05 or augmentation.degrees=10; repeatable"
     training.add_argument("--set", dest="settings", action="append", metavar="FIELD=VALUE", help=change)
     training.set_defaults(settings=[])
     training.add_argument("--device", dest="device_name", choices=["auto", "cpu", "cuda"], default="auto")
-    trains = [training, out, data]
-
-    run = _parser("", _imported("run", "run"), "Train the progression, export the best model, write a report.", trains)
-    run.add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
-    run.add_argument("--seed", type=SEED, default=1, help="seed of weights, order and augmentation (default: 1)")
-    seeds = "Train one model with seeds 1 to N and write OUT/consistency/: table, plot and the history of every seed."
-    consistency = _parser("consistency", _imported("studies", "consistency"), seeds, trains)
-    consistency.add_argument("--model", dest="name", metavar="MODEL", default="Model_3", help="(default: Model_3)")
-    consistency.add_argument("--seeds", type=POSITIVE, default=10, metavar="N", help="(default: 10)")
-    widths = "Train Model_3 in several widths with several seeds each and write OUT/frontier/: table, plot and figures."
-    frontier = _parser("frontier", _imported("studies", "frontier"), widths, trains)
-    verify = _parser("verify", _verify, "Verify the export in FOLDER on every image of the test set.", [data])
-    verify.add_argument("folder", type=Path, metavar="FOLDER")
-    copy = "Verify the export in OUT/release again and copy it to model/release with a model card."
-    release = _parser("release", _release, copy, [out, data])
-    release.add_argument("--force", action="store_true", help="also release a model that misses the target accuracy")
-    return {"": run, "consistency": consistency, "frontier": frontier, "verify": verify, "release": release}
-
-
-def _parser(
-    name: str, command: Callable[..., None], description: str, parents: list[argparse.ArgumentParser]
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m train {name}".strip(),
-        description=description,
-        epilog=None if name else EXAMPLES,
-        formatter_class=argparse.HelpFormatter if name else argparse.RawDescriptionHelpFormatter,
-        parents=parents,
-        allow_abbrev=False,
+    parsers = {}
+    for name, (command, description) in COMMANDS.items():
+        parsers[name] = argparse.ArgumentParser(
+            prog=f"python -m train {name}".strip(),
+            description=description,
+            epilog=None if name else EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents={"verify": [data], "release": [out, data]}.get(name, [training, out, data]),
+            allow_abbrev=False,
+        )
+        parsers[name].set_defaults(command=command)
+    parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
+    parsers[""].add_argument(
+        "--seed", type=_whole(0), default=1, help="of weights, order and augmentation (default: 1)"
     )
-    parser.set_defaults(command=command)
-    return parser
+    parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="(default: Model_3)")
+    parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="(default: 10)")
+    parsers["verify"].add_argument("folder", type=Path, metavar="FOLDER")
+    parsers["release"].add_argument("--force", action="store_true", help="also release a model that misses the target")
+    return parsers
 
 
-def _whole(expected: str, accepted: range) -> Callable[[str], int]:
-    """Return a parser of whole numbers in `accepted`. `expected` describes them in the error message."""
+def _whole(lowest: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `lowest` to 2**32 - 1."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) not in accepted:
-            raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
+        if not text.isdecimal() or not lowest <= int(text) < 2**32:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {lowest} to {2**32 - 1}, found {text}")
         return int(text)
 
     return parse
-
-
-POSITIVE = _whole("a positive whole number", range(1, 2**32))
-SEED = _whole(f"a whole number from 0 to {2**32 - 1}", range(2**32))
-
-
-def _epochs(text: str) -> str:
-    return f"epochs={POSITIVE(text)}"
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

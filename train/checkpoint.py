@@ -1,8 +1,7 @@
-"""Checkpoints: the training's whole state after every epoch, as safetensors and JSON.
+"""A checkpoint: the training's whole state after an epoch, so that a training can resume.
 
-A folder has `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of
-both). checkpoint.json is replaced last, so the folder has a complete checkpoint at any time, even after a crash.
-train.loop.fit resumes from it.
+It is `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of both).
+checkpoint.json is replaced last, so the folder has a complete checkpoint at any time, even after a crash.
 """
 
 import json
@@ -10,15 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from train import SettingsError, TrainError
+from train import TrainError
 from train.data import Data
-from train.files import read_bytes, read_json, sha256, to_json, write_bytes
+from train.files import read_bytes, sha256, to_json, write_bytes
 from train.machine import provenance
 from train.progression import Experiment
 
@@ -70,14 +70,10 @@ class CheckpointFolder:
             "provenance": provenance(network),
             "weights": {"file": weights, "sha256": sha256(content)},
             "optimizer": state["param_groups"],
-            "scheduler": _json_values(scheduler.state_dict()),
+            "scheduler": scheduler.state_dict(),
             "history": [asdict(epoch) for epoch in history],
         }
         self.write({weights: content, "checkpoint.json": to_json(checkpoint | {"sha256": _digest(checkpoint)})})
-
-    def files(self) -> dict[str, bytes]:
-        """Return the content of the checkpoint's files by name, checkpoint.json last."""
-        return {path.name: read_bytes(path) for path in (*self.path.glob("epoch-*"), self.path / "checkpoint.json")}
 
     def write(self, files: dict[str, bytes]) -> None:
         """Write the `files` of a checkpoint one after the other, and delete the weights of the one before."""
@@ -92,11 +88,26 @@ class CheckpointFolder:
     ) -> tuple[list[Epoch], dict[str, Any]]:
         """Load the last checkpoint into the given objects and return its history and provenance; both empty if none.
 
-        Raises SettingsError if the folder belongs to another training, and TrainError if it is damaged.
+        Raises TrainError if the folder belongs to another training or is damaged.
         """
-        if not (self.path / "checkpoint.json").exists():
+        path = self.path / "checkpoint.json"
+        if not path.exists():
             return [], {}
-        checkpoint, tensors = self._read()
+        try:
+            checkpoint = msgspec.json.decode(read_bytes(path), type=dict[str, Any])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise TrainError(f"{path}: expected JSON, found: {error}") from error
+        self._check_hash(path, checkpoint.pop("sha256", None), _digest(checkpoint))
+        for name, value in self.settings.items():
+            if (found := checkpoint["settings"].get(name)) != value:
+                raise TrainError(
+                    f"{self.path} holds a training with {name} {found}, this one has {name} {value}: "
+                    "choose another --out, or delete it"
+                )
+        weights = self.path / checkpoint["weights"]["file"]
+        content = read_bytes(weights)
+        self._check_hash(weights, checkpoint["weights"]["sha256"], sha256(content))
+        tensors = safetensors.torch.load(content)
         network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
         if optimizer and scheduler:
             state = {
@@ -108,24 +119,6 @@ class CheckpointFolder:
             scheduler.load_state_dict(checkpoint["scheduler"])
         return [Epoch(**epoch) for epoch in checkpoint["history"]], checkpoint["provenance"]
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the checkpoint and its tensors, with settings and hashes checked."""
-        path = self.path / "checkpoint.json"
-        checkpoint = read_json(path)
-        found = checkpoint.get("settings") if isinstance(checkpoint, dict) else None
-        for name, value in self.settings.items():
-            other = found.get(name) if isinstance(found, dict) else None
-            if other != value:
-                raise SettingsError(
-                    f"{self.path} holds a training with {name} {other}, this one has {name} {value}: "
-                    "choose another --out, or delete it"
-                )
-        self._check_hash(path, checkpoint.pop("sha256", None), _digest(checkpoint))
-        weights = self.path / checkpoint["weights"]["file"]
-        content = read_bytes(weights)
-        self._check_hash(weights, checkpoint["weights"]["sha256"], sha256(content))
-        return checkpoint, safetensors.torch.load(content)
-
     def _check_hash(self, path: Path, expected: str | None, found: str) -> None:
         if found != expected:
             raise TrainError(f"{path}: expected SHA-256 {expected}, found {found}; delete {self.path} to train again")
@@ -133,8 +126,3 @@ class CheckpointFolder:
 
 def _digest(checkpoint: dict[str, Any]) -> str:
     return sha256(json.dumps(checkpoint, sort_keys=True).encode())
-
-
-def _json_values(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a scheduler's state that JSON can hold. JSON keeps floats exactly."""
-    return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list))}

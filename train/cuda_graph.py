@@ -1,7 +1,4 @@
-"""Capture a training step on a GPU as a CUDA graph, which is then replayed for every batch.
-
-A graph starts all kernels of a step at once. Started one by one, such small kernels take longer to start than to run.
-"""
+"""A CUDA graph of a training step."""
 
 from collections.abc import Callable
 
@@ -16,9 +13,10 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 def captured(step: Step, network: nn.Module, optimizer: SGD, batch: Tensor) -> Step:
     """Capture `step`, which trains `network` by `optimizer`, as a CUDA graph; return a function that replays it.
 
-    `batch` is an example of the indices that `step` takes; the function takes as many. It returns the same two tensors
-    at every call: read them before the next one. It uses the current learning rate of the optimizer, which has one
-    parameter group, and draws new random numbers. All other Python values are those at the time of the capture, and
+    A graph starts all kernels of a step at once. Started one by one, such small kernels take longer to start than to
+    run. `batch` is an example of the indices that `step` takes; the function takes as many. It returns the same two
+    tensors at every call: read them before the next one. It uses the current learning rate of the optimizer, which has
+    one parameter group, and draws new random numbers. All other Python values are those at the time of the capture, and
     `step` must not copy anything to or from the CPU. Capturing changes neither weights nor momentum. Source: PyTorch's
     notes on CUDA semantics, "CUDA Graphs", whole-network capture.
     """

@@ -8,13 +8,14 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
 from model.contract import CLASSES, IMAGE
-from train import DataError, paths
+from train import TrainError, paths
 from train.files import read_bytes, sha256, write_bytes
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -54,13 +55,16 @@ class Data:
         """Return the name of the folder."""
         return self.directory.resolve().name
 
+    def summary(self) -> dict[str, Any]:
+        """Return the name and the number of images of each split."""
+        return {"name": self.name, **{part: len(getattr(self, part)) for part in ("train", "validation", "test")}}
+
 
 def load(directory: Path = paths.DATA) -> Data:
     """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision keeps them, in its MNIST/raw.
 
-    If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises DataError with the
-    file, the expected and the found if a file is missing, damaged or altered, and TrainError if the temporary folder,
-    which holds the unpacked files for torchvision, has too little space.
+    If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises TrainError if a file
+    is missing, damaged or altered, or if the temporary folder, which holds the unpacked files, has too little space.
     """
     folder = directory / RAW if (directory / RAW).is_dir() else directory
     expected = _expected_hashes(folder / SUMS)
@@ -87,10 +91,9 @@ def _expected_hashes(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     lines = (line.split() for line in read_bytes(path).decode(errors="replace").splitlines())
-    hashes = {line[1].removeprefix("*").removeprefix("./"): line[0].lower() for line in lines if len(line) == 2}
-    for name in FILES:
-        if name not in hashes:
-            raise DataError(f"{path}: expected a line for {name}, found lines for {', '.join(hashes) or 'no file'}")
+    hashes = {line[1].lstrip("*./"): line[0].lower() for line in lines if len(line) == 2}
+    if missing := [name for name in FILES if name not in hashes]:
+        raise TrainError(f"{path}: expected a line for {missing[0]}, found lines for {', '.join(hashes) or 'no file'}")
     return hashes
 
 
@@ -103,27 +106,25 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
         content = gzip.decompress(content) if path == packed else content
     except (OSError, EOFError, zlib.error) as error:
         found = f"{len(content):,} bytes that are not: {error}"
-        raise DataError(f"{path}: expected a whole gzip file, found {found}") from error
+        raise TrainError(f"{path}: expected a whole gzip file, found {found}") from error
     if expected and (found := sha256(content)) != expected:
-        raise DataError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
+        raise TrainError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
     return content
 
 
 def _split(root: str, folder: Path, *, train: bool) -> Split:
-    """Read the training or the test set with torchvision. Raises DataError with its files in `folder`."""
+    """Read the training or the test set with torchvision. Raises TrainError with its files in `folder`."""
     images_path, labels_path = (folder / name for name in (FILES[:2] if train else FILES[2:]))
     try:
         found = MNIST(root, train)
     except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         both = f"{images_path}, {labels_path.name}"
-        raise DataError(f"{both}: expected IDX of uint8, images and labels; torchvision found: {error!r}") from error
+        raise TrainError(f"{both}: expected IDX of uint8, images and labels; torchvision found: {error!r}") from error
     images, labels = found.data, found.targets
     if images.shape[1:] != IMAGE.shape:
-        raise DataError(f"{images_path}: expected shape {['N', *IMAGE.shape]}, found {list(images.shape)}")
+        raise TrainError(f"{images_path}: expected shape {['N', *IMAGE.shape]}, found {list(images.shape)}")
     if len(images) != len(labels):
-        raise DataError(f"{labels_path}: expected {len(images)} labels, one per image, found {len(labels)}")
-    if len(labels) < VALIDATION_DIVISOR:
-        raise DataError(f"{images_path}: expected {VALIDATION_DIVISOR} or more images, found {len(labels)}")
+        raise TrainError(f"{labels_path}: expected {len(images)} labels, one per image, found {len(labels)}")
     if labels.max() >= CLASSES:
-        raise DataError(f"{labels_path}: expected labels 0–{CLASSES - 1}, found {int(labels.max())}")
+        raise TrainError(f"{labels_path}: expected labels 0–{CLASSES - 1}, found {int(labels.max())}")
     return Split(images, labels)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train import SettingsError, TrainError
+from train import TrainError
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
@@ -50,14 +50,6 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`. Raises TrainError if it cannot be read or is not JSON."""
-    try:
-        return json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise TrainError(f"{path}: expected JSON, found: {error}") from error
-
-
 def read_bytes(path: Path) -> bytes:
     """Return the content of `path`. Raises TrainError if it cannot be read."""
     try:
@@ -75,8 +67,7 @@ def sha256(content: bytes) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder` against other runs, and create it if needed. The system releases the lock when the process ends.
 
-    Raises SettingsError if another run holds the lock, and TrainError if the folder is not writable, before any
-    training.
+    Raises TrainError if another run holds the lock, or if the folder is not writable.
     """
     path = folder / ".lock"
     try:
@@ -88,5 +79,5 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise SettingsError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+            raise TrainError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
         yield

@@ -1,4 +1,4 @@
-"""The training loop. The data is on the device as whole tensors; a batch is a tensor of indices.
+"""One training: the loop. The data is on the device as a whole; a batch is a tensor of indices.
 
 Each epoch seeds torch's global generator from the training's seed and the epoch's number only, for order, augmentation
 and dropout. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from model.classifier import normalise, scale
-from train import DivergenceError, SettingsError
+from train import DivergenceError, TrainError
 from train.checkpoint import CheckpointFolder, Epoch
 from train.cuda_graph import Step, captured
 from train.data import Data, Split
@@ -41,14 +41,14 @@ def fit(
     """Train the network of `experiment` by its recipe and return it with its history, one entry per epoch.
 
     Resumes from the last checkpoint in `checkpoints` and writes one after every epoch. `on_epoch` is called after every
-    epoch. `position`: the line of the progress bar, which only a terminal has; None: no bar. Raises SettingsError if
+    epoch. `position`: the line of the progress bar, which only a terminal has; None: no bar. Raises TrainError if
     torch refuses the recipe, and DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
     images = with_drawn_digits(data.train, recipe.drawn_digits)
     batches = len(images) // recipe.batch_size
     if batches * recipe.epochs < MINIMUM_BATCHES:
-        raise SettingsError(
+        raise TrainError(
             f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
             f"found {batches * recipe.epochs}: {len(images)} images, {recipe.epochs} epochs"
         )
@@ -57,30 +57,36 @@ def fit(
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer, scheduler = _optimizer(network, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
-    step = _step(network, optimizer, train, recipe)
     hidden = True if position is None else None  # None: only on a terminal
-    if device.type == "cuda":
-        network.train()
-        step = captured(step, network, optimizer, torch.arange(recipe.batch_size, device=device))
 
+    def step(batch: Tensor) -> tuple[Tensor, Tensor]:
+        loss, right = batch_loss(network, train, batch, recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), right
+
+    network.train()
+    example = torch.arange(recipe.batch_size, device=device)
+    run: Step = captured(step, network, optimizer, example) if device.type == "cuda" else step
     for number in range(len(history) + 1, recipe.epochs + 1):
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
+        # Without the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
+        order = torch.randperm(len(train), device=device)[: batches * recipe.batch_size].view(batches, -1)
         name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:
             with tqdm(total=batches, desc=name, position=position, leave=False, disable=hidden) as progress:
                 figures = (
-                    *_train_epoch(step, scheduler, _batches(train, recipe.batch_size), progress),
+                    *_train_epoch(run, scheduler, order, progress),
                     *evaluate(network, validation),
                     *evaluate(network, test),
                 )
         except FloatingPointError as error:
             loss, place = error.args
             message = f"{experiment.name}, seed {seed}: the loss became {loss} in epoch {number}, {place}"
-            if checkpoints and history:
-                message += f"; the checkpoint of epoch {number - 1} is intact"
-            raise DivergenceError(message, epoch=number) from error
+            raise DivergenceError(message) from error
         history.append(Epoch(number, *figures, round(time.perf_counter() - started, 2)))
         if checkpoints:
             checkpoints.save(network, optimizer, scheduler, history)
@@ -105,16 +111,11 @@ def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
 
 def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRScheduler]:
     """Return the optimizer and the learning rate schedule of `recipe` over `steps`."""
+    momentum, nesterov, decay = recipe.momentum, recipe.nesterov, recipe.weight_decay
     try:
-        optimizer = SGD(
-            network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-        )
+        optimizer = SGD(network.parameters(), recipe.learning_rate, momentum, nesterov=nesterov, weight_decay=decay)
     except ValueError as error:
-        raise SettingsError(f"the recipe: {error}") from error
+        raise TrainError(f"the recipe: {error}") from error
     if not recipe.one_cycle:
         return optimizer, ConstantLR(optimizer, factor=1.0)
     # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from 1/25 of the peak up to it in the first
@@ -123,36 +124,11 @@ def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRS
     return optimizer, schedule
 
 
-def _prepare(images: Tensor, recipe: Recipe) -> Tensor:
-    scaled = scale(images)
-    return normalise(recipe.augmentation(scaled) if recipe.augmentation else scaled)
-
-
 def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Return the mean loss on the augmented images of `split` at the indices `batch`, and the number correct."""
-    labels = split.labels[batch]
-    logits = network(_prepare(split.images[batch], recipe))
+    images, labels = scale(split.images[batch]), split.labels[batch]
+    logits = network(normalise(recipe.augmentation(images) if recipe.augmentation else images))
     return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()
-
-
-def _step(network: nn.Module, optimizer: SGD, split: Split, recipe: Recipe) -> Step:
-    """Return the function that trains `network` on the images of `split` at the given indices."""
-
-    def step(batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss, right = batch_loss(network, split, batch, recipe)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach(), right
-
-    return step
-
-
-def _batches(split: Split, size: int) -> Tensor:
-    """Return the indices of `split` in random order, [batches, size]."""
-    # Drop the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
-    order = torch.randperm(len(split), device=split.labels.device)
-    return order[: len(split) // size * size].view(-1, size)
 
 
 def _train_epoch(step: Step, scheduler: LRScheduler, batches: Tensor, progress: "tqdm[None]") -> tuple[float, float]:

@@ -13,16 +13,17 @@ import torch
 from torch import nn
 
 from model.cores import available_cores
-from train import SettingsError, paths
+from train import TrainError, paths
 
 REQUIRED_MEMORY = 2_000 * 2**20  # bytes per training; measured on a CPU: 1,500 MiB are too few to verify an export
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
+@cache
 def pick(name: str) -> torch.device:
     """Return the device for `auto` (a usable GPU, else the CPU), `cpu` or `cuda`, and configure torch for it.
 
-    Limits torch's threads to the container's CPU limit, which torch itself ignores. Raises SettingsError for `cuda` if
+    Limits torch's threads to the container's CPU limit, which torch itself ignores. Raises TrainError for `cuda` if
     there is no usable GPU; `auto` says in one line if torch has found one that it cannot use.
     """
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
@@ -33,15 +34,11 @@ def pick(name: str) -> torch.device:
     if not (fault := _gpu_fault()):
         return torch.device("cuda")
     if name == "cuda":
-        raise SettingsError(f"--device cuda: expected a CUDA GPU, found {fault}; use --device auto or cpu")
-    _print_once(f"--device auto: expected a CUDA GPU, found {fault}; training on the CPU")
+        raise TrainError(f"--device cuda: expected a CUDA GPU, found {fault}; use --device auto or cpu")
+    print(f"--device auto: expected a CUDA GPU, found {fault}; training on the CPU")
     return torch.device("cpu")
 
 
-_print_once = cache(print)
-
-
-@cache
 def _gpu_fault() -> str:
     """Return what is wrong with the GPU; nothing if a kernel runs on it."""
     if not torch.cuda.is_available():
@@ -62,12 +59,11 @@ def describe(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.machine()
 
 
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

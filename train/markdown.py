@@ -1,17 +1,17 @@
-"""Markdown for reports, the model card and the pages in docs/: tables and percentages."""
+"""Markdown for reports, the model card and the pages in docs/: tables, percentages, and the texts in train/pages."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def page(name: str, /, **values: Any) -> str:
+    """Return the text pages/`name`.md with its fields in braces replaced by `values`, as str.format does."""
+    return (Path(__file__).parent / "pages" / f"{name}.md").read_text("utf-8").format(**values)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Return a Markdown table. The first `left` columns are aligned left, the others (numbers) right.
-
-    Raises ValueError if a row has more or fewer cells than `header`.
-    """
-    rows = list(rows)
-    for row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"expected {len(header)} cells in a table's row, found {len(row)}: {row}")
+    """Return a Markdown table. The first `left` columns are aligned left, the others (numbers) right."""
     alignment = "|" + "---|" * left + "---:|" * (len(header) - left)
     return "\n".join([_line(header), alignment, *map(_line, rows)])
 

@@ -5,4 +5,3 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data" / "mnist"
 RELEASE = ROOT / "model" / "release"
-CONSISTENCY = ROOT / "docs" / "consistency.json"

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.contract import SIDE
 from model.networks import Model_1, Model_2, Model_3
-from train import SettingsError
+from train import TrainError
 from train.augment import Warp
 
 # The goal: this test accuracy at the last epoch with every seed, within these budgets.
@@ -121,7 +121,7 @@ PROGRESSION: dict[str, Experiment] = {
 def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     """Return `experiment` with a recipe changed by `settings`: FIELD=VALUE, or augmentation.FIELD=VALUE.
 
-    Raises SettingsError for an unknown field, and for a value of another type.
+    Raises TrainError for an unknown field, and for a value of another type.
     """
     values = asdict(experiment.recipe)
     for setting in settings:
@@ -130,12 +130,12 @@ def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment
         recipe = {"": values, "augmentation": values["augmentation"]}.get(owner) or {}
         if name not in recipe:
             known = [field.name for field in fields(Recipe)] + [f"augmentation.{field.name}" for field in fields(Warp)]
-            raise SettingsError(f"--set {setting}: expected FIELD=VALUE with a field of {', '.join(known)}")
+            raise TrainError(f"--set {setting}: expected FIELD=VALUE with a field of {', '.join(known)}")
         try:
             recipe[name] = json.loads(value)
             changed = msgspec.convert(values, Recipe)
         except (ValueError, msgspec.MsgspecError) as error:
-            raise SettingsError(f"--set {setting}: expected a value of that field as JSON, found: {error}") from error
+            raise TrainError(f"--set {setting}: expected a value of that field as JSON, found: {error}") from error
         experiment = replace(experiment, recipe=changed)
     return experiment
 
@@ -143,16 +143,15 @@ def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment
 def experiments(names: Iterable[str] | None = None, settings: Iterable[str] = ()) -> list[Experiment]:
     """Return the named experiments, or all, in the progression's order, with recipes changed by `settings`.
 
-    Raises SettingsError for an unknown name, and the errors of with_settings.
+    Raises TrainError for an unknown name, and the errors of with_settings.
     """
     names = set(PROGRESSION if names is None else names)
     if unknown := sorted(names - PROGRESSION.keys()):
-        raise SettingsError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
+        raise TrainError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
     return [with_settings(one, settings) for one in PROGRESSION.values() if one.name in names]
 
 
 def layer_table(network: nn.Module) -> str:
     """Return torchinfo's table of the layers of `network`, for one image."""
     columns = ("output_size", "kernel_size", "num_params")
-    size = (1, 1, SIDE, SIDE)
-    return str(torchinfo.summary(network, size, col_names=columns, device="cpu", mode="eval", verbose=0))
+    return str(torchinfo.summary(network, (1, 1, SIDE, SIDE), col_names=columns, device="cpu", mode="eval", verbose=0))

@@ -1,27 +1,40 @@
-"""The report of a run in Markdown with plots: target, recipe, results and findings of each model."""
+"""The report of a run in Markdown, with plots: target, recipe and results of each model. train/pages has its texts."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import io
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from model.classifier import DigitClassifier
-from model.contract import Manifest
+from model.classifier import DigitClassifier, Outputs, predict
+from model.contract import CLASSES, Manifest
 from model.networks import parameter_count
-from train import plots
-from train.data import Data, Split
+from train.checkpoint import Epoch
+from train.data import Data
+from train.export import Export
 from train.files import write_bytes
-from train.markdown import percent, table
+from train.markdown import page, percent, table
 from train.progression import EPOCH_BUDGET, PARAMETER_BUDGET, TARGET_ACCURACY, layer_table
 from train.trainings import Trained
-from train.verify import Export, Outputs, predict
 
-SHOWN_ERRORS = 100
-BINS = 15  # of confidence, of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", 2017
 GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
 COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")
+# The line of the goal in a plot.
+GOAL: dict[str, Any] = {"color": "#2a9d5c", "linestyle": "--", "label": f"goal {percent(TARGET_ACCURACY)}"}
+plt.rc("figure", dpi=110)
+plt.rc("figure.constrained_layout", use=True)
+plt.rc("axes", grid=True, axisbelow=True, titlelocation="left")
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", color="#e6e6e6")
+plt.rc("legend", frameon=False)
 
 
 def write(out: Path, trained: list[Trained], data: Data, export: Export | None) -> Path:
@@ -29,29 +42,35 @@ def write(out: Path, trained: list[Trained], data: Data, export: Export | None) 
 
     Confidence and errors are those of the `export` or, without one, of the last model.
     """
-    name = export.manifest.model if export else trained[-1].experiment.name
     classifier = export.classifier if export else DigitClassifier(trained[-1].network)
     validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
-    folder = out / "report"
+    confusion = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    np.add.at(confusion, (data.test.labels.numpy(), test[1]), 1)
+    rows = [[f"**{digit}**", *map(str, counts)] for digit, counts in enumerate(confusion)]
+    exported = f"Nothing was exported: this run has no verified model with at most {PARAMETER_BUDGET:,} parameters.\n"
+    if export:
+        manifest, accuracy = export.manifest, percent(export.manifest.validation_accuracy)
+        exported = page("export", manifest=manifest, budget=PARAMETER_BUDGET, accuracy=accuracy, doubt=doubt(manifest))
     histories = {model.experiment.name: model.history for model in trained}
-    progression = plots.accuracy_curves(histories, TARGET_ACCURACY)
-    text, diagram = confidence(data, validation, test, "report/reliability.png")
-    write_bytes(folder / "reliability.png", diagram)
-    parts = [
-        f"# The progression on {data.name}\n",
-        f"Goal: {percent(TARGET_ACCURACY)} test accuracy at the last epoch, with at most {EPOCH_BUDGET} epochs and "
-        f"{PARAMETER_BUDGET:,} parameters. {len(data.train):,} training images, {len(data.validation):,} validation "
-        f"images (held out), and {len(data.test):,} test images, which are only reported, never used. Seed "
-        f"{trained[-1].seed}: this is one run; for many seeds, see `python -m train consistency`.\n",
-        _comparison(trained),
-        _export(export.manifest if export else None),
-        _image(folder / "progression.png", progression, "Test accuracy of each model by epoch"),
-        *(_section(model, data, folder) for model in trained),
-        f"## Confidence of {name}\n\n{text}",
-        *([f"## Doubt of the export\n\n{doubt_table(export.manifest)}"] if export else []),
-        f"## Errors of {name}\n\n{_errors(data.test, test, folder)}",
-    ]
-    write_bytes(out / "report.md", "\n".join(parts).encode())
+    write_bytes(out / "report" / "progression.png", accuracy_curves(histories))
+    for name, history in histories.items():
+        write_bytes(out / "report" / f"{name}.png", training_curves(name, history))
+    text = page(
+        "report",
+        data=data.summary(),
+        goal=percent(TARGET_ACCURACY),
+        epochs=EPOCH_BUDGET,
+        parameters=PARAMETER_BUDGET,
+        seed=trained[-1].seed,
+        comparison=_comparison(trained),
+        export=exported,
+        models="\n".join(section(model, len(data.test)) for model in trained),
+        name=export.manifest.model if export else trained[-1].experiment.name,
+        confidence=confidence(data, validation, test),
+        wrong=len(data.test) - confusion.trace(),
+        confusion=table(["", *map(str, range(CLASSES))], rows, left=0),
+    )
+    write_bytes(out / "report.md", text.encode())
     return out / "report.md"
 
 
@@ -64,56 +83,14 @@ def _comparison(trained: list[Trained]) -> str:
         train, test = [f" ({accuracy:.2f})" for accuracy in experiment.reference or ()] or ["", ""]
         row = [experiment.name, f"{parameter_count(model.network):,}", str(len(model.history))]
         row += [percent(last.validation_accuracy), f"**{percent(last.test_accuracy)}**"]
-        row += [percent(max(epoch.test_accuracy for epoch in model.history)) + test]
-        row += [percent(max(epoch.train_accuracy for epoch in model.history)) + train]
+        for split, reference in (("test", test), ("train", train)):
+            row.append(percent(max(getattr(epoch, f"{split}_accuracy") for epoch in model.history)) + reference)
         rows.append(row)
-    best = "“Best” is the maximum of all epochs, as in the reference; it selects nothing."
-    return f"{table(columns, rows)}\n\n{best}\n"
+    return table(columns, rows)
 
 
-def _export(manifest: Manifest | None) -> str:
-    if manifest is None:
-        return f"Nothing was exported: this run has no verified model with at most {PARAMETER_BUDGET:,} parameters.\n"
-    graph, parity = manifest.onnx, manifest.parity
-    return (
-        f"Exported: **{manifest.model}**, the best model of this run with at most {PARAMETER_BUDGET:,} parameters by "
-        f"validation accuracy ({percent(manifest.validation_accuracy)}), to "
-        f"[release/{graph.file}](release/{graph.file}) ({graph.bytes:,} bytes). ONNX Runtime gives the same label as "
-        f"PyTorch on all {parity.images:,} test images; probabilities differ by at most "
-        f"{parity.max_abs_probability_difference:.1e}.\n"
-    )
-
-
-def _section(model: Trained, data: Data, folder: Path) -> str:
-    experiment, name = model.experiment, model.experiment.name
-    curves = plots.training_curves(name, model.history, TARGET_ACCURACY)
-    return f"""## {name}
-
-**Target**
-
-{_bullets(experiment.target)}
-
-**Recipe**: {experiment.recipe}.
-
-**Expected**: {experiment.expectation}.
-
-**Result**
-
-{_bullets(findings(model, len(data.test)))}
-
-{_image(folder / f"{name}.png", curves, f"Loss, accuracy and gap of {name} by epoch")}
-<details><summary>Layers of {name}, {parameter_count(model.network):,} parameters</summary>
-
-```
-{layer_table(experiment.network())}
-```
-
-</details>
-"""
-
-
-def findings(model: Trained, test_images: int) -> list[str]:
-    """Return the findings about a training, one sentence each: goal, over-fitting, stability, time."""
+def section(model: Trained, test_images: int) -> str:
+    """Return the section of a training: target, recipe, whether the goal is reached, over-fitting, time, layers."""
     history, last, parameters = model.history, model.history[-1], parameter_count(model.network)
     short = TARGET_ACCURACY - last.test_accuracy
     misses = [f"accuracy {100 * short:.2f} points too low"] * (short > 0)
@@ -121,124 +98,107 @@ def findings(model: Trained, test_images: int) -> list[str]:
     misses += [f"{len(history)} epochs, more than {EPOCH_BUDGET}"] * (len(history) > EPOCH_BUDGET)
     gap = last.train_accuracy - last.test_accuracy
     two_standard_errors = 2 * (last.test_accuracy * (1 - last.test_accuracy) / test_images) ** 0.5
-    if abs(gap) <= two_standard_errors:
-        fit = f"within two standard errors for {test_images:,} test images"
-    else:
-        fit = "over-fitting" if gap > 0 else "no sign of over-fitting"
-    tail = [100 * epoch.test_accuracy for epoch in history[-5:]]
-    spread = f"In the last {len(tail)} epochs test accuracy varies by {max(tail) - min(tail):.2f} points."
-    return [
-        f"Test accuracy {percent(last.test_accuracy)} at epoch {last.epoch}, the last: "
-        f"{'the goal is missed: ' + '; '.join(misses) if misses else 'the goal is reached'}.",
-        f"Training accuracy {percent(last.train_accuracy)} (mean over that epoch's batches), {abs(100 * gap):.2f} "
-        f"points {'above' if gap > 0 else 'below'} test accuracy: {fit}.",
-        *([spread] if len(tail) > 1 else []),
-        f"{sum(epoch.seconds for epoch in history):.0f} seconds of training and evaluation.",
-    ]
-
-
-def _errors(test: Split, outputs: Outputs, folder: Path) -> str:
-    probabilities, digits, *_ = outputs
-    labels = test.labels.numpy()
-    matrix = np.zeros((10, 10), dtype=np.int64)
-    np.add.at(matrix, (labels, digits), 1)
-    wrong = np.flatnonzero(digits != labels)
-    # Highest confidence first: these errors tell most about the network.
-    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
-    shown = wrong[:SHOWN_ERRORS]
-    some = f"; the {len(shown)} with the highest confidence are shown" if len(shown) < len(wrong) else ""
-    return f"""\
-{len(wrong)} of {len(test):,} test images are misclassified{some}. Titles show the probabilities of the true and of the
-predicted digit.
-
-{_image(folder / "confusion.png", plots.confusion(matrix), "Confusion matrix")}
-{_image(folder / "mistakes.png", plots.errors(shown, test, outputs), "Misclassified test images")}"""
-
-
-def doubt_table(manifest: Manifest) -> str:
-    """Return the quality of the output `doubt` in Markdown: the threshold, and a table by kind of non-digit."""
-    doubt = manifest.doubt
-    rows = [[kind, f"{100 * fraction:.1f} %"] for kind, fraction in doubt.caught.items()]
-    return (
-        f"An image is doubted, that is, unlike a digit, if `doubt` is above {doubt.threshold:.4f}. This threshold "
-        f"doubts {percent(doubt.validation_doubted)} of the validation images, on which it was chosen, and "
-        f"{percent(doubt.test_doubted)} of the test images. The doubt head has {doubt.parameters} parameters. "
-        "Fraction of synthetic non-digits that are doubted (the same kinds as in fitting, other images):\n\n"
-        f"{table(['kind of non-digit', 'doubted'], rows)}\n"
+    return page(
+        "model",
+        experiment=model.experiment,
+        target="\n".join(f"- {line}" for line in model.experiment.target),
+        test=percent(last.test_accuracy),
+        train=percent(last.train_accuracy),
+        epochs=len(history),
+        goal=f"the goal is missed: {'; '.join(misses)}" if misses else "the goal is reached",
+        gap=abs(100 * gap),
+        side="above" if gap > 0 else "below",
+        fit="over-fitting" if gap > two_standard_errors else "no sign of over-fitting",
+        images=test_images,
+        seconds=sum(epoch.seconds for epoch in history),
+        parameters=parameters,
+        layers=layer_table(model.experiment.network()),
     )
 
 
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def doubt(manifest: Manifest) -> str:
+    """Return the quality of the output `doubt` in Markdown: the threshold, and a table by kind of non-digit."""
+    found = manifest.doubt
+    shares = [[kind, f"{100 * fraction:.1f} %"] for kind, fraction in found.caught.items()]
+    validation, test = percent(found.validation_doubted), percent(found.test_doubted)
+    kinds = table(["kind of non-digit", "doubted"], shares)
+    return page("doubt", doubt=found, validation=validation, test=test, table=kinds)
 
 
-def _image(path: Path, png: bytes, description: str) -> str:
-    """Write the PNG and return the Markdown that shows it."""
-    write_bytes(path, png)
-    return f"![{description}]({path.parent.name}/{path.name})\n"
+def confidence(data: Data, validation: Outputs, test: Outputs) -> str:
+    """Return the confidence thresholds for the GOALS, which are chosen on the validation images, in Markdown.
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """The confidence of each image's predicted digit, float [N], and whether it is correct, bool [N]."""
-
-    confidence: NDArray[np.float32]
-    correct: NDArray[np.bool_]
-
-    def above(self, threshold: float) -> tuple[float, float]:
-        """Return the coverage and the accuracy of the predictions with a confidence of at least `threshold`."""
-        accepted = self.confidence >= threshold
-        return float(accepted.mean()), float(self.correct[accepted].mean()) if accepted.any() else 1.0
-
-
-def confidence(data: Data, validation: Outputs, test: Outputs, picture: str) -> tuple[str, bytes]:
-    """Return how far to trust the confidences, in Markdown, and the PNG that the text shows from the path `picture`.
-
-    `validation`, on which the thresholds are chosen, and `test` are a classifier's outputs on these sets of `data`.
+    `validation` and `test` are a classifier's outputs on these sets of `data`.
     """
-    chosen_on, measured = _predictions(data.validation, validation), _predictions(data.test, test)
-    bins = reliability(measured)
-    # The expected calibration error: the mean gap between confidence and accuracy, weighted by images.
-    error = sum(count * abs(confidence - accuracy) for confidence, accuracy, count in bins) / len(data.test)
+    sets = [
+        (probabilities.max(axis=1), digits == split.labels.numpy())
+        for split, (probabilities, digits, *_) in ((data.validation, validation), (data.test, test))
+    ]
     rows = []
     for goal in GOALS:
-        threshold = choose_threshold(chosen_on, goal)
-        if threshold is None:
-            rows.append([percent(goal), "not reached", "", "", "", ""])
-        else:
-            coverages = map(percent, (*chosen_on.above(threshold), *measured.above(threshold)))
-            rows.append([percent(goal), f"{threshold:.4f}", *coverages])
-    text = f"""\
-Expected calibration error on the test images: {percent(error)}, with {BINS} bins. For a higher
-accuracy, accept only predictions from a confidence threshold on. The thresholds are chosen on the validation images:
-
-{table(COLUMNS, rows, left=0)}
-
-![Accuracy by mean confidence]({picture})
-"""
-    return text, plots.reliability(bins, error)
+        threshold = choose_threshold(*sets[0], goal)
+        cells = ["not reached", "", "", "", ""]
+        if threshold is not None:
+            accepted = [(confidence >= threshold, correct) for confidence, correct in sets]
+            cells = [f"{threshold:.4f}"]
+            cells += [
+                percent(part)
+                for mask, correct in accepted
+                for part in (mask.mean(), (correct & mask).sum() / max(1, mask.sum()))
+            ]
+        rows.append([percent(goal), *cells])
+    return page("confidence", table=table(COLUMNS, rows, left=0))
 
 
-def reliability(predictions: Predictions) -> list[tuple[float, float, int]]:
-    """Return the mean confidence, the accuracy and the number of images of each non-empty bin of BINS."""
-    bins = np.minimum((predictions.confidence * BINS).astype(int), BINS - 1)
-    members = [bins == number for number in np.unique(bins)]
-    return [
-        (float(predictions.confidence[images].mean()), float(predictions.correct[images].mean()), int(images.sum()))
-        for images in members
-    ]
+def choose_threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_], goal: float) -> float | None:
+    """Return the lowest threshold with an accuracy of at least `goal`; None if there is none.
 
-
-def choose_threshold(predictions: Predictions, goal: float) -> float | None:
-    """Return the lowest confidence threshold with an accuracy of at least `goal`; None if there is none."""
-    order = np.argsort(-predictions.confidence, kind="stable")
-    confidence, correct = predictions.confidence[order], predictions.correct[order]
+    `confidence` and `correct`, whether the predicted digit is the label, have a value per image.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    confidence, correct = confidence[order], correct[order]
     accuracy = correct.cumsum() / np.arange(1, len(correct) + 1)
     ends = np.append(confidence[1:] < confidence[:-1], True)  # equal confidences are accepted together
     enough = np.flatnonzero((accuracy >= goal) & ends)
     return float(confidence[enough[-1]]) if enough.size else None
 
 
-def _predictions(split: Split, outputs: Outputs) -> Predictions:
-    probabilities, digits, *_ = outputs
-    return Predictions(probabilities.max(axis=1), digits == split.labels.numpy())
+def training_curves(name: str, history: list[Epoch]) -> bytes:
+    """Plot loss and accuracy of one training, on the training and the test images, by epoch."""
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(10, 3.6))
+    lines = {"training (running)": "train", "test": "test"}
+    for label, split in lines.items():
+        losses.plot(range(1, len(history) + 1), [getattr(epoch, f"{split}_loss") for epoch in history], label=label)
+    losses.set(title=f"{name}: loss", yscale="log", xlabel="epoch", ylabel="cross-entropy, nats")
+    found = {label: [getattr(epoch, f"{split}_accuracy") for epoch in history] for label, split in lines.items()}
+    plot_accuracies(accuracies, found, f"{name}: accuracy")
+    return png(figure)
+
+
+def accuracy_curves(histories: dict[str, list[Epoch]]) -> bytes:
+    """Plot the test accuracy of every model by epoch in one figure."""
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    lines = {
+        f"{name}: {100 * history[-1].test_accuracy:.2f} % at the end": [epoch.test_accuracy for epoch in history]
+        for name, history in histories.items()
+    }
+    plot_accuracies(axes, lines, "Test accuracy by epoch")
+    return png(figure)
+
+
+def plot_accuracies(axes: Axes, lines: dict[str, list[float]], title: str) -> None:
+    """Plot accuracies, fractions, in percent by epoch, and the goal. The first epochs may lie below the axis."""
+    for label, accuracies in lines.items():
+        axes.plot(range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker=".", label=label)
+    axes.axhline(100 * TARGET_ACCURACY, **GOAL)
+    low = min(min(accuracies[1:] or accuracies) for accuracies in lines.values())
+    axes.set(title=title, xlabel="epoch", ylabel="%", ylim=(100 * low - 0.2, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="lower right")
+
+
+def png(figure: Figure) -> bytes:
+    """Return `figure` as a PNG, and close it."""
+    figure.savefig(buffer := io.BytesIO(), format="png")
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,15 +1,18 @@
-"""The command `python -m train`: train the progression, export the best model, write the report."""
+"""The way from the data to a release: train the progression, export the best model, write the report, release it."""
 
 import os
 from pathlib import Path
 
+from model import contract
+from model.classifier import predict
 from model.networks import parameter_count
-from train import SettingsError, VerificationError, machine, report
-from train.data import load
-from train.export import export
-from train.files import locked
-from train.progression import PARAMETER_BUDGET, experiments
-from train.trainings import Trained, Training, max_workers, train_all
+from model.version import VERSION
+from train import TrainError, export, machine, paths, report
+from train.data import Data, load
+from train.files import locked, write_together
+from train.markdown import page, percent
+from train.progression import PARAMETER_BUDGET, TARGET_ACCURACY, experiments
+from train.trainings import Trained, Training, train_all
 
 
 def run(
@@ -18,49 +21,37 @@ def run(
     """Train `models`, export the best within the parameter budget to `out`/release, and write `out`/report.md.
 
     None means all models of the progression; `settings` change their recipes. Checkpoints are in `out`/NAME; the same
-    call resumes from them. Raises TrainError or a subclass for every error that the user can fix.
+    call resumes from them. Raises TrainError for every error that the user can fix.
     """
     trainings = [Training(one, seed, out / one.name, device_name) for one in experiments(models, settings)]
-    print(f"Device: {_describe_device(device_name, len(trainings))}")
+    if address := os.environ.get("RAY_ADDRESS"):
+        print(f"Device: the Ray cluster at {address}")
+    else:
+        device = machine.pick(device_name)
+        print(f"Device: {machine.describe(device)}" + "; no GPU is used" * (device.type == "cpu"))
     # Checked here: otherwise the kernel ends the run without a message when the export is verified, after all training.
     if (memory := machine.available_memory()) < machine.REQUIRED_MEMORY:
         expected = f"{machine.REQUIRED_MEMORY // 2**20:,} MiB of memory"
-        raise SettingsError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
+        raise TrainError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
     with locked(out):
         data = load(data_directory)
-        counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
-        print(f"Data: {data.name}, {counts}")
+        print("Data: {name}, {train} training, {validation} validation and {test} test images".format(**data.summary()))
         trained, errors = train_all(trainings, data)
-        for error in errors.values():
-            raise error
-        best = best_within_budget(trained)
-        if best is None:
-            print(f"\nNothing exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters")
-            print(f"Report: {report.write(out, trained, data, None)}")
-            return
+        if errors:
+            raise next(iter(errors.values()))
+        best, exported = best_within_budget(trained), None
         try:
-            exported = export(best, data, out / "release")
-        except VerificationError:
-            report.write(out, trained, data, None)  # the training curves are still useful
-            raise
-        doubt = exported.manifest.doubt
-        print(
-            f"\nExported {best.experiment.name}, the best model within {PARAMETER_BUDGET:,} parameters by validation "
-            f"accuracy ({best.history[-1].validation_accuracy:.2%}): {out / 'release' / exported.manifest.onnx.file}\n"
-            f"Verified {exported.outcome()}\n"
-            f"Doubt: {sum(doubt.caught.values()) / len(doubt.caught):.1%} of synthetic non-digits and "
-            f"{doubt.test_doubted:.2%} of the test images are doubted; {doubt.parameters} parameters"
-        )
-        print(f"Report: {report.write(out, trained, data, exported)}")
-
-
-def _describe_device(device_name: str, trainings: int) -> str:
-    if address := os.environ.get("RAY_ADDRESS"):
-        return f"the Ray cluster at {address}"
-    device = machine.pick(device_name)
-    notes = ["no GPU is used"] * (device.type == "cpu")
-    notes += ["the models are trained in parallel"] * (max_workers(trainings, device_name) > 1)
-    return "; ".join([machine.describe(device), *notes])
+            exported = export.export(best, data, out / "release") if best else None
+        finally:  # without an export too: the training curves are still useful
+            written = report.write(out, trained, data, exported)
+    if exported:
+        model, graph = exported.manifest.model, out / "release" / exported.manifest.onnx.file
+        accuracy = f"{exported.manifest.validation_accuracy:.2%}"
+        within = f"within {PARAMETER_BUDGET:,} parameters by validation accuracy ({accuracy})"
+        print(f"\nExported {model}, the best model {within}: {graph}\nVerified {exported.outcome()}")
+    else:
+        print(f"\nNothing exported: no model of this run has at most {PARAMETER_BUDGET:,} parameters")
+    print(f"Report: {written}")
 
 
 def best_within_budget(trained: list[Trained]) -> Trained | None:
@@ -68,3 +59,42 @@ def best_within_budget(trained: list[Trained]) -> Trained | None:
     small = [model for model in trained if parameter_count(model.network) <= PARAMETER_BUDGET]
     ranks = [(model.history[-1].validation_accuracy, -model.history[-1].validation_loss) for model in small]
     return small[ranks.index(max(ranks))] if small else None
+
+
+def verify(folder: Path, data_directory: Path) -> None:
+    """Verify the export in `folder`, and print the outcome. Raises the errors of train.export.verify."""
+    print(f"{folder}: verified {export.verify(folder, load(data_directory)).outcome()}")
+
+
+def release(out: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:
+    """Verify the export in `out`/release again and copy it, with a model card, to `destination`.
+
+    Raises TrainError if its test accuracy misses the target and `force` is false, if it does not verify, or if a file
+    cannot be read or written; then nothing is copied.
+    """
+    source, data = out / "release", load(data_directory)
+    found = export.verify(source, data)
+    accuracy = percent(found.manifest.test_accuracy)
+    if found.manifest.test_accuracy < TARGET_ACCURACY and not force:
+        expected = f"expected {percent(TARGET_ACCURACY)} or more on the test set, found {accuracy}"
+        raise TrainError(f"{source}: {expected}: use --force to release it anyway")
+    write_together(destination, {"README.md": model_card(found, data).encode(), **found.files})
+    print(f"Released {found.manifest.model}, {accuracy} on the test set: {destination}")
+
+
+def model_card(found: export.Export, data: Data) -> str:
+    """Return the model card of a verified export, in Markdown."""
+    validation, test = (predict(found.classifier, split.images) for split in (data.validation, data.test))
+    return page(
+        "model_card",
+        manifest=found.manifest,
+        parity=found.parity,
+        contract=contract,
+        outputs=", ".join(map(str, contract.OUTPUTS)),
+        version=VERSION,
+        data=data.summary(),
+        test_accuracy=percent(found.manifest.test_accuracy),
+        validation_accuracy=percent(found.manifest.validation_accuracy),
+        confidence=report.confidence(data, validation, test),
+        doubt=report.doubt(found.manifest),
+    )

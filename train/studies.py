@@ -7,24 +7,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+
 from model.networks import Model_3, parameter_count
-from train import DivergenceError, paths, plots
+from train import DivergenceError, paths
 from train.checkpoint import settings as checkpoint_settings
 from train.data import Data, load
 from train.files import locked, to_json, write_together
-from train.markdown import percent, table
+from train.markdown import page, percent, table
 from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experiments, with_settings
-from train.trainings import Trained, Training, train_all
+from train.report import GOAL, plot_accuracies, png
+from train.trainings import Training, train_all
 
 # The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
-WIDTHS = {
-    (3, 6): 2,
-    (6, 8): 2,
-    (8, 12): 2,
-    (10, 16): 5,
-    (12, 22): 10,
-    (16, 32): 20,
-}
+WIDTHS = {(3, 6): 2, (6, 8): 2, (8, 12): 2, (10, 16): 5, (12, 22): 10, (16, 32): 20}
 # Other networks in the plot: parameters, test accuracy as published (one seed each) and its source.
 PUBLISHED = {
     "Neural Golfing": (575, 0.98, "https://hexhowells.com/posts/neural-golfing.html"),
@@ -43,17 +40,15 @@ def consistency(
     DivergenceError if a seed diverged, after writing the results of the others.
     """
     (experiment,) = experiments([name], settings)
-    data, trained, diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
-    trials = [trial_record(one, data) for one in trained]
+    data, (trials,), diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
     figures = summarise(trials, experiment) | {
         "diverged": diverged,
-        "data": {"name": data.name, **{part: len(getattr(data, part)) for part in ("train", "validation", "test")}},
+        "data": data.summary(),
         "command": command_line(f"consistency --model {name} --seeds {seeds}", settings, data_directory),
         "trials": trials,
     }
     print(sentence(figures))
-    plot = plots.consistency(name, trials, TARGET_ACCURACY)
-    _write_page(out / "consistency", figures, consistency_page(figures), plot)
+    _write_page(out / "consistency", figures, consistency_page(figures), consistency_plot(figures))
 
 
 def frontier(*, settings: list[str], device_name: str, data_directory: Path, out: Path) -> None:
@@ -64,20 +59,15 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
     results of the others.
     """
     networks = [(with_settings(experiment, settings), seeds) for experiment, seeds in _networks()]
-    data, trained, diverged = _train_seeds(networks, data_directory, out, device_name)
-    trials = [
-        ([trial_record(one, data) for one in trained if one.experiment is experiment], experiment)
-        for experiment, _ in networks
-    ]
-    summaries = [summarise(records, experiment) for records, experiment in trials if records]
+    _, trials, diverged = _train_seeds(networks, data_directory, out, device_name)
+    summaries = [summarise(some, experiment) for some, (experiment, _) in zip(trials, networks, strict=True) if some]
     figures = {
         "command": command_line("frontier", settings, data_directory),
-        "source_revisions": sorted({one.provenance["source_revision"] for one in trained}),
+        "source_revisions": sorted({trial["provenance"]["source_revision"] for some in trials for trial in some}),
         "networks": summaries,
         "diverged": diverged,
     }
-    plot = plots.frontier(summaries, {name: one[:2] for name, one in PUBLISHED.items()}, TARGET_ACCURACY)
-    _write_page(out / "frontier", figures, frontier_page(figures), plot)
+    _write_page(out / "frontier", figures, frontier_page(figures), frontier_plot(figures))
 
 
 def _networks() -> list[tuple[Experiment, int]]:
@@ -93,8 +83,8 @@ def _networks() -> list[tuple[Experiment, int]]:
 
 def _train_seeds(
     experiments: list[tuple[Experiment, int]], data_directory: Path, out: Path, device_name: str
-) -> tuple[Data, list[Trained], str]:
-    """Train each experiment with seeds 1 to its number, and return the data, what was trained and what diverged.
+) -> tuple[Data, list[list[dict[str, Any]]], str]:
+    """Train each experiment with seeds 1 to its number, and return the data, its trials and what diverged.
 
     Checkpoints are in `out`/consistency/trials. Raises DivergenceError if all diverged.
     """
@@ -107,11 +97,16 @@ def _train_seeds(
     with locked(folder):
         data = load(data_directory)
         trained, errors = train_all(trainings, data)
-    diverged = [f"{one.experiment.name}, seed {one.seed}, in epoch {error.epoch}" for one, error in errors.items()]
-    text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {'; '.join(diverged)}" if diverged else ""
+    diverged = "; ".join(map(str, errors.values()))
+    text = f"{len(trained)} of {len(trainings)} trainings finished; diverged: {diverged}" if diverged else ""
     if not trained:
         raise DivergenceError(text)
-    return data, trained, text
+    trials: dict[str, list[dict[str, Any]]] = {experiment.name: [] for experiment, _ in experiments}
+    for one in trained:
+        settings = checkpoint_settings(one.experiment, data, one.seed)
+        history = [asdict(epoch) for epoch in one.history]
+        trials[one.experiment.name].append({"settings": settings, "provenance": one.provenance, "history": history})
+    return data, list(trials.values()), text
 
 
 def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
@@ -131,15 +126,6 @@ def command_line(command: str, settings: list[str], data_directory: Path) -> str
     options = "".join(f" --set {shlex.quote(setting)}" for setting in settings)
     options += f" --data {shlex.quote(str(data_directory))}" if data_directory != paths.DATA else ""
     return f"python -m train {command}{options}"
-
-
-def trial_record(trained: Trained, data: Data) -> dict[str, Any]:
-    """Return the entry of a finished training in consistency.json."""
-    return {
-        "settings": checkpoint_settings(trained.experiment, data, trained.seed),
-        "provenance": trained.provenance,
-        "history": [asdict(epoch) for epoch in trained.history],
-    }
 
 
 def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
@@ -182,24 +168,15 @@ def consistency_page(figures: dict[str, Any]) -> str:
         last, seconds = trial["history"][-1], sum(epoch["seconds"] for epoch in trial["history"])
         accuracies = [percent(last[name]) for name in ("validation_accuracy", "test_accuracy")]
         rows.append([str(trial["settings"]["seed"]), *accuracies, f"{last['test_loss']:.4f}", f"{seconds:.0f}"])
-    return f"""# {figures["model"]} with {figures["seeds"]} seeds
-
-{sentence(figures)}
-
-![Test accuracy of every seed by epoch, and at the last epoch](consistency.png)
-
-{table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0)}
-
-All values are of epoch {figures["epochs"]}, the last; no epoch or seed is selected. Each seed was trained on
-{data["train"]:,} images of {data["name"]}. {data["validation"]:,} validation images are held out. The
-{data["test"]:,} test images are only reported, never used.
-
-Device: {"; ".join(devices)}. Source revision: {", ".join(revisions)}. Command:
-
-    {figures["command"]}
-
-The history of every seed is in [consistency.json](consistency.json).
-"""
+    return page(
+        "consistency",
+        figures=figures,
+        data=data,
+        sentence=sentence(figures),
+        table=table(["seed", "validation", "test", "test loss", "seconds"], rows, left=0),
+        devices="; ".join(devices),
+        revisions=", ".join(revisions),
+    )
 
 
 def frontier_page(figures: dict[str, Any]) -> str:
@@ -213,20 +190,44 @@ def frontier_page(figures: dict[str, Any]) -> str:
     for name, (parameters, accuracy, source) in PUBLISHED.items():
         rows.append([f"[{name}]({source})", f"{parameters:,}", "1", "", percent(accuracy), "", ""])
     diverged = f"\n{figures['diverged']}.\n" if figures.get("diverged") else ""
-    return f"""# Accuracy over parameters
+    revisions = ", ".join(figures["source_revisions"])
+    return page("frontier", figures=figures, table=table(columns, rows), diverged=diverged, revisions=revisions)
 
-![Test accuracy over the number of parameters](frontier.png)
 
-{table(columns, rows)}
-{diverged}
-All values are of the last epoch; no epoch or seed is selected. The test images are only reported, never used. A name
-such as Model_3-10-16 gives the channels before and after the first pooling. These networks have the layers and the
-recipe of Model_3; Model_1 and Model_2 are trained by the reference's recipe. The figures with a link are as published
-there, not measured here; some are of the epoch with the best test accuracy, and of many more epochs than 15.
+def consistency_plot(figures: dict[str, Any]) -> bytes:
+    """Plot the test accuracy of every seed by epoch, from the content of consistency.json."""
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    lines = {  # matplotlib leaves out of the legend what begins with _
+        f"_{trial['settings']['seed']}": [epoch["test_accuracy"] for epoch in trial["history"]]
+        for trial in figures["trials"]
+    }
+    plot_accuracies(axes, lines, f"{figures['model']}: test accuracy, {figures['seeds']} seeds")
+    return png(figure)
 
-Source revision: {", ".join(figures["source_revisions"])}. Command:
 
-    {figures["command"]}
+def frontier_plot(figures: dict[str, Any]) -> bytes:
+    """Plot mean test accuracy by number of parameters, from the content of frontier.json.
 
-`make frontier` runs it and copies its results to docs/. The figures are also in [frontier.json](frontier.json).
-"""
+    The widths of Model_3 are a line, other networks are points. Error bars span the worst and the best seed. The axis
+    is the logarithm of the error, labelled as accuracy.
+    """
+    figure, axes = plt.subplots(figsize=(8.5, 4.8))
+    networks = sorted(figures["networks"], key=lambda one: one["parameters"])
+    family = [one for one in networks if one["model"].startswith("Model_3")]
+    others = [one for one in networks if one not in family]
+    for label, group, style in (("Model_3 in several widths", family, "o-"), ("Model_1 and Model_2", others, "s")):
+        mean, best, worst = (100 * (1 - np.array([one[key] for one in group])) for key in ("mean", "best", "worst"))
+        x, spread = [one["parameters"] for one in group], (mean - best, worst - mean)
+        axes.errorbar(x, mean, spread, fmt=style, capsize=3, label=label)
+    parameters, accuracies, _ = zip(*PUBLISHED.values(), strict=True)
+    axes.plot(parameters, [100 * (1 - accuracy) for accuracy in accuracies], "x", label="others, as published")
+    axes.axhline(100 * (1 - TARGET_ACCURACY), **GOAL)
+    axes.set(
+        xscale="log", xlabel="parameters", yscale="log", ylabel="test accuracy, %", title="Accuracy over parameters"
+    )
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda error, _: f"{100 - error:g}")
+    axes.legend()
+    return png(figure)

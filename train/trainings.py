@@ -25,13 +25,11 @@ from tqdm import tqdm
 
 import model
 import train
-from train import DivergenceError, SettingsError, TrainError, machine
+from train import DivergenceError, TrainError, machine
 from train.checkpoint import CheckpointFolder, Epoch, settings
 from train.data import Data, load
 from train.loop import fit
 from train.progression import Experiment
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 # When this process is killed, multiprocessing's resource tracker deletes its semaphores, and would warn of them.
 sys.warnoptions.append("ignore:resource_tracker:UserWarning")
@@ -67,42 +65,36 @@ class Training:
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
-Results = Generator[tuple[Training, DivergenceError | None], None, None]
+Results = Generator[tuple[Training, TrainError | None], None, None]  # each training when it ends, and its error
 
 
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
     """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
 
-    Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises SettingsError or
-    TrainError if a training cannot start or resume, before any is trained, or fails otherwise than by divergence.
+    Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises TrainError if a
+    training cannot start or resume, before any is trained, or fails otherwise than by divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
         print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were finished before")
     for experiment in {one.experiment.name: one.experiment for one in pending}.values():
         print(experiment.describe())
+    # From all trainings, not the pending ones: another number of threads per training changes the last bits.
+    workers = max_workers(len(trainings), trainings[0].device_name)
+    results: Results = ((one, _train(one, data)) for one in pending)
+    if pending and (address := os.environ.get("RAY_ADDRESS")):
+        results = _on_cluster(address, pending, data)
+    elif pending and workers > 1:
+        results = _in_processes(workers, pending, data)
     errors = {}
-    with closing(_results(pending, len(trainings), data)) as results:
+    with closing(results):
         for training, error in results:
-            if error:
+            if isinstance(error, DivergenceError):
                 print(error)
                 errors[training] = error
+            elif error:
+                raise error
     return [one.restore(data) for one in trainings if one not in errors], errors
-
-
-def _results(pending: list[Training], count: int, data: Data) -> Results:
-    """Train the `pending` of `count` trainings, and yield each when it ends, with its error if it diverged."""
-    if not pending:
-        return
-    # From all trainings, not the pending ones: another number of threads per training changes the last bits.
-    workers = max_workers(count, pending[0].device_name)
-    if address := os.environ.get("RAY_ADDRESS"):
-        yield from _on_cluster(address, pending, data)
-    elif workers > 1:
-        yield from _in_processes(workers, pending, data)
-    else:
-        for training in pending:
-            yield training, _train(training, data)
 
 
 def max_workers(trainings: int, device_name: str) -> int:
@@ -116,8 +108,8 @@ def max_workers(trainings: int, device_name: str) -> int:
     return max(1, min(trainings, torch.get_num_threads(), machine.available_memory() // machine.REQUIRED_MEMORY))
 
 
-def _train(training: Training, data: Data, position: int = 0) -> DivergenceError | None:
-    """Train to the last epoch. Return the error if the training diverges. `position` is the line of its bar."""
+def _train(training: Training, data: Data, position: int = 0) -> TrainError | None:
+    """Train to the last epoch, and return the error, if any. `position` is the line of the progress bar."""
     try:
         fit(
             training.experiment,
@@ -128,33 +120,28 @@ def _train(training: Training, data: Data, position: int = 0) -> DivergenceError
             on_epoch=lambda epoch: tqdm.write(_line(training, epoch, data)),
             position=position,
         )
-    except DivergenceError as error:
+    except TrainError as error:
         return error
     except torch.OutOfMemoryError as error:
-        raise SettingsError(f"the GPU has too little memory; use --device cpu: {error}") from error
+        return TrainError(f"the GPU has too little memory; use --device cpu: {error}")
     return None
 
 
 def _line(training: Training, epoch: Epoch, data: Data) -> str:
-    figures = [
-        f"{name}: Average loss: {loss:.4f}, Accuracy: {round(accuracy * len(split))}/{len(split)} ({accuracy:.2%})"
-        for name, split, loss, accuracy in (
-            ("Validation set", data.validation, epoch.validation_loss, epoch.validation_accuracy),
-            ("Test set", data.test, epoch.test_loss, epoch.test_accuracy),
-        )
-    ]
-    name, epochs = training.experiment.name, training.experiment.recipe.epochs
-    return "; ".join([f"{name}, seed {training.seed}, epoch {epoch.epoch}/{epochs}", *figures])
+    line = f"{training.experiment.name}, seed {training.seed}, epoch {epoch.epoch}/{training.experiment.recipe.epochs}"
+    for name in ("validation", "test"):
+        loss, accuracy = getattr(epoch, f"{name}_loss"), getattr(epoch, f"{name}_accuracy")
+        count = len(getattr(data, name))
+        line += f"; {name.capitalize()} set: Average loss: {loss:.4f}, "
+        line += f"Accuracy: {round(accuracy * count)}/{count} ({accuracy:.2%})"
+    return line
 
 
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
     """Train in `workers` processes with an equal part of torch's threads each. They end with this process."""
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks but not its threads
-    positions = context.SimpleQueue()
-    for position in range(workers):
-        positions.put(position)
     threads = max(1, torch.get_num_threads() // workers)
-    state = (os.getpid(), threads, data.directory, context.RLock(), positions)
+    state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the children: this process handles Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
@@ -163,32 +150,31 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
             for done in as_completed(trainings):
                 yield trainings[done], done.result()
         except BrokenProcessPool as error:
-            reason = "the kernel may have ended it for its memory"
-            raise TrainError(f"a training process ended without a result: {reason}") from error
+            raise TrainError("a training process ended: the kernel may have ended it for its memory") from error
         finally:
             for child in multiprocessing.active_children():  # after an error the others are not waited for
                 child.kill()
 
 
-def _start_child(parent: int, threads: int, directory: Path, lock: Any, positions: Any) -> None:
-    """Prepare a child process: it ends with its parent, and has its own threads, data and line of the terminal."""
-    global _data, _position
+def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
+    """Prepare a child process: it ends with its parent, and has its own threads and data."""
+    global _data
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)
-    _data, _position = load(directory), positions.get()
+    _data = load(directory)
 
 
 _data: Data  # of a child process
-_position: int
 
 
-def _train_in_child(training: Training) -> DivergenceError | None:
-    return _train(training, _data, _position)
+def _train_in_child(training: Training) -> TrainError | None:
+    number = int(multiprocessing.current_process().name.rpartition("-")[2])  # the names count from SpawnProcess-1
+    return _train(training, _data, number - 1)
 
 
 def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
@@ -196,23 +182,19 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
 
     Its machines need the libraries; source and data are sent to them. A training is saved here when it ends.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise SettingsError("RAY_ADDRESS: expected Ray, found none; install the extra `sweep`") from error
+    import ray
+
     logging.getLogger("ray").setLevel(logging.ERROR)
-    variables = {"SOURCE_REVISION": machine.source_revision()}  # the machines have no checkout
-    environment = {"py_modules": [model, train], "env_vars": variables}
+    # The machines have no checkout.
+    environment = {"py_modules": [model, train], "env_vars": {"SOURCE_REVISION": machine.source_revision()}}
     host, _, port = address.rpartition(":")
     try:
-        if (
-            port.isdigit() and "/" not in host
-        ):  # at a port where nothing listens, ray.init tries for more than 5 minutes
+        if port.isdigit() and "/" not in host:  # where nothing listens, ray.init tries for more than 5 minutes
             socket.create_connection((host, int(port)), 10).close()
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
     except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise SettingsError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
+        raise TrainError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
     # Install our handler again: Ray's C++ code has added one that prints a stack trace.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
@@ -222,26 +204,20 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
         while running:
             (done,), _ = ray.wait(list(running))
             training, (failure, files) = running.pop(done), ray.get(done)
-            if failure and not isinstance(failure, DivergenceError):
-                raise failure
-            if files:
+            if not failure:
                 training.checkpoints(data).write(files)
             yield training, failure
-    except ray.exceptions.RayTaskError:
-        raise  # a bug: keep its traceback
     except ray.exceptions.RayError as error:
         raise TrainError(f"Ray: {error}") from error
     finally:
         ray.shutdown()
 
 
-def _train_remotely(training: Training, data: Data) -> tuple[TrainError | OSError | None, dict[str, bytes]]:
+def _train_remotely(training: Training, data: Data) -> tuple[TrainError | None, dict[str, bytes]]:
     """Train on another machine, and return the error, if any, and the checkpoint's files."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)
-        try:
-            diverged = _train(training, data)
-        except (TrainError, OSError) as error:
-            return error, {}
-        return diverged, {} if diverged else training.checkpoints(data).files()
+        error = _train(training, data)
+        files = sorted(training.folder.glob("*"), reverse=True)  # checkpoint.json last
+        return error, {path.name: path.read_bytes() for path in files}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import requests
 
+from model.classifier import predict
 from model.networks import Model_3
 from tests.serve.conftest import RAW, Load
+from train.export import load_classifier
 from train.paths import RELEASE
-from train.verify import load_classifier, predict
 
 pytestmark = pytest.mark.images
 

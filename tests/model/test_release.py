@@ -5,8 +5,8 @@ import onnxruntime
 import pytest
 
 from model.contract import GRAPH, parse_manifest
+from train.export import verify
 from train.paths import RELEASE
-from train.verify import verify
 
 MANIFEST = parse_manifest((RELEASE / "manifest.json").read_bytes())
 

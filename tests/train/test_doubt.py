@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.classifier import DigitClassifier, DoubtHead
+from model.classifier import DigitClassifier, DoubtHead, predict
 from model.networks import Model_2, Model_3, parameter_count
+from serve.pictures.preprocess import in_form
 from train import doubt, paths
 from train.data import load
-from train.nondigits import draw
+from train.doubt import KINDS, draw
+from train.export import load_classifier
 from train.progression import PARAMETER_BUDGET
-from train.verify import load_classifier, predict
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,17 @@ def test_network_and_head_are_within_the_parameter_budget(kind):
 
 def test_threshold_is_midway_between_the_lowest_doubted_value_and_the_next():
     assert doubt.choose_threshold(np.arange(200, dtype=np.float32)) == 197.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_non_digits_have_mnists_form(kind, data):
+    images = draw(kind, 120, data.train, seed=1)
+    assert (images.shape, images.dtype) == ((120, 28, 28), torch.uint8)
+    assert sum(in_form(images.numpy())) >= 0.95 * 120
+    assert len(images.unique(dim=0)) > 100
+
+
+def test_seed_decides_the_non_digits(data):
+    one, same, other = (draw("scribbles", 30, data.train, seed) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)

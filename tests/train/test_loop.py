@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from model.networks import Model_2
-from train import DivergenceError, SettingsError, TrainError
+from train import DivergenceError, TrainError
 from train.augment import Warp
 from train.checkpoint import CheckpointFolder, settings
 from train.data import Split, load
@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 # Model_2 has dropout and a constant learning rate. Model_3 has augmentation, a one-cycle schedule and weight decay.
 MODELS = ["Model_2", "Model_3"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+WEIGHTS = "epoch-04.safetensors"
 EPOCHS = 4  # the minimum for Model_3 on `tiny`, which has three batches per epoch
 MODEL_2 = with_settings(PROGRESSION["Model_2"], [f"epochs={EPOCHS}"])
 
@@ -175,10 +176,6 @@ def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, device
     assert [replace(epoch, seconds=0) for epoch in history] == [replace(epoch, seconds=0) for epoch in resumed_history]
 
 
-def test_folder_holds_one_checkpoint_and_no_pickle(finished):
-    assert sorted(path.name for path in finished.path.iterdir()) == ["checkpoint.json", "epoch-04.safetensors"]
-
-
 class Smooth(Model_2):
     def __init__(self):
         super().__init__()
@@ -201,31 +198,13 @@ def test_checkpoint_of_another_training_is_neither_resumed_nor_overwritten(name,
     experiment, seed = change.get("experiment", MODEL_2), change.get("seed", 1)
     other = replace(finished, settings=settings(experiment, replace(data, **change.get("data", {})), seed))
     before = contents(finished.path)
-    with pytest.raises(SettingsError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
+    with pytest.raises(TrainError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
         fit(experiment, data, seed=seed, device=CPU, checkpoints=other)
     assert contents(finished.path) == before
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def damage_weights(folder):
-    path = folder / "epoch-04.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-
-
-def delete_weights(folder):
-    (folder / "epoch-04.safetensors").unlink()
-
-
-def truncate_json(folder):
-    path = folder / "checkpoint.json"
-    path.write_text(path.read_text()[:100])
-
-
-def nest_json(folder):
-    (folder / "checkpoint.json").write_text("[" * 100_000)
 
 
 def edit_json(change):
@@ -242,11 +221,9 @@ def edit_json(change):
 
 # Each damage of a checkpoint, and the error message.
 DAMAGES = {
-    "weights damaged": (damage_weights, "expected SHA-256"),
-    "weights deleted": (delete_weights, "cannot read .*epoch-04.safetensors"),
-    "JSON truncated": (truncate_json, "checkpoint.json: expected JSON"),
-    "JSON nested too deeply": (nest_json, "checkpoint.json: expected JSON"),
-    "settings null": (edit_json(lambda found: found.update(settings=None)), "holds a training with model None"),
+    "weights damaged": (lambda folder: (folder / WEIGHTS).write_bytes(b"others"), f"{WEIGHTS}: expected SHA-256"),
+    "weights deleted": (lambda folder: (folder / WEIGHTS).unlink(), f"cannot read .*{WEIGHTS}"),
+    "JSON truncated": (lambda folder: (folder / "checkpoint.json").write_text("{"), "checkpoint.json: expected JSON"),
     "accuracy changed": (
         edit_json(lambda found: found["history"][0].update(validation_accuracy=1.0)),
         "checkpoint.json: expected SHA-256",
@@ -269,6 +246,7 @@ def test_loaded_checkpoint_has_the_final_weights_history_and_provenance(checkpoi
     trained, history = fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
     network = Model_2()
     found, provenance = checkpoints.load(network)
+    assert set(contents(checkpoints.path)) == {"checkpoint.json", "epoch-04.safetensors"}
     assert same(weights(network), weights(trained))
     assert found == history
     assert provenance["versions"]["torch"]
@@ -285,7 +263,7 @@ def test_divergence_names_epoch_and_batch_and_keeps_the_checkpoint(checkpoints, 
 
     monkeypatch.setattr(CheckpointFolder, "load", load_with_a_huge_learning_rate)
     before = contents(checkpoints.path)
-    with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+; the checkpoint of epoch 1 is"):
+    with pytest.raises(DivergenceError, match=r"became (nan|inf) in epoch 2, batch \d+$"):
         fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
     assert contents(checkpoints.path) == before
 
@@ -302,7 +280,7 @@ def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
 def test_data_set_smaller_than_a_batch_is_refused(data):
     few = replace(data, train=replace(data.train, images=data.train.images[:58], labels=data.train.labels[:58]))
     message = "expected 10 or more batches of 64 training images in all, found 0: 63 images"
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(TrainError, match=message):
         fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.cores import available_cores
-from train import SettingsError, machine
+from train import TrainError, machine
 from train.__main__ import main
 from train.machine import describe, pick
 
@@ -16,7 +16,7 @@ from train.machine import describe, pick
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_auto_selects_the_cpu_and_cuda_is_refused():
     assert pick("auto") == pick("cpu") == torch.device("cpu")
-    with pytest.raises(SettingsError, match="expected a CUDA GPU, found none"):
+    with pytest.raises(TrainError, match="expected a CUDA GPU, found none"):
         pick("cuda")
 
 
@@ -35,17 +35,16 @@ def unusable_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", ones)
-    for cached in (machine._gpu_fault, machine._print_once):
-        cached.cache_clear()
+    pick.cache_clear()
     yield
-    machine._gpu_fault.cache_clear()
+    pick.cache_clear()
 
 
 def test_a_gpu_that_torch_cannot_use_is_named_in_one_line(unusable_gpu, capfd):
     found = rf"expected a CUDA GPU, found one that torch {re.escape(torch.__version__)} cannot use \(CUDA error: no "
     assert pick("auto") == pick("auto") == torch.device("cpu")
     assert re.fullmatch(rf"--device auto: {found}.*; training on the CPU\n", capfd.readouterr().out)
-    with pytest.raises(SettingsError, match=rf"^--device cuda: {found}.*; use --device auto or cpu$"):
+    with pytest.raises(TrainError, match=rf"^--device cuda: {found}.*; use --device auto or cpu$"):
         pick("cuda")
 
 
@@ -56,6 +55,7 @@ def test_torch_uses_no_more_threads_than_a_container_may_use(limit, threads, tmp
     monkeypatch.setattr("train.machine.available_cores", partial(available_cores, tmp_path))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    pick.cache_clear()
     try:
         pick("cpu")
         assert torch.get_num_threads() == threads

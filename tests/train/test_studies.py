@@ -128,7 +128,7 @@ def test_terminated_run_keeps_the_finished_seeds(tiny, tmp_path):
 
 def diverge_in_epoch_4(experiment, data, *, seed, **options):
     if seed == 2:
-        raise DivergenceError("Model_3, seed 2: the loss became nan in epoch 4, batch 0", epoch=4)
+        raise DivergenceError("Model_3, seed 2: the loss became nan in epoch 4, batch 0")
     return fit(experiment, data, seed=seed, **options)
 
 
@@ -137,7 +137,7 @@ def test_other_seeds_finish_if_one_diverges(tiny, tmp_path, capfd, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("train.trainings.fit", diverge_in_epoch_4)
         assert main(options(tiny, tmp_path, seeds=3)) == 1
-    message = "2 of 3 trainings finished; diverged: Model_3, seed 2, in epoch 4"
+    message = "2 of 3 trainings finished; diverged: Model_3, seed 2: the loss became nan in epoch 4, batch 0"
     assert capfd.readouterr().err == f"error: {message}\n"
     folder = tmp_path / "consistency"
     table = (folder / "consistency.md").read_text()
@@ -155,12 +155,12 @@ def test_other_seeds_finish_if_one_diverges(tiny, tmp_path, capfd, monkeypatch):
 
 def test_error_if_no_seed_finishes_is_one_line(tiny, tmp_path, capfd, monkeypatch):
     def fit(*_, seed, **__):
-        raise DivergenceError("the loss became nan", epoch=seed)
+        raise DivergenceError(f"seed {seed}: the loss became nan")
 
     monkeypatch.setattr("train.trainings.max_workers", lambda *_: 1)
     monkeypatch.setattr("train.trainings.fit", fit)
     assert main(options(tiny, tmp_path, seeds=2)) == 1
-    message = "0 of 2 trainings finished; diverged: Model_3, seed 1, in epoch 1; Model_3, seed 2, in epoch 2"
+    message = "0 of 2 trainings finished; diverged: seed 1: the loss became nan; seed 2: the loss became nan"
     assert capfd.readouterr().err == f"error: {message}\n"
 
 
@@ -285,7 +285,7 @@ def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_
 def test_divergence_is_in_the_table_and_in_the_exit_status(tiny, tmp_path, capfd, monkeypatch):
     def diverge(experiment, data, *, seed, **options):
         if experiment.name == "Model_1" or (experiment.name == "Model_3-3-6" and seed == 2):
-            raise DivergenceError(f"{experiment.name}, seed {seed}: the loss became nan in epoch 3", epoch=3)
+            raise DivergenceError(f"{experiment.name}, seed {seed}: the loss became nan")
         return fit(experiment, data, seed=seed, **options)
 
     monkeypatch.setattr(studies, "WIDTHS", {(3, 6): 2})
@@ -293,7 +293,8 @@ def test_divergence_is_in_the_table_and_in_the_exit_status(tiny, tmp_path, capfd
     monkeypatch.setattr("train.trainings.fit", diverge)
     options = ["--epochs", "4", "--device", "cpu", "--data", str(tiny), "--out", str(tmp_path)]
     assert main(["frontier", *options]) == 1
-    message = "2 of 4 trainings finished; diverged: Model_1, seed 1, in epoch 3; Model_3-3-6, seed 2, in epoch 3"
+    nan = "the loss became nan"
+    message = f"2 of 4 trainings finished; diverged: Model_1, seed 1: {nan}; Model_3-3-6, seed 2: {nan}"
     assert capfd.readouterr().err == f"error: {message}\n"
     table = (tmp_path / "frontier" / "frontier.md").read_text()
     assert f"{message}." in table
