@@ -74,11 +74,14 @@ class Service:
             raise
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.process.poll() is None, self.said()
         return answers(self.url)
 
     def wait(self, condition: Callable[[], Any]) -> Any:
-        return wait(condition, PATIENCE, lambda: self.log.read_text() if self.log.is_file() else "")
+        return wait(condition, PATIENCE, self.said)
+
+    def said(self) -> str:
+        return self.log.read_text() if self.log.is_file() else ""  # /dev/full has no end
 
     def workers(self) -> list[int]:
         return children(self.process.pid)

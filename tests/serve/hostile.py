@@ -134,7 +134,6 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r
 
 
 def filled(start: str, item: str, end: str) -> bytes:
-    """Return a body of 16 MiB: `item` as often as fits."""
     return (start + item * ((BODY - 200) // len(item)) + end).encode()
 
 

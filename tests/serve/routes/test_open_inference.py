@@ -112,7 +112,6 @@ def test_its_exceptions(server):
 
 
 def request(more=(), **fields):
-    """Return a request with one tensor that has these fields, and with more members."""
     return json.dumps({"inputs": [IMAGE | fields], **dict(more)}).encode()
 
 

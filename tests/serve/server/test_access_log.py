@@ -82,7 +82,6 @@ def test_log_lines_stay_lines_whatever_is_asked_for(service):
 
 @pytest.fixture
 def line_of(capfd):
-    """Return a function that returns the line that a request to an application writes, or None."""
 
     def line_of(app, path, **headers):
         capfd.readouterr()

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.slow  # each test starts its own services
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Return a file system of 16 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=False).returncode:
