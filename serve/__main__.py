@@ -17,7 +17,7 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), port))
-    except (OSError, UnicodeError) as error:  # UnicodeError: a part of the name is empty or too long
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: a part of the name is empty or too long
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
             sys.exit(f"serve: PORT: expected a port that is free and allowed, found {port}: {reason}; set another PORT")
