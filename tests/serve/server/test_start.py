@@ -35,7 +35,6 @@ def refused(*options, **environment):
     ("options", "environment", "line"),
     [
         (["-m", "serve"], {"HOST": CONDA}, HOST.format(CONDA)),
-        (["-m", "serve"], {"HOST": "a..b"}, HOST.format("a..b")),
         (["-m", "serve"], {"HOST": "é..b"}, HOST.format("é..b")),
         (["-m", "serve"], {"MAX_BATCH": "x"}, "MAX_BATCH: expected a whole number from 1 to 100000, found 'x'"),
         (["-m", "serve", "--bind", "0.0.0.0:80"], {}, "expected no arguments, found --bind: .*"),
