@@ -23,6 +23,7 @@ import requests
 from PIL import Image
 
 from tests.polling import PATIENCE
+from tests.processes import children
 from tests.serve.conftest import Service
 from train.paths import ROOT
 
@@ -196,7 +197,7 @@ def attack(service: Service, parts: Parts) -> int | None:
 
 
 class Bystander:
-    """Continuous requests of other clients to the same worker, and the worker's memory."""
+    """Continuous requests of other clients to the same worker, and the memory of the worker and its decoders."""
 
     REQUESTS = (
         ("GET", "/healthz", None, {}),
@@ -207,7 +208,7 @@ class Bystander:
     def __init__(self, service: Service) -> None:
         self.statuses: Counter[int] = Counter()
         self.blocked = 0.0  # seconds of CPU time that the worker took between a request and its answer, at most
-        self.memory = 0.0  # MiB: maximum resident memory since its start; test_decoder_pool.py has the decoders'
+        self.memory = 0.0  # MiB: maximum resident memory of the worker and its decoders
         self._service, (self._worker,) = service, service.workers()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._send, args=request) for request in self.REQUESTS]
@@ -222,8 +223,6 @@ class Bystander:
         for thread in self._threads:
             thread.join()
         assert self._service.workers() == [self._worker]
-        status = Path(f"/proc/{self._worker}/status").read_text()
-        self.memory = int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
     def _send(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
         while not self._stop.is_set():
@@ -234,7 +233,26 @@ class Bystander:
             except requests.RequestException:
                 self.statuses[0] += 1
             self.blocked = max(self.blocked, cpu_seconds(self._worker) - before)
+            self.memory = max(self.memory, resident(self._worker) + sum(map(resident, decoders(self._worker))))
             self._stop.wait(0.02)
+
+
+def decoders(worker: int) -> list[int]:
+    """Return the decoders of a worker, without one that is between fork and exec and has the worker's memory."""
+    return [child for child in children(worker) if b"decoder_pool" in cmdline(child)]
+
+
+def cmdline(process: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""
+
+
+def resident(process: int) -> float:
+    """Return the resident memory of a worker or decoder in MiB; 0 if it has ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return 0.0
 
 
 def cpu_seconds(process: int) -> float:

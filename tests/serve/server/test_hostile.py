@@ -14,7 +14,7 @@ from tests.serve.hostile import CASES, INFER, JSON, RAW, Bystander, attack, head
 pytestmark = pytest.mark.xdist_group("hostile")
 
 LATE = 5  # seconds of the worker's CPU time between another client's request and its answer
-MEMORY, MEMORY_OF_16 = 256, 1024  # MiB of the worker, whose bodies have 16 each
+MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: a worker and its decoders
 
 
 @pytest.fixture(scope="module")
