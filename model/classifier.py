@@ -23,15 +23,15 @@ def normalise(scaled: Tensor) -> Tensor:
 
 
 Outputs = tuple[NDArray[Any], ...]  # probabilities [N, 10], digits [N] and doubts [N]
-Features = tuple[Tensor, Tensor]  # of the doubt head: [N, F] for the detectors and [N, S] for all digits alike
+Features = tuple[Tensor, Tensor]  # of the doubt head: [N, F] for the detectors and [N, S] for the shared term
 
 
 def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
     """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features of the doubt head.
 
-    The features for the detectors are the means of the last two ReLU layers' maps. The shared ones are the mean squares
-    and maxima of the first and the middle ReLU layer's maps, the mean squares of the last but one's, and the sorted
-    logits. `network` is an nn.Sequential with a ReLU layer or more; of few, one may be used several times.
+    The detectors' features are the means of the last two ReLU layers' maps. The shared features are the sorted logits,
+    the mean squares and maxima of the first and the middle ReLU layer's maps, and the mean squares of the last but one.
+    `network` is an nn.Sequential with at least one ReLU layer. If it has few, one layer may be used several times.
     """
     maps = []
     for layer in network.children():
@@ -49,7 +49,7 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
 class DoubtHead(nn.Module):
     """Out-of-distribution score: ten linear detectors, weighted by the digits' probabilities, and a shared linear term.
 
-    `features` and `shared` are the numbers of features for the detectors and for all digits alike.
+    `features` is the number of features of each detector, `shared` that of the shared term.
     """
 
     def __init__(self, features: int, shared: int) -> None:
@@ -65,14 +65,14 @@ class DoubtHead(nn.Module):
         return cls(*(part.shape[1] for part in features))
 
     def forward(self, features: Features, probabilities: Tensor) -> Tensor:
-        """Map features and probabilities, [N, 10], to the doubt, float32 [N]; more is less like a digit."""
+        """Map features and probabilities, [N, 10], to the doubt, float32 [N]. The larger, the less like a digit."""
         detected, shared = features
         doubt: Tensor = (probabilities * self.detectors(detected)).sum(dim=1) + self.shared(shared).squeeze(1)
         return doubt
 
 
 class DigitClassifier(nn.Module):
-    """A network with normalisation, softmax and doubt head; without a fitted one, an unfitted one.
+    """A network with normalisation, softmax and doubt head. By default, the doubt head is not fitted.
 
     Normalisation is part of the graph, so that training and serving cannot disagree about it.
     """

@@ -31,7 +31,7 @@ class TensorSpec:
         return f"`{self.name}`: {self.dtype} [{', '.join(map(str, ('batch', *self.shape)))}]"
 
 
-IMAGE = TensorSpec("image", "uint8", (SIDE, SIDE))  # white ink, 255, on black, 0
+IMAGE = TensorSpec("image", "uint8", (SIDE, SIDE))  # white ink (255) on black (0)
 INPUTS = (IMAGE,)
 OUTPUTS = (
     TensorSpec("probabilities", "float32", (CLASSES,)),
@@ -41,7 +41,7 @@ OUTPUTS = (
 
 
 class ContractError(ValueError):
-    """A manifest or a graph breaks the contract. The message is one line with the expected and the found."""
+    """A manifest or a graph breaks the contract. The message is one line: what was expected and what was found."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Parity:
 class Doubt:
     """The quality of the output `doubt`. An image is doubted if its doubt is above `threshold`."""
 
-    parameters: int  # of the doubt head, in addition to the network's
+    parameters: int  # of the doubt head only, without the network's
     threshold: float  # chosen on the validation images
-    validation_doubted: float  # fraction of the validation images, which are digits
-    test_doubted: float  # fraction of the test images
-    caught: dict[str, float]  # fraction doubted of each kind of non-digit in train.doubt
+    validation_doubted: float  # fraction of the validation images that are doubted; all of them are digits
+    test_doubted: float  # fraction of the test images that are doubted
+    caught: dict[str, float]  # for each kind of non-digit in train.doubt, the fraction that is doubted
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of manifest.json. Accuracies are fractions, of the exported weights."""
+    """The content of manifest.json. Accuracies are fractions, measured with the exported weights."""
 
     model: str
     parameters: int
     epochs: int
     seed: int
-    recipe: str  # in words; `settings` has it as data
+    recipe: str  # in words; `settings` contains the values
     validation_accuracy: float
     test_accuracy: float
     test_correct: int
@@ -131,7 +131,7 @@ def metadata(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def check_graph(session: Any) -> None:
-    """Raise ContractError if the graph in `session`, of ONNX Runtime, has other inputs or outputs."""
+    """Raise ContractError if the graph in the ONNX Runtime `session` has other inputs or outputs."""
     for part, specs, values in ("inputs", INPUTS, session.get_inputs()), ("outputs", OUTPUTS, session.get_outputs()):
         expected = [(spec.name, ONNX_TYPES[spec.dtype], ["batch", *spec.shape]) for spec in specs]
         found = [(value.name, value.type, value.shape) for value in values]

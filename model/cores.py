@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of CPU cores of the process's affinity, or of its container's CPU limit if lower; at least 1.
+    """Return the number of cores in the process's CPU affinity, or the container's CPU limit if lower; at least 1.
 
     A fractional limit is rounded down. Reads cgroup v2's cpu.max, or v1's quota and period
     (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
@@ -20,5 +20,5 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if quota != "max" and int(quota) > 0:
             cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):
-        pass  # no readable cgroup: no known limit
+        pass  # no readable cgroup: no limit is known
     return max(1, cores)

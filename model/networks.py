@@ -23,7 +23,7 @@ def separable_block(inputs: int, outputs: int, *, padding: int = 0, dilation: in
     Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017; no ReLU between the two.
     """
     depthwise = nn.Conv2d(inputs, inputs, 3, padding=padding, dilation=dilation, groups=inputs, bias=False)
-    # No scale and shift between the two: the convolution across the channels includes the one and cancels the other.
+    # No scale and shift: the 1×1 convolution can represent the scale, and its batch normalisation cancels the shift.
     return [depthwise, nn.BatchNorm2d(inputs, affine=False), *block(inputs, outputs, kernel=1)]
 
 
@@ -45,7 +45,7 @@ class BinomialBlur(nn.Module):
 def max_blur_pool(channels: int) -> list[nn.Module]:
     """Anti-aliased max pooling: [N, channels, H, W] → [N, channels, H/2, W/2]. No parameters.
 
-    A dense 2×2 maximum, then a blur with stride 2. Source: Zhang, "Making Convolutional Networks Shift-Invariant
+    A 2×2 maximum of stride 1, then a blur of stride 2. Source: Zhang, "Making Convolutional Networks Shift-Invariant
     Again", 2019.
     """
     return [nn.MaxPool2d(2, stride=1), BinomialBlur(channels)]
@@ -70,7 +70,7 @@ class Model_1(nn.Sequential):
 
 
 class Model_2(nn.Sequential):
-    """The reference's second experiment, 6,664 parameters: dropout, and global average pooling for the 7×7 layer.
+    """The reference's second experiment, 6,664 parameters: dropout, and global average pooling, not the 7×7 layer.
 
     The reference does not state its dropout rate; 0.1 is our choice.
     """
@@ -96,12 +96,12 @@ class Model_2(nn.Sequential):
 class Model_3(nn.Sequential):
     """The experiment that reaches the goal, 7,162 parameters: separable convolutions and anti-aliased pooling.
 
-    The first pooling is blurred. The second one is dense (stride 1), and the convolution after it is dilated by 2
-    (à trous), so that the global average includes every phase. `channels` are those before and after the first pooling.
+    The first pooling includes a blur. The second one has stride 1, and the convolution after it is dilated by 2. Thus
+    the global average includes all positions, not every second one. `channels`: before and after the first pooling.
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32)) -> None:
-        large, small = channels  # of the large and of the small maps
+        large, small = channels  # channels of the large and of the small maps
         super().__init__(
             *block(1, large),
             *separable_block(large, large),

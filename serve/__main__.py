@@ -11,7 +11,7 @@ from serve.release import ModelError
 
 
 def check_address(host: str, port: int) -> None:
-    """Exit with one line if the service cannot listen at this address; gunicorn names neither HOST nor PORT."""
+    """Exit with one line if the service cannot listen at this address. gunicorn's error names neither HOST nor PORT."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -34,11 +34,11 @@ if __name__ == "__main__":
         config = Config.from_environment(os.environ)
     except ConfigError as error:
         sys.exit(f"serve: {error}")
-    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it, too, and fails with a traceback if it is empty
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn also reads it, and an empty value makes it fail with a traceback
     from serve.server import logs, master
 
     logs.prepare_standard_error()
-    if "LISTEN_FDS" not in os.environ:  # systemd has opened the socket
+    if "LISTEN_FDS" not in os.environ:  # if it is set, systemd has already opened the socket
         check_address(config.host, config.port)
     try:
         service = master.Service(config)

@@ -1,4 +1,4 @@
-"""Flask application factory: one predictor, one blueprint per concern."""
+"""Flask application factory: creates the predictor, and registers one blueprint per group of routes."""
 
 import logging
 import os
@@ -16,8 +16,8 @@ from serve.server import access_log, api_key, logs, metrics, problem
 def create_app(config: Config | None = None, release: Release | None = None) -> Flask:
     """Return the application that serves `release`.
 
-    By default, `config` has its defaults, and `release` is read from `config.model_dir`. Raises ModelError if the
-    release is damaged or its graph has other inputs or outputs than model.contract.
+    Without `config`, every setting has its default. Without `release`, it is read from `config.model_dir`. Raises
+    ModelError if the release is damaged, or if the inputs or outputs of its graph are not those of model.contract.
     """
     config = config or Config()
     release = release or read(config.model_dir)

@@ -15,11 +15,11 @@ ORIGIN = r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,
 
 
 class ConfigError(ValueError):
-    """An environment variable is invalid; the message names it, the expected and the found value."""
+    """An environment variable is invalid. The message names it, what was expected and what was found."""
 
 
 class Networks(tuple[IPv4Network | IPv6Network, ...]):
-    """IP addresses and networks, from a text in which spaces or commas separate them. Raises ValueError."""
+    """IP addresses and networks, parsed from a text with spaces or commas between them. Raises ValueError."""
 
     def __new__(cls, text: str = "") -> "Networks":
         """Parse `text`."""
@@ -31,7 +31,7 @@ class Networks(tuple[IPv4Network | IPv6Network, ...]):
             address = ip_address(text)
         except ValueError:
             return False
-        mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:192.0.2.1, if the service listens at ::
+        mapped = getattr(address, "ipv4_mapped", None)  # IPv4 clients are ::ffff:192.0.2.1 if HOST is ::
         return any((mapped or address) in network for network in self)
 
 
@@ -58,7 +58,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
-        """Return the configuration in `environment`; a variable that is not set or empty has its default.
+        """Return the configuration in `environment`. A variable that is empty or not set gets its default.
 
         Raises ConfigError if a variable is invalid.
         """
@@ -76,7 +76,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @property
     def address(self) -> str:
-        """Return host and port in the form of gunicorn's `bind`."""
+        """Return host and port in the form that gunicorn's setting `bind` expects."""
         host = self.host.strip("[]")
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 

@@ -1,4 +1,4 @@
-"""Run the exported model in ONNX Runtime. Knows nothing of HTTP.
+"""Run the exported model in ONNX Runtime. Independent of HTTP.
 
 `python -m serve.predictor < digits.onnx` checks that a graph can be served: exit status 0, or 1 and one
 line on standard error.
@@ -15,13 +15,13 @@ from model.contract import IMAGE, OUTPUTS, ContractError, check_graph
 from serve.release import ModelError
 from serve.server.event_loop import yield_to_event_loop
 
-NAMES = [output.name for output in OUTPUTS]  # without them, ONNX Runtime looks them up at each run
+NAMES = [output.name for output in OUTPUTS]  # otherwise ONNX Runtime looks up the names at each run
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
-CHUNK = 100  # images per run: larger runs miss the CPU's cache, and this one yields to the event loop every 2 ms
+CHUNK = 100  # images per run: more do not fit the CPU's cache; with 100, the event loop runs every 2 ms
 
 
 class Predictions(NamedTuple):
-    """The model's outputs for N images, in the order of model.contract, and what follows from them."""
+    """The model's outputs for N images, in the order of model.contract, and which images are doubtful."""
 
     probabilities: NDArray[np.float32]  # [N, 10]
     digits: NDArray[np.int64]  # [N]
@@ -38,11 +38,11 @@ class Predictor:
         Raises ModelError if the graph does not have the inputs and outputs of model.contract, or does not run.
         """
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # more are slower for so small a network
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # more are slower for such a small network
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime raises many types of its own
+        except Exception as error:  # ONNX Runtime has many exception types
             raise ModelError(f"expected an ONNX graph, found: {' '.join(str(error).split())}") from error
         try:
             check_graph(self._session)

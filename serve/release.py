@@ -12,12 +12,12 @@ VERIFY_TIMEOUT_S = 60
 
 
 class ModelError(ValueError):
-    """A model that cannot be served; the message names the file, what was expected and what was found."""
+    """A model cannot be served. The message names the file, what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A manifest, and the graph whose SHA-256 it states."""
+    """A manifest, and the graph whose SHA-256 the manifest states."""
 
     manifest: Manifest
     graph: bytes
@@ -48,8 +48,8 @@ def read(folder: Path) -> Release:
 def verify(folder: Path) -> Release:
     """Read the release in `folder`, and load its graph and predict with it in a separate process. Raises ModelError.
 
-    gunicorn's master must not load the model itself: it would fork with an ONNX Runtime session and its threads, and a
-    graph that crashes the runtime would crash the master.
+    gunicorn's master must not load the model itself. Otherwise it would fork while the threads of ONNX Runtime exist,
+    and a graph that crashes ONNX Runtime would crash the master.
     """
     release = read(folder)
     check, root = [sys.executable, "-m", "serve.predictor"], Path(__file__).parent.parent

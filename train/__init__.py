@@ -11,7 +11,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 class TrainError(Exception):
-    """An error with a one-line message: the thing, the expected and the found."""
+    """An error with a one-line message: what it is about, what was expected and what was found."""
 
     def __str__(self) -> str:
         return " ".join(line.strip() for line in super().__str__().splitlines())

@@ -14,7 +14,7 @@ from types import FrameType
 
 from train import TrainError, paths
 
-# Each command, by name, with its function and what it does; the name of the main one is empty.
+# The name of each command, its function and its description. The name of the main command is empty.
 COMMANDS = {
     "": ("run.run", "Train the progression, export the best model, write a report."),
     "consistency": ("studies.consistency", "Train one model with seeds 1 to N; write a table and a plot."),
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         options["settings"] = [*options["settings"], f"epochs={epochs}"]
     module, _, function = options.pop("command").partition(".")
     try:
-        import_module("fcntl")  # which Windows lacks
-        # Imported here: torch takes seconds, and --help should be fast.
+        import_module("fcntl")  # Windows does not have it
+        # Imported only here, because torch takes seconds to import and --help should be fast.
         getattr(import_module(f"train.{module}"), function)(**options)
     except ModuleNotFoundError as missing:
         fault = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, then run"
@@ -106,7 +106,7 @@ def _whole(lowest: int) -> Callable[[str], int]:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """End the process directly: an exception could be swallowed, for example while torch imports numpy.
+    """End the process directly: other code could catch an exception, for example while torch imports numpy.
 
     Nothing is lost, because every file is written atomically.
     """
@@ -119,7 +119,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell starts background jobs with SIGINT ignored
             signal.signal(number, _interrupt)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTROL_POINTS = 5  # per side: the grid of displacements for the elastic part, a quarter of the image apart
+CONTROL_POINTS = 5  # per side of the grid of elastic displacements; they are a quarter of the image apart
 
 
 @dataclass(frozen=True)
 class Warp:
-    """The limits of the random warp in both directions. Each image draws its own values uniformly.
+    """The limits of the random warp in both directions. For each image, values are drawn uniformly within them.
 
     An affine map plus an elastic deformation, that is, smooth random displacements (Simard, Steinkraus & Platt, "Best
     practices for convolutional neural networks applied to visual document analysis", 2003).
@@ -24,8 +24,8 @@ class Warp:
     scale: float  # relative change of size
     shear: float  # pixels along x per pixel of y
     elastic: float  # displacement of each control point in pixels, along each axis
-    thicker: float = 0.0  # of the way to the 3×3 maximum, for a quarter of the images
-    thinner: float = 0.0  # of the way to the 3×3 minimum, for another quarter
+    thicker: float = 0.0  # largest weight of the 3×3 maximum, for a quarter of the images
+    thinner: float = 0.0  # largest weight of the 3×3 minimum, for another quarter
 
     def __str__(self) -> str:
         warp = (
@@ -36,13 +36,13 @@ class Warp:
         return warp + strokes * bool(self.thicker or self.thinner)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Warp float32 [N, C, H, H] `images` with bilinear resampling; outside the image is 0, the background.
+        """Warp float32 [N, C, H, H] `images` with bilinear resampling. Pixels outside the image are 0 (background).
 
-        Draws from torch's global generator of the images' device.
+        The random numbers come from torch's global generator of the images' device.
         """
         count, side = len(images), images.shape[-1]
         pixel = 2 / side  # in affine_grid's units, where the image spans −1 to 1
-        # Python floats: a tensor of limits would force a synchronisation with the GPU for every batch.
+        # The limits are Python floats: a tensor would force a synchronisation with the GPU for every batch.
         limits = (math.radians(self.degrees), self.scale, self.shear, self.pixels * pixel, self.pixels * pixel)
         draws = (torch.rand(count, 5, device=images.device) * 2 - 1).unbind(dim=1)
         angle, scale, shear, x, y = (draw * limit for draw, limit in zip(draws, limits, strict=True))
@@ -58,7 +58,7 @@ class Warp:
 
     def _change_stroke_width(self, images: Tensor) -> Tensor:
         """Blend half of the `images` with their 3×3 maximum or minimum, by random amounts."""
-        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half of them within ±1: unchanged
+        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half are within ±1: no change
         thicker, thinner = self.thicker * (draws - 1).clip(0), self.thinner * (-draws - 1).clip(0)
         maximum, minimum = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
         return images + thicker * (maximum - images) + thinner * (minimum - images)

@@ -32,7 +32,7 @@ class Epoch:
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
-    test_loss: float  # reported, never used
+    test_loss: float  # reported, never used to choose anything
     test_accuracy: float
     seconds: float
 
@@ -58,7 +58,7 @@ class CheckpointFolder:
     settings: dict[str, Any]
 
     def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[Epoch]) -> None:
-        """Write a checkpoint after the last epoch of `history`, then delete the one before."""
+        """Write a checkpoint after the last epoch of `history`, then delete the previous one."""
         state = optimizer.state_dict()
         tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
         for index, buffers in state["state"].items():
@@ -76,7 +76,7 @@ class CheckpointFolder:
         self.write({weights: content, "checkpoint.json": to_json(checkpoint | {"sha256": _digest(checkpoint)})})
 
     def write(self, files: dict[str, bytes]) -> None:
-        """Write the `files` of a checkpoint one after the other, and delete the weights of the one before."""
+        """Write the `files` of a checkpoint one after the other, and delete the weights of the previous one."""
         for name, content in files.items():
             write_bytes(self.path / name, content)
         for other in self.path.glob("epoch-*.safetensors"):
@@ -86,7 +86,7 @@ class CheckpointFolder:
     def load(
         self, network: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
     ) -> tuple[list[Epoch], dict[str, Any]]:
-        """Load the last checkpoint into the given objects and return its history and provenance; both empty if none.
+        """Load the last checkpoint into the given objects. Return its history and provenance, empty if there is none.
 
         Raises TrainError if the folder belongs to another training or is damaged.
         """
@@ -111,7 +111,7 @@ class CheckpointFolder:
         network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
         if optimizer and scheduler:
             state = {
-                # In the parameter's memory layout: another layout rounds the last bit differently.
+                # Keep the parameter's memory layout: with another one, the last bit is rounded differently.
                 index: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{index}"])}
                 for index, parameter in enumerate(network.parameters())
             }

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-# Trains on the images at the indices, int64 [N], and returns the mean loss and the number correct.
+# Trains on the images at the indices, int64 [N]. Returns the mean loss and the number of correct predictions.
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def captured(step: Step, network: nn.Module, optimizer: SGD, batch: Tensor) -> Step:
     """Capture `step`, which trains `network` by `optimizer`, as a CUDA graph; return a function that replays it.
 
-    A graph starts all kernels of a step at once. Started one by one, such small kernels take longer to start than to
-    run. `batch` is an example of the indices that `step` takes; the function takes as many. It returns the same two
-    tensors at every call: read them before the next one. It uses the current learning rate of the optimizer, which has
-    one parameter group, and draws new random numbers. All other Python values are those at the time of the capture, and
-    `step` must not copy anything to or from the CPU. Capturing changes neither weights nor momentum. Source: PyTorch's
-    notes on CUDA semantics, "CUDA Graphs", whole-network capture.
+    A graph starts all kernels of a step at once. To start such small kernels one by one takes longer than to run them.
+    `batch` is an example of the indices that `step` takes. The returned function takes the same number of indices, and
+    returns the same two tensors at every call: read them before the next call. It uses the optimizer's current learning
+    rate and new random numbers. All other Python values are those at the time of the capture. The optimizer must have
+    one parameter group, and `step` must not copy anything to or from the CPU. Capturing changes neither weights nor
+    momentum. Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture.
     """
     momentum = [
         optimizer.state[weights].setdefault("momentum_buffer", torch.zeros_like(weights))

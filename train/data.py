@@ -1,6 +1,6 @@
 """The data set: four IDX files, their SHA-256 checked, split into training, validation and test set.
 
-Any data set in MNIST's format will do, for example Fashion-MNIST, KMNIST or QMNIST.
+Any data set in MNIST's format can be used, for example Fashion-MNIST, KMNIST or QMNIST.
 """
 
 import gzip
@@ -22,7 +22,7 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 SUMS = "SHA256SUMS"
 RAW = Path("MNIST", "raw")  # where torchvision keeps the files
 VALIDATION_DIVISOR = 12  # one of 12 training images: 5,000 of MNIST's 60,000
-VALIDATION_SEED = 20_120  # separate, so that every run and every seed holds out the same images
+VALIDATION_SEED = 20_120  # independent of the training's seed: every run holds out the same images
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _expected_hashes(path: Path) -> dict[str, str]:
 
 
 def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
-    """Return the unpacked content of the file `name`, whose SHA-256 is `expected` unless that is None."""
+    """Return the unpacked content of the file `name`. Its SHA-256 must be `expected`, unless that is None."""
     packed, plain = folder / f"{name}.gz", folder / name
     path = packed if packed.is_file() or not plain.is_file() else plain
     try:
@@ -113,7 +113,7 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
 
 
 def _split(root: str, folder: Path, *, train: bool) -> Split:
-    """Read the training or the test set with torchvision. Raises TrainError with its files in `folder`."""
+    """Read the training or the test set with torchvision. Raises TrainError, which names its files in `folder`."""
     images_path, labels_path = (folder / name for name in (FILES[:2] if train else FILES[2:]))
     try:
         found = MNIST(root, train)

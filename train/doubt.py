@@ -2,8 +2,8 @@
 
 The network and its accuracy do not change. The head separates training images, some of them warped, from synthetic
 non-digits: scribbles, glyphs, shapes, letters and others (outlier exposure: Hendrycks, Mazeika & Dietterich, "Deep
-Anomaly Detection with Outlier Exposure", 2019). As in MNIST, their ink is scaled to 20×20 pixels with its aspect ratio
-kept, and its centre of mass is in the middle. Results, also on kinds not used for fitting: docs/doubt.md.
+Anomaly Detection with Outlier Exposure", 2019). As in MNIST, the non-digits' ink is scaled to fit 20×20 pixels, and its
+centre of mass is in the middle. docs/doubt.md has the results, also for kinds not used for fitting.
 """
 
 import math
@@ -46,7 +46,7 @@ WARPED = 3  # one of three training images is warped
 BATCH_SIZE, EPOCHS, LEARNING_RATE = 1_024, 60, 0.03  # BATCH_SIZE digits and as many non-digits per training step
 DIGIT_WEIGHT = 6.0  # weight of the digits' loss, because few of them may be doubted
 CHUNK = 100  # images per batch
-SAMPLES = 3  # per side and output pixel, when an image is scaled
+SAMPLES = 3  # per output pixel along each axis, when an image is scaled
 # Letters that do not look like a digit: without I, O, S, Z, b, g, l, q, o, s, z.
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
 # Shipped with matplotlib.
@@ -56,7 +56,7 @@ GLYPH = 96  # pixels: side of a letter's image
 LogitsAndFeatures = tuple[Tensor, Features]  # as from model.classifier.logits_and_features
 
 
-@torch.random.fork_rng(devices=[])  # only the CPU's generator is used; with several GPUs, the default warns
+@torch.random.fork_rng(devices=[])  # only the CPU's generator is used; the default warns if there are several GPUs
 def fit(network: nn.Module, train: Split) -> DoubtHead:
     """Fit a doubt head for `network` to the images it was trained on, on the CPU. `network` does not change.
 
@@ -120,7 +120,7 @@ def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: 
 
 
 def choose_threshold(doubts: NDArray[np.float32]) -> float:
-    """Return the threshold, midway between two values, above which the fraction DOUBTED of `doubts` lies."""
+    """Return the threshold that the fraction DOUBTED of `doubts` exceeds. It is midway between two of them."""
     ordered = np.sort(doubts)[::-1]
     above = int(DOUBTED * len(ordered))
     return float(ordered[max(0, above - 1) : above + 1].mean())
@@ -292,11 +292,11 @@ def _unit(angle: Tensor) -> Tensor:
 
 
 def _some_strokes(paths: Tensor, fewest: int, random: Generator) -> Tensor:
-    """Draw the first of the `paths`, [N, K, P, 2], of each image: a random number from `fewest` to K."""
+    """Draw the first n of each image's K `paths`, [N, K, P, 2]. n is random, from `fewest` to K."""
     strokes = torch.randint(fewest, paths.shape[1] + 1, (len(paths), 1), generator=random)
     segments = segments_of(paths)
     kept = torch.arange(segments.shape[1]) < segments.shape[1] // strokes.max() * strokes
-    # The others become copies of the first segment.
+    # The other segments become copies of the first one, so that they add nothing.
     return draw_strokes(torch.where(kept[:, :, None, None], segments, segments[:, :1]), random)
 
 
@@ -326,5 +326,5 @@ def _fitted(images: Tensor) -> Tensor:
     sampled = F.grid_sample(images[:, None], grid, align_corners=False)
     margin = (SIDE - BOX) // 2
     inside = F.avg_pool2d(sampled, SAMPLES)[:, 0, margin:-margin, margin:-margin]
-    result = F.pad(inside, (margin, margin, margin, margin))  # ink fainter than the mask is cut off
+    result = F.pad(inside, (margin, margin, margin, margin))  # cuts off faint ink outside the bounding box
     return result / result.amax(dim=(1, 2), keepdim=True).clip(1e-3)

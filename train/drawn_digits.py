@@ -1,8 +1,8 @@
-"""Drawn digits: strokes in the styles that other people write and MNIST, one country's hand of 1990, has few of.
+"""Drawn digits: strokes in styles of handwriting that are rare in MNIST, which comes from one country around 1990.
 
 For example a 1 with a flag and no base, a 7 with a bar, a 4 closed at the top, a 9 with a curled tail. They are added
-to the training images only. Every one of them should be a digit to a teacher: docs/training.md shows a sheet, which
-`python -m train.drawn_digits FILE` draws.
+to the training images only. A teacher should accept every one of them as a digit: docs/training.md shows a sheet of
+them, which `python -m train.drawn_digits FILE` draws.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from train.data import Split
 
 BOX = 20  # pixels: side of the square that the ink is scaled to
 THINNEST, THICKEST = 1.8, 3.2  # pixels: stroke width
-SEED = 17  # its own, so that every training sees the same drawn digits
+SEED = 17  # independent of the training's seed: every training sees the same drawn digits
 CHUNK = 200  # images drawn at once
 SMOOTH = 8  # line segments between two points of a curve
 # Standard deviations, in the units of STYLES; slant: x per unit of y.
 JITTER, SLANT = 0.22, 0.12
-STRETCH = 0.2  # of the width, relative
+STRETCH = 0.2  # standard deviation, as a fraction of the width
 
 # A style is a digit and its strokes, drawn in a box about 6 wide and 10 high, y downwards. A stroke is a line, or a
 # curve through its points if it begins with ~. A coordinate is a number or a range,
@@ -90,13 +90,13 @@ def draw(count: int, seed: int = SEED) -> Split:
 
 
 def with_drawn_digits(split: Split, fraction: float) -> Split:
-    """Return `split` with drawn digits appended, as many as `fraction` of its images."""
+    """Return `split` with drawn digits appended. Their number is `fraction` of the number of its images."""
     drawn = draw(round(fraction * len(split)))
     return Split(torch.cat([split.images, drawn.images]), torch.cat([split.labels, drawn.labels]))
 
 
 def _ink(strokes: str, count: int, random: Generator) -> Tensor:
-    """Draw `count` times the `strokes` of a style: float32 [count, 28, 28] of 0–1."""
+    """Draw the `strokes` of a style `count` times: float32 [count, 28, 28] of 0–1."""
     segments = torch.cat([segments_of(_path(stroke, count, random)[:, None]) for stroke in strokes.split(" / ")], dim=1)
     x, y = segments.unbind(dim=3)
     slant, stretch = torch.randn(2, count, 1, 1, generator=random)

@@ -1,7 +1,7 @@
-"""Export a trained network to a folder that can be served, ONNX graph, weights and manifest, and verify an export.
+"""Export a trained network as a folder of ONNX graph, weights and manifest that can be served, and verify an export.
 
-Exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are written and served: those
-that predict as their network on every test image.
+Exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are written and served. A
+verified graph gives the same predictions as its network on every test image.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4  # maximum difference of a probability
 DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
-NETWORK = "network."  # DigitClassifier's prefix of the network's weights, which the file leaves out
+NETWORK = "network."  # prefix of the network's weights in DigitClassifier; the file leaves the prefix out
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Export:
 def export(trained: Trained, data: Data, folder: Path) -> Export:
     """Export `trained` to `folder`, verified.
 
-    The graph is verified before anything is written; if that fails, an older export in `folder` is unchanged. Raises
-    TrainError, also if `folder` cannot be written.
+    The graph is verified before anything is written. If that fails, an older export in `folder` is unchanged. Raises
+    TrainError if the verification fails or `folder` cannot be written.
     """
     network = trained.network.cpu().eval()
     training_images = with_drawn_digits(data.train, trained.experiment.recipe.drawn_digits)
     weights = save_weights(DigitClassifier(network, doubt.fit(network, training_images)))
-    # Load the classifier from the bytes to be written, so that these are verified.
+    # Load the classifier from the bytes to be written, so that the verification covers these bytes.
     classifier = load_classifier(trained.experiment.network(), weights, folder / contract.WEIGHTS)
     training = {
         "model": trained.experiment.name,
@@ -128,8 +128,8 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
 def verify(folder: Path, data: Data) -> Export:
     """Verify the export in `folder`: hashes, contract, test accuracy, and parity on every test image of `data`.
 
-    Seed, recipe and revision are compared with the graph's metadata. Raises TrainError, also if the export was made
-    with another data set, or if a file cannot be read.
+    Seed, recipe and revision are compared with the graph's metadata. Raises TrainError if a check fails, if the export
+    was made with another data set, or if a file cannot be read.
     """
     path = folder / contract.MANIFEST
     content = read_bytes(path)
@@ -194,11 +194,11 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
-    """Return the largest differences of a probability and of a doubt. Raises TrainError if too large."""
+    """Return the largest differences of a probability and of a doubt. Raises TrainError if one is too large."""
     probabilities, digits, _ = expected
     label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
     probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])
-    # Written so that NaN counts as wrong.
+    # With this form of the comparison, NaN counts as wrong.
     wrong = label | ~(probability <= TOLERANCE) | ~(doubt <= DOUBT_TOLERANCE)
     if wrong.any():
         first = int(wrong.argmax())

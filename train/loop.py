@@ -1,7 +1,7 @@
-"""One training: the loop. The data is on the device as a whole; a batch is a tensor of indices.
+"""One training: the loop. All data is on the device, and a batch is a tensor of indices.
 
-Each epoch seeds torch's global generator from the training's seed and the epoch's number only, for order, augmentation
-and dropout. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
+Each epoch seeds torch's global generator, for order, augmentation and dropout. The seed depends on the training's seed
+and the epoch's number only. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
 """
 
 import time
@@ -24,8 +24,8 @@ from train.progression import Experiment, Recipe
 
 # Batches between checks of the loss on a CPU. A GPU checks once per epoch: reading the loss forces a synchronisation.
 CHECK_INTERVAL = 50
-EVALUATION_BATCH_SIZE = 500  # at 1,000, malloc maps Model_1's largest layer again for each batch: half as fast
-MINIMUM_BATCHES = 10  # the first fifth of one-cycle needs two
+EVALUATION_BATCH_SIZE = 500  # 1,000 is half as fast: malloc maps Model_1's largest layer again for each batch
+MINIMUM_BATCHES = 10  # the first fifth of the one-cycle schedule needs two batches
 
 
 def fit(
@@ -41,8 +41,8 @@ def fit(
     """Train the network of `experiment` by its recipe and return it with its history, one entry per epoch.
 
     Resumes from the last checkpoint in `checkpoints` and writes one after every epoch. `on_epoch` is called after every
-    epoch. `position`: the line of the progress bar, which only a terminal has; None: no bar. Raises TrainError if
-    torch refuses the recipe, and DivergenceError if the loss becomes NaN or infinite.
+    epoch. `position` is the line of the progress bar, which only a terminal shows; with None there is no bar. Raises
+    TrainError if torch refuses the recipe, and DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
     images = with_drawn_digits(data.train, recipe.drawn_digits)
@@ -57,7 +57,7 @@ def fit(
     network = experiment.network().to(memory_format=torch.channels_last).to(device)
     optimizer, scheduler = _optimizer(network, recipe, batches * recipe.epochs)
     history = checkpoints.load(network, optimizer, scheduler)[0] if checkpoints else []
-    hidden = True if position is None else None  # None: only on a terminal
+    hidden = True if position is None else None  # None: tqdm shows the bar only on a terminal
 
     def step(batch: Tensor) -> tuple[Tensor, Tensor]:
         loss, right = batch_loss(network, train, batch, recipe)
@@ -73,7 +73,7 @@ def fit(
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
-        # Without the last, partial batch (different images every epoch): batch normalisation is noisy on a few images.
+        # Leave out the last, partial batch (other images every epoch): batch normalisation is noisy on a few images.
         order = torch.randperm(len(train), device=device)[: batches * recipe.batch_size].view(batches, -1)
         name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:
@@ -118,14 +118,14 @@ def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRS
         raise TrainError(f"the recipe: {error}") from error
     if not recipe.one_cycle:
         return optimizer, ConstantLR(optimizer, factor=1.0)
-    # Smith & Topin, "Super-Convergence", 2018, in torch's form: cosine from 1/25 of the peak up to it in the first
-    # fifth, then down to 1/250,000 of the peak.
+    # Smith & Topin, "Super-Convergence", 2018, in torch's form: a cosine from 1/25 of the peak to the peak in the first
+    # fifth of the steps, then a cosine down to 1/250,000 of the peak.
     schedule = OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False)
     return optimizer, schedule
 
 
 def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Return the mean loss on the augmented images of `split` at the indices `batch`, and the number correct."""
+    """Return the mean loss on the augmented images of `split` at the indices `batch`, and how many are correct."""
     images, labels = scale(split.images[batch]), split.labels[batch]
     logits = network(normalise(recipe.augmentation(images) if recipe.augmentation else images))
     return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()

@@ -24,10 +24,10 @@ def pick(name: str) -> torch.device:
     """Return the device for `auto` (a usable GPU, else the CPU), `cpu` or `cuda`, and configure torch for it.
 
     Limits torch's threads to the container's CPU limit, which torch itself ignores. Raises TrainError for `cuda` if
-    there is no usable GPU; `auto` says in one line if torch has found one that it cannot use.
+    there is no usable GPU; `auto` prints one line if torch finds a GPU that it cannot use.
     """
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
-    # Full fp32: exports are compared with fp32 on the CPU, and convolutions would use tf32 by default.
+    # Use full fp32: exports are compared with fp32 on the CPU, but convolutions would use tf32 by default.
     torch.backends.cudnn.allow_tf32 = False
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -40,12 +40,12 @@ def pick(name: str) -> torch.device:
 
 
 def _gpu_fault() -> str:
-    """Return what is wrong with the GPU; nothing if a kernel runs on it."""
+    """Return why the GPU cannot be used, or an empty text if a kernel runs on it."""
     if not torch.cuda.is_available():
         return "none"
     try:
         torch.ones(1, device="cuda").add(1).item()
-    except (RuntimeError, AssertionError) as error:  # a driver too old, a GPU without kernels in this torch
+    except (RuntimeError, AssertionError) as error:  # the driver is too old, or torch has no kernels for it
         return f"one that torch {torch.__version__} cannot use ({str(error).partition(chr(10))[0]})"
     return ""
 
@@ -87,7 +87,7 @@ def provenance(network: nn.Module) -> dict[str, Any]:
     }
 
 
-@cache  # later changes of the files do not change the running code
+@cache  # cached: later changes of the files do not change the running code
 def source_revision() -> str:
     """Return the Git commit of this source, with `-dirty` if files differ from it; `unknown` outside a checkout.
 

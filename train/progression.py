@@ -33,7 +33,7 @@ class Recipe:
     weight_decay: float = 0.0
     one_cycle: bool = False  # otherwise the learning rate is constant
     augmentation: Warp | None = None
-    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # added, as a fraction of the training images
+    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # number added, as a fraction of the training images
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
@@ -60,7 +60,7 @@ class Experiment:
     reference: tuple[float, float] | None = None  # the reference's best training and test accuracy, in %
 
     def describe(self) -> str:
-        """Return target, expectation, recipe and layer table, for the start of a training."""
+        """Return target, expectation, recipe and layer table, which are printed before a training."""
         targets = "\n  - ".join(["Target:", *self.target])
         expected = f"Expected: {self.expectation}\nRecipe: {self.recipe}"
         return f"\n--- Starting training for {self.name} ---\n{targets}\n{expected}\n{layer_table(self.network())}\n"
@@ -121,7 +121,7 @@ PROGRESSION: dict[str, Experiment] = {
 def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     """Return `experiment` with a recipe changed by `settings`: FIELD=VALUE, or augmentation.FIELD=VALUE.
 
-    Raises TrainError for an unknown field, and for a value of another type.
+    Raises TrainError for an unknown field, and for a value of the wrong type.
     """
     values = asdict(experiment.recipe)
     for setting in settings:

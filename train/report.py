@@ -27,7 +27,7 @@ from train.trainings import Trained
 
 GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
 COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")
-# The line of the goal in a plot.
+# The style of the line that shows the goal in a plot.
 GOAL: dict[str, Any] = {"color": "#2a9d5c", "linestyle": "--", "label": f"goal {percent(TARGET_ACCURACY)}"}
 plt.rc("figure", dpi=110)
 plt.rc("figure.constrained_layout", use=True)
@@ -153,7 +153,7 @@ def confidence(data: Data, validation: Outputs, test: Outputs) -> str:
 def choose_threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_], goal: float) -> float | None:
     """Return the lowest threshold with an accuracy of at least `goal`; None if there is none.
 
-    `confidence` and `correct`, whether the predicted digit is the label, have a value per image.
+    Both arrays have a value per image. `correct` states whether the predicted digit is the label.
     """
     order = np.argsort(-confidence, kind="stable")
     confidence, correct = confidence[order], correct[order]
@@ -187,7 +187,7 @@ def accuracy_curves(histories: dict[str, list[Epoch]]) -> bytes:
 
 
 def plot_accuracies(axes: Axes, lines: dict[str, list[float]], title: str) -> None:
-    """Plot accuracies, fractions, in percent by epoch, and the goal. The first epochs may lie below the axis."""
+    """Plot accuracies (fractions) in percent by epoch, and the goal. The first epochs may be below the visible part."""
     for label, accuracies in lines.items():
         axes.plot(range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker=".", label=label)
     axes.axhline(100 * TARGET_ACCURACY, **GOAL)

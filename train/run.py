@@ -1,4 +1,4 @@
-"""The way from the data to a release: train the progression, export the best model, write the report, release it."""
+"""The steps from the data to a release: train the progression, export the best model, write the report, release it."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def run(
     else:
         device = machine.pick(device_name)
         print(f"Device: {machine.describe(device)}" + "; no GPU is used" * (device.type == "cpu"))
-    # Checked here: otherwise the kernel ends the run without a message when the export is verified, after all training.
+    # Check this before training: otherwise the kernel ends the run without a message when the export is verified.
     if (memory := machine.available_memory()) < machine.REQUIRED_MEMORY:
         expected = f"{machine.REQUIRED_MEMORY // 2**20:,} MiB of memory"
         raise TrainError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
@@ -42,7 +42,7 @@ def run(
         best, exported = best_within_budget(trained), None
         try:
             exported = export.export(best, data, out / "release") if best else None
-        finally:  # without an export too: the training curves are still useful
+        finally:  # even without an export, the report's training curves are useful
             written = report.write(out, trained, data, exported)
     if exported:
         model, graph = exported.manifest.model, out / "release" / exported.manifest.onnx.file
@@ -69,8 +69,8 @@ def verify(folder: Path, data_directory: Path) -> None:
 def release(out: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:
     """Verify the export in `out`/release again and copy it, with a model card, to `destination`.
 
-    Raises TrainError if its test accuracy misses the target and `force` is false, if it does not verify, or if a file
-    cannot be read or written; then nothing is copied.
+    Raises TrainError if its test accuracy misses the target and `force` is false, if its verification fails, or if a
+    file cannot be read or written. Then nothing is copied.
     """
     source, data = out / "release", load(data_directory)
     found = export.verify(source, data)

@@ -36,7 +36,7 @@ def consistency(
 ) -> None:
     """Train model `name` with seeds 1 to `seeds` and write the table, the plot and the history of every seed.
 
-    These are consistency.md, .png and .json in `out`/consistency; the checkpoints are in its folder trials. Raises
+    The files are consistency.md, .png and .json in `out`/consistency; the checkpoints are in its folder trials. Raises
     DivergenceError if a seed diverged, after writing the results of the others.
     """
     (experiment,) = experiments([name], settings)
@@ -54,9 +54,9 @@ def consistency(
 def frontier(*, settings: list[str], device_name: str, data_directory: Path, out: Path) -> None:
     """Train every width with its seeds, Model_1 and Model_2 with one seed, and write the table and the plot.
 
-    These are frontier.md, .png and .json in `out`/frontier. The checkpoints are shared with `consistency`, so a seed
-    that it has trained is not trained again. Raises DivergenceError if a training diverged, after writing the
-    results of the others.
+    The files are frontier.md, .png and .json in `out`/frontier. The checkpoints are shared with `consistency`, so seeds
+    that `consistency` has trained are not trained again. Raises DivergenceError if a training diverged, after writing
+    the results of the others.
     """
     networks = [(with_settings(experiment, settings), seeds) for experiment, seeds in _networks()]
     _, trials, diverged = _train_seeds(networks, data_directory, out, device_name)
@@ -71,7 +71,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
 
 
 def _networks() -> list[tuple[Experiment, int]]:
-    """Return the experiments to train and their numbers of seeds. The width of Model_3 itself keeps its name."""
+    """Return the experiments and their numbers of seeds. The width that equals Model_3's has the name Model_3."""
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():
@@ -84,7 +84,7 @@ def _networks() -> list[tuple[Experiment, int]]:
 def _train_seeds(
     experiments: list[tuple[Experiment, int]], data_directory: Path, out: Path, device_name: str
 ) -> tuple[Data, list[list[dict[str, Any]]], str]:
-    """Train each experiment with seeds 1 to its number, and return the data, its trials and what diverged.
+    """Train each experiment with seeds 1 to N. Return the data, each experiment's trials, and what diverged.
 
     Checkpoints are in `out`/consistency/trials. Raises DivergenceError if all diverged.
     """
@@ -112,7 +112,7 @@ def _train_seeds(
 def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
     """Write `figures` as JSON, the page in Markdown and its plot to `folder`; the files have the folder's name.
 
-    Raises DivergenceError, after that, if a training diverged.
+    Then raises DivergenceError if a training diverged.
     """
     contents = {".png": plot, ".md": text.encode(), ".json": to_json(figures)}
     write_together(folder, {f"{folder.name}{suffix}": content for suffix, content in contents.items()})
@@ -197,7 +197,7 @@ def frontier_page(figures: dict[str, Any]) -> str:
 def consistency_plot(figures: dict[str, Any]) -> bytes:
     """Plot the test accuracy of every seed by epoch, from the content of consistency.json."""
     figure, axes = plt.subplots(figsize=(8, 4.2))
-    lines = {  # matplotlib leaves out of the legend what begins with _
+    lines = {  # matplotlib's legend leaves out labels that begin with _
         f"_{trial['settings']['seed']}": [epoch["test_accuracy"] for epoch in trial["history"]]
         for trial in figures["trials"]
     }

@@ -1,6 +1,6 @@
 """Train experiments: one in this process, several in parallel processes or, with RAY_ADDRESS, on a Ray cluster.
 
-A training prints straight to the terminal, one line per epoch and, on a terminal, a progress bar.
+Each training prints directly to standard output: one line per epoch and, on a terminal, a progress bar.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ from train.data import Data, load
 from train.loop import fit
 from train.progression import Experiment
 
-# When this process is killed, multiprocessing's resource tracker deletes its semaphores, and would warn of them.
+# If this process is killed, multiprocessing's resource tracker deletes the semaphores. Suppress its warning.
 sys.warnoptions.append("ignore:resource_tracker:UserWarning")
 
 
@@ -65,21 +65,21 @@ class Training:
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
-Results = Generator[tuple[Training, TrainError | None], None, None]  # each training when it ends, and its error
+Results = Generator[tuple[Training, TrainError | None], None, None]  # yields each training when it ends, and its error
 
 
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
     """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
 
     Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises TrainError if a
-    training cannot start or resume, before any is trained, or fails otherwise than by divergence.
+    training cannot start or resume (before any is trained), or if it fails for another reason than divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
         print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were finished before")
     for experiment in {one.experiment.name: one.experiment for one in pending}.values():
         print(experiment.describe())
-    # From all trainings, not the pending ones: another number of threads per training changes the last bits.
+    # Count all trainings, not only the pending ones: another number of threads per training changes the last bits.
     workers = max_workers(len(trainings), trainings[0].device_name)
     results: Results = ((one, _train(one, data)) for one in pending)
     if pending and (address := os.environ.get("RAY_ADDRESS")):
@@ -100,8 +100,8 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
 def max_workers(trainings: int, device_name: str) -> int:
     """Return how many `trainings` to run in parallel on this machine, within its threads and memory; one on a GPU.
 
-    One thread per training in parallel is faster than all threads on one training: the layers are small. On a GPU,
-    processes take turns: on an H100 ten of them took 46 s, their start included, for 30 epochs of 0.9 s each.
+    Parallel trainings with one thread each are faster than one training with all threads: the layers are small. On a
+    GPU, processes take turns: on an H100, ten took 46 s (with their start) for 30 epochs of 0.9 s each.
     """
     if machine.pick(device_name).type == "cuda":
         return 1
@@ -143,7 +143,7 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
     threads = max(1, torch.get_num_threads() // workers)
     state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in the children: this process handles Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the children inherit it and ignore Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
@@ -152,7 +152,7 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
         except BrokenProcessPool as error:
             raise TrainError("a training process ended: the kernel may have ended it for its memory") from error
         finally:
-            for child in multiprocessing.active_children():  # after an error the others are not waited for
+            for child in multiprocessing.active_children():  # after an error, do not wait for the others
                 child.kill()
 
 
@@ -178,18 +178,18 @@ def _train_in_child(training: Training) -> TrainError | None:
 
 
 def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
-    """Train on a Ray cluster, on one CPU and, if the cluster has any, one GPU each; Ray repeats what a dead node had.
+    """Train on a Ray cluster, each training on one CPU and one GPU (if any). Ray repeats the trainings of dead nodes.
 
-    Its machines need the libraries; source and data are sent to them. A training is saved here when it ends.
+    The nodes need the libraries; source and data are sent to them. This machine saves each training when it ends.
     """
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # The machines have no checkout.
+    # The nodes have no Git checkout, so they get the source revision from here.
     environment = {"py_modules": [model, train], "env_vars": {"SOURCE_REVISION": machine.source_revision()}}
     host, _, port = address.rpartition(":")
     try:
-        if port.isdigit() and "/" not in host:  # where nothing listens, ray.init tries for more than 5 minutes
+        if port.isdigit() and "/" not in host:  # if nothing listens, ray.init tries for more than 5 minutes
             socket.create_connection((host, int(port)), 10).close()
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()

@@ -1,1 +1,1 @@
-"""From the bytes of a picture to an image in MNIST's form. Knows neither HTTP nor the model."""
+"""Convert the bytes of a picture to an image in MNIST's form. Independent of HTTP and of the model."""

@@ -1,4 +1,4 @@
-"""The background of a grey picture of a digit, whether the ink is lighter or darker, the illumination and the noise."""
+"""Estimate a grey picture's background and noise, whether its ink is light or dark, and correct the illumination."""
 
 import numpy as np
 from PIL import Image
@@ -6,15 +6,15 @@ from scipy import ndimage
 
 from serve.pictures.sheet import Floats, Grey, Mask, find_sheet, perimeter
 
-WORKING_SIDE = 80  # longer side of the picture in which the ink is searched
-UNIFORM = 24  # largest difference from the border's median, in grey levels
-MIN_CROSSING = 0.65  # of the largest contrast: that of ink that crosses the border
-MAX_SHARE = 0.1  # largest part of the border that is ink, unless the digit is cropped to its ink
-CLOSING_WINDOW = 0.2  # of the shorter side: ink is narrower than the closing's window, a shadow or a table is wider
+WORKING_SIDE = 80  # pixels: longer side of the reduced picture in which the ink is searched
+UNIFORM = 24  # a uniform border differs from its median by at most this, in grey levels
+MIN_CROSSING = 0.65  # fraction of the largest contrast: ink that crosses the border has more
+MAX_SHARE = 0.1  # largest fraction of the border that is ink, unless the picture is cropped to the digit
+CLOSING_WINDOW = 0.2  # fraction of the shorter side: ink is narrower than this window, a shadow or a table is wider
 
 
 def reduced(grey: Grey, side: int) -> Floats:
-    """Return the picture, resampled if its longer side exceeds `side`."""
+    """Return the picture, reduced if its longer side exceeds `side`."""
     picture = Image.fromarray(grey)
     picture.thumbnail((side, side), Image.Resampling.HAMMING)
     return np.asarray(picture, np.float32)
@@ -23,7 +23,7 @@ def reduced(grey: Grey, side: int) -> Floats:
 def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
     """Return the picture with dark ink on a light background, and the background's grey level if it is uniform.
 
-    If a sheet is in view, what surrounds it is removed.
+    If the picture shows a sheet of paper, everything outside the sheet is removed.
     """
     values = reduced(grey, WORKING_SIDE)
     if sheet := find_sheet(values):
@@ -37,10 +37,10 @@ def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
 def _uniform(values: Floats) -> tuple[float | None, bool]:
     """Return the background's grey level, the median of the border, and whether the ink is lighter.
 
-    The background is uniform if ink crosses the border in one short place, or in several that are no longer than a
-    side, because the digit is cropped to its ink. It is not uniform if the border has a longer dark place, as a table
-    or a shadow makes it, or is lighter than its median, as uneven light makes it. Then the level is None, and the ink
-    is taken to be darker.
+    On a uniform background, ink may cross the border in one short place. If the picture is cropped to the digit, ink
+    may cross it in several places, each no longer than the shorter side. The background is not uniform if a longer
+    part of the border is dark (a table, a shadow), or if a part is lighter than the median (uneven light). Then the
+    level is None, and the ink is assumed to be darker.
     """
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2
@@ -49,7 +49,7 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
     if abs(border).max() <= UNIFORM:
         return level, is_light
     is_ink = border > border.max() / 2
-    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # lengths
+    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # the length of each
     is_cropped = len(places) > 1 and border.max() > MIN_CROSSING * contrast.max()
     longest = max(MAX_SHARE * len(border), min(values.shape) if is_cropped else 0)
     is_uniform = border.max() >= -border.min() and places.max(initial=0) <= longest
@@ -57,8 +57,8 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
 
 
 def _cropped(grey: Grey, sheet: Mask) -> Grey:
-    """Crop to the sheet; what remains of the surround is filled with the sheet's median."""
-    inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # without the blurred edge
+    """Crop to the sheet, and fill the pixels that are not part of the sheet with its median."""
+    inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # leaves out the sheet's blurred edge
     mask = np.asarray(Image.fromarray(inner).resize(grey.shape[::-1]))
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     cropped, mask = grey[box], mask[box]
@@ -66,7 +66,7 @@ def _cropped(grey: Grey, sheet: Mask) -> Grey:
 
 
 def correct_illumination(values: Floats, background: float | None) -> Floats:
-    """Illumination correction: divide dark ink on light by the background, estimated by a morphological closing.
+    """Correct the illumination: divide by the background, which a morphological closing estimates. The ink is dark.
 
     A picture with a uniform background is returned unchanged.
     """

@@ -16,10 +16,10 @@ from PIL import ExifTags, Image, ImageOps, ImageStat
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
-Image.MAX_IMAGE_PIXELS = None  # _read has a lower limit than Pillow
-MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoder has 224 MiB
+Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _read has a lower one
+MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoding process has 224 MiB
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
-SIGNATURES = re.compile(  # the first bytes of a file, also of formats that errors name
+SIGNATURES = re.compile(  # the first bytes of a file; error messages name the formats that are not accepted
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
     |(?P<JPEG>\xff\xd8\xff)
     |(?P<WebP>RIFF....WEBP)
@@ -33,12 +33,12 @@ SIGNATURES = re.compile(  # the first bytes of a file, also of formats that erro
     |(?P<JPEG_XL>\xff\x0a|\0\0\0\x0cJXL\x20)""",
     re.DOTALL | re.VERBOSE,
 )
-DECODED_SIDE = 512  # the longer side of a larger picture is reduced to about this, by a whole factor
-BAND = 64  # rows of the reduced picture that are converted at a time
+DECODED_SIDE = 512  # pixels: a larger picture is reduced by a whole factor, so that its longer side is about this
+BAND = 64  # rows of the reduced picture that are converted at a time, to save memory
 
 
 def format_of(content: bytes) -> str | None:
-    """Return the name of the format that `content` has by its first bytes, or None if it is not in SIGNATURES."""
+    """Return the name of the format that the first bytes of `content` indicate, or None if SIGNATURES lacks it."""
     found = SIGNATURES.match(content)
     return str(found.lastgroup).replace("_", " ") if found else None
 
@@ -47,10 +47,10 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
     """Decode a PNG, JPEG, WebP or GIF into the model's input, uint8 [28, 28]; of an animation, the first frame.
 
     `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.pictures.preprocess.to_mnist;
-    `auto` does the same unless the picture already has MNIST's form.
+    `auto` also applies it, unless the picture already has MNIST's form.
     Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no single digit
     (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
-    The calling process limits the time and memory for hostile pictures: see serve.pictures.decoder_pool.
+    A hostile picture may need much time and memory: serve.pictures.decoder_pool limits both.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
     if preprocess != "mnist" and picture.size == (SIDE, SIDE):
@@ -61,7 +61,7 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
 
 def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
-    """Return the first frame: upright, opaque, L or RGB, reduced to about DECODED_SIDE, or of the `expected` size."""
+    """Return the first frame: upright, opaque, L or RGB, reduced to about DECODED_SIDE. `expected`: required size."""
     name = format_of(content)
     if name not in FORMATS:
         found = name or f"{len(content):,} bytes of another format"
@@ -85,7 +85,7 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
 
 @contextmanager
 def _raising(refusal: str) -> Iterator[None]:
-    """Raise ImageError with this message for the many types that Pillow's parsers raise, but not for MemoryError."""
+    """Convert every exception of Pillow's parsers, except MemoryError, to ImageError with the message `refusal`."""
     try:
         yield
     except MemoryError:
@@ -95,7 +95,7 @@ def _raising(refusal: str) -> Iterator[None]:
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """Return the PNG without its ancillary chunks but transparency and Exif: Pillow refuses large or damaged ones."""
+    """Remove ancillary chunks, except transparency and Exif. Pillow refuses a PNG if they are large or damaged."""
     kept, start = [png[:8]], 8
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
@@ -113,7 +113,7 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
         orientation = source.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return picture
-    picture.info = {}  # else exif_transpose writes new metadata, which fails for some cameras' metadata
+    picture.info = {}  # otherwise exif_transpose writes the metadata again, which fails for some cameras
     picture.getexif()[ExifTags.Base.Orientation] = orientation
     ImageOps.exif_transpose(picture, in_place=True)
     return picture
@@ -125,22 +125,22 @@ def _factor(image: Image.Image) -> int:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return the picture opaque, in L or RGB, reduced to about DECODED_SIDE; other modes in bands, to save memory."""
+    """Return the picture opaque, in L or RGB, reduced to about DECODED_SIDE. Other modes are converted in bands."""
     factor = _factor(image)
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image.reduce(factor) if factor > 1 else image
     rows = BAND * factor
     boxes = ((0, top, image.width, min(image.height, top + rows)) for top in range(0, image.height, rows))
     values = np.concatenate([np.asarray(_plain(image.crop(box)).reduce(factor)) for box in boxes])
-    if values.ndim == 2:  # more than 8 bits, of which the file may use some only
+    if values.ndim == 2:  # more than 8 bits; the file may use only part of their range
         return Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
     picture = Image.fromarray(values)
     return _opaque(picture) if picture.mode == "RGBA" else picture
 
 
 def _plain(band: Image.Image) -> Image.Image:
-    """Convert the band to one of three modes: F if it has more than 8 bits, RGBA or RGB."""
-    if band.mode[0] in "IF":  # Pillow's own conversion of I;16 clips at 255
+    """Convert the band to mode F if it has more than 8 bits, to RGBA if it has transparency, otherwise to RGB."""
+    if band.mode[0] in "IF":  # Pillow's own conversion of I;16 limits values to 255
         return Image.fromarray(np.asarray(band, np.float32))
     return band.convert("RGBA" if band.has_transparency_data else "RGB")
 
@@ -158,9 +158,9 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 
 def _to_grey(picture: Image.Image) -> Image.Image:
-    """Convert to grey by luminance, or by the colour channel of the most contrast if luminance has less than half.
+    """Convert to luminance, or to the colour channel with the most contrast if luminance has less than half of it.
 
-    Examples of the latter are yellow on white, blue on black and red on green.
+    A channel is used, for example, for yellow on white, blue on black and red on green.
     """
     grey = picture.convert("L")
     if picture.mode == "L":

@@ -1,14 +1,14 @@
-"""Sandboxed image decoding: a pool of processes with limits of CPU time and memory, killed if a picture exceeds them.
+"""Sandboxed image decoding: a pool of processes with limits of CPU time and memory per picture.
 
-No picture can block or kill a worker, whether it is a decompression bomb or triggers a bug in a decoder. The processes
-call serve.pictures.decode. `python -m serve.pictures.decoder_pool` is one of them: it reads requests from standard
-input and writes responses to standard output, each a header and a payload of the length in the header.
+A picture can be a decompression bomb or trigger a bug in a decoder, but it cannot block or kill a worker. Each process,
+`python -m serve.pictures.decoder_pool`, calls serve.pictures.decode. It reads requests from standard input and writes
+responses to standard output. Both consist of a header, which states the payload's length, and the payload.
 
-A small PNG, such as the drawing page sends, is decoded in the worker: it cannot take 0.1 s or 20 MiB, and a process
-would add 0.35 ms of CPU time, a quarter of a request with a PNG of 28×28.
+The worker itself decodes a small PNG, such as the drawing page sends: that takes less than 0.1 s and 20 MiB. A process
+would add 0.35 ms of CPU time, a quarter of what a request with a PNG of 28×28 takes.
 
-gunicorn's dirty workers and pebble do not fit: the timeout of the former does not stop a worker that is computing, and
-the latter waits for its processes on pipes that gevent does not patch.
+Two alternatives do not work here. The timeout of gunicorn's dirty workers does not stop a worker that is computing.
+The library pebble waits for its processes on pipes that gevent does not patch.
 """
 
 import logging
@@ -36,17 +36,17 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess
 PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
 MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
-MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process has before it
+MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
-TIMEOUT = 30  # seconds per picture, for a process that hangs: on an overloaded machine, its start may take ten
-STOP = (signal.SIGINT, signal.SIGTERM)  # often sent to the whole process group, but the worker finishes its requests
-# glibc returns every block of 4 MiB or more to the system: no picture leaves memory for the next one to use.
+TIMEOUT = 30  # seconds per picture, in case a process hangs; on an overloaded machine, its start may take ten
+STOP = (signal.SIGINT, signal.SIGTERM)  # decoders block these: the whole group gets them, but requests must finish
+# glibc returns every block of 4 MiB or more to the system: a picture cannot reuse memory of an earlier one.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
 
-USAGE = Path("/proc/self/statm")  # of memory; its first number is in pages
+USAGE = Path("/proc/self/statm")  # its first number is the memory in use, in pages
 PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
 REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
-RESPONSE = struct.Struct("<BQ")  # one of the following, length of the payload
+RESPONSE = struct.Struct("<BQ")  # DECODED, REFUSED, TOO_LARGE or FAILED; length of the payload
 DECODED, REFUSED, TOO_LARGE, FAILED = range(4)
 
 EXCEEDED = (
@@ -70,21 +70,21 @@ class DecoderPool:
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
         """Return serve.pictures.decode(content, preprocess), uint8 [28, 28].
 
-        Raises ImageError as that function does, and if the picture exceeds a limit; RuntimeError, with the traceback,
-        for a bug.
+        Raises ImageError as that function does, and if the picture exceeds a limit. Raises RuntimeError, with the
+        traceback, for any other exception, which is a bug.
         """
         if len(content) > MAX_BYTES:
             raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
         if _is_small(content):
-            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # the header may lie
+            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # its header may be wrong
         process = self._processes.get()
         try:
-            if process is None or process.child.poll() is not None:  # killed while idle, by the OOM killer
+            if process is None or process.child.poll() is not None:  # the OOM killer killed it
                 process = _Process()
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException:  # also the request's timeout: a late response must not reach the next caller
+        except BaseException:  # also the request's timeout: otherwise the next caller would get this response
             if process:
                 process.kill()
             process = _Process()
@@ -99,7 +99,7 @@ class DecoderPool:
 
 
 def _is_small(content: bytes) -> bool:
-    """Return whether `content` is a PNG of few bytes with few pixels according to its header."""
+    """Return whether `content` is a PNG with few bytes and, according to its header, few pixels."""
     if not content.startswith(PNG_START) or not PNG_HEADER.size <= len(content) <= SMALL_BYTES:
         return False
     width, height = PNG_HEADER.unpack_from(content)
@@ -112,7 +112,7 @@ class _Process:
     def __init__(self) -> None:
         self._socket, remote = socket.socketpair()
         self._socket.settimeout(TIMEOUT)
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the process inherits it
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the child process inherits this mask
         try:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "serve.pictures.decoder_pool"],
@@ -126,14 +126,14 @@ class _Process:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
             remote.close()
         self._responses = self._socket.makefile("rb")
-        # Runs when it is called, when this object is collected, or when the worker exits.
+        # _kill runs when self.kill() is called, when this object is garbage-collected, or when the worker exits.
         self.kill = weakref.finalize(self, _kill, self.child, self._responses, self._socket)
 
     def call(self, header: bytes, content: bytes) -> tuple[int, bytes]:
         """Return the response's kind and payload. Raises ImageError if the process exited or timed out."""
         try:
             self._socket.sendall(header)
-            self._socket.sendall(content)  # on its own: it may be large, and adding the header copies it
+            self._socket.sendall(content)  # sent separately: header + content would copy content, which may be large
             kind, size = RESPONSE.unpack(self._responses.read(RESPONSE.size))
             return kind, self._responses.read(size)
         except (OSError, struct.error):
@@ -151,18 +151,18 @@ def _limit_memory() -> None:
     if not USAGE.exists():
         return
     limit = int(USAGE.read_text().split()[0]) * resource.getpagesize() + MEMORY
-    with suppress(ValueError):  # the hard limit is even lower
+    with suppress(ValueError):  # ValueError: the hard limit is lower and already applies
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def serve(requests: BinaryIO, responses: BinaryIO) -> None:
     """Serve requests until the end of the input."""
-    Image.init()  # otherwise the first picture would have less memory than the others, by that of Pillow's plugins
+    Image.init()  # loads Pillow's plugins now: otherwise the first picture's limit would include their memory
     while header := requests.read(REQUEST.size):
         preprocess, max_pixels, size = REQUEST.unpack(header)
         content = requests.read(size)
         _limit_memory()
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # then SIGPROF kills the process
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # after this time, SIGPROF kills the process
         try:
             kind, payload = DECODED, decode(content, get_args(Preprocess)[preprocess], max_pixels).tobytes()
         except ImageError as error:

@@ -11,27 +11,27 @@ from scipy import ndimage
 from serve.pictures.sheet import Floats, Mask, perimeter
 
 # Contrast is 0 to 1.
-CONTRAST_OFFSET = 40  # added to the background before dividing, so that the texture of a dark table is not ink
+CONTRAST_OFFSET = 40  # added to the divisor of the contrast, so that the texture of a dark table does not count as ink
 LEVELS = 8  # thresholds of the decomposition
-MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # of ink: absolute, and relative to the strongest contrast
-MIN_SIGNAL = 8  # the least contrast of ink, in standard deviations of the noise
-FULL = 0.75  # of the digit's pixels have less than the full contrast
+MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolute, and relative to the strongest
+MIN_SIGNAL = 8  # the strongest contrast of ink must exceed this many standard deviations of the noise
+FULL = 0.75  # quantile of the digit's contrast that counts as full contrast
 
-# Components, relative to the one with the most ink unless stated otherwise.
+# Limits for components, relative to the one with the most ink unless stated otherwise.
 MIN_INK = 0.05  # a component with less is dirt
-MIN_LIKENESS = 0.6  # contrast: a fainter component outside the digit's bounding box is texture or shadow
-MIN_INNER_INK = 0.1  # if a component inside the picture has this much, those at the border are not the digit
-MIN_FRAMED_SIZE = 0.25  # size relative to the component that encloses it: that one is a frame
-MIN_CHOSEN_INK = 0.25  # of all ink: if the chosen components have less, the picture is noise
-MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # of another digit, and of the gap before it; relative to the tallest component
+MIN_LIKENESS = 0.6  # least contrast: a fainter component outside the digit's bounding box is texture or shadow
+MIN_INNER_INK = 0.1  # if a component away from the border has this much ink, components at the border are ignored
+MIN_FRAMED_SIZE = 0.25  # a component is a frame if it encloses one of at least this size relative to its own
+MIN_CHOSEN_INK = 0.25  # fraction of all ink: if the chosen components have less, the picture is noise
+MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # of another digit and of the gap before it, relative to the tallest component
 
 NO_INK = "expected a picture of a digit, found no ink in it"
 EIGHT_CONNECTED = np.ones((3, 3), np.int8)
-WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # thresholds by rows by columns
+WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # axes: thresholds, rows, columns
 
 
 class ImageError(ValueError):
-    """The picture is unreadable or shows no digit; the message is one line with the expected and the found."""
+    """The picture is unreadable or shows no digit. The message is one line: what was expected and what was found."""
 
 
 class Component(NamedTuple):
@@ -49,18 +49,18 @@ class Component(NamedTuple):
         return int(max(self.y.stop - self.y.start, self.x.stop - self.x.start))
 
     def is_part_of(self, main: "Component") -> bool:
-        """Return whether this is a part of the digit whose component with the most ink is `main`."""
+        """Return whether this is a part of the digit. `main` is the digit's component with the most ink."""
         if self.contrast >= MIN_LIKENESS * main.contrast:
             return self.ink >= MIN_INK * main.ink
-        # Thin parts of a stroke are faint, and inside the digit.
+        # A thin part of a stroke is faint, but lies inside the digit's bounding box.
         return all(b.start <= a.start and a.stop <= b.stop for a, b in ((self.y, main.y), (self.x, main.x)))
 
 
 def threshold_decomposition(values: Floats, background: float | None) -> Floats:
-    """Return the contrast, 0–1, of dark ink on a background of one grey level, or of None, which is unknown.
+    """Return the contrast, 0–1, of dark ink. `background` is its grey level, or None if it is not uniform.
 
-    Threshold decomposition: if the background is unknown, ink is what a lighter region surrounds. For each of LEVELS
-    thresholds, the connected components that are darker and do not touch the border are added up.
+    If it is None, threshold decomposition finds ink as dark regions inside lighter ones. At each of LEVELS thresholds,
+    it finds the darker connected components that do not touch the border. Each adds one step to its pixels' depth.
     """
     thresholds, step = np.linspace(values.min(), values.max(), LEVELS, endpoint=False, retstep=True)
     if background is not None:
@@ -77,7 +77,7 @@ def threshold_decomposition(values: Floats, background: float | None) -> Floats:
 def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     """Return the labels of the ink's connected components, [H, W], and the components by decreasing ink."""
     rank = min(max(3, contrast.size // 1_000), contrast.size)
-    top = float(np.sort(contrast, axis=None)[-rank])  # faster than np.partition, as most values are equal
+    top = float(np.sort(contrast, axis=None)[-rank])  # faster than np.partition, because most values are equal
     labels, count = ndimage.label(contrast > max(MIN_RELATIVE_CONTRAST * top, MIN_CONTRAST), EIGHT_CONNECTED)
     inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1).tolist()
     areas = np.bincount(labels.ravel(), minlength=count + 1).tolist()
@@ -127,6 +127,6 @@ def check_single(chosen: list[Component], width: int) -> None:
 
 
 def foreground(contrast: Floats, mask: Mask) -> Floats:
-    """Return the contrast of the ink in `mask` and of its edges, 0–1; what is around is 0."""
+    """Return the contrast, 0–1, of the ink in `mask` and of its edges. All other pixels are 0."""
     full = np.quantile(contrast[mask], FULL)
     return np.where(ndimage.maximum_filter(mask, 3), (contrast / full).clip(0, 1), 0).astype(np.float32)

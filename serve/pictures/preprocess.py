@@ -1,7 +1,7 @@
 """Preprocessing: bring a grey picture of a digit into MNIST's form, 28×28, white ink on black.
 
-docs/pictures.md lists the stages, docs/search.md has the effect of each. The last one is MNIST's own procedure: the
-ink is scaled to fit 20×20, and its centre of mass is moved to the middle (LeCun, Bottou, Bengio & Haffner,
+docs/pictures.md lists the stages, docs/search.md the effect of each. The last stage is MNIST's own procedure: the ink
+is scaled to fit 20×20, and its centre of mass is moved to the middle (LeCun, Bottou, Bengio & Haffner,
 "Gradient-based learning applied to document recognition", 1998). The constants were chosen on renderings of MNIST's
 training images.
 """
@@ -22,24 +22,24 @@ Preprocess = Literal["auto", "none", "mnist"]
 
 # Sizes in pixels.
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
-SECOND_PASS_SIZE = 48  # a digit of this size or larger in the reduced picture has no second pass
-MIN_SIZE = 6  # of a digit: with 8, 2 % are read wrong, with 6 14 %, with 5 30 %
-FINE_SIDE, FINE_MARGIN = 80, 6  # the digit when its strokes are measured and redrawn, and the margin around it
-STROKE_LEVEL = 0.4  # of the maximum: what is above is part of a stroke, when strokes are measured and redrawn
+SECOND_PASS_SIZE = 48  # a digit smaller than this in the reduced picture is segmented again, at a higher resolution
+MIN_SIZE = 6  # of a digit. Share of wrong predictions: 2 % with 8 pixels, 14 % with 6, 30 % with 5
+FINE_SIDE, FINE_MARGIN = 80, 6  # size of the digit when strokes are measured and redrawn, and the margin around it
+STROKE_LEVEL = 0.4  # fraction of the maximum: pixels above it are strokes, when strokes are measured and redrawn
 MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
-MAX_EDGE = 4.2  # width of the strokes' edges; in a coarser picture, thin strokes are fainter than half the maximum
-MARGIN = 0.35  # around the digit in the second pass, relative to its size
-DOT_STROKE = 0.43  # stroke width of a dot relative to its size; a disc has 0.5
+MAX_EDGE = 4.2  # strokes with wider edges are not redrawn: thin ones may be fainter than half the maximum
+MARGIN = 0.35  # around the digit in the second segmentation, relative to the digit's size
+DOT_STROKE = 0.43  # a mark whose stroke width is more than this fraction of its size is a dot; a disc has 0.5
 
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # offsets of the pixels' upper or left edges from the middle
-# [784, 3]: a flat image times this matrix is its mass and its vertical and horizontal moments about the middle.
+# [784, 3]: a flattened image times this matrix gives its mass, and its vertical and horizontal moment about the middle.
 _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
 
 
 def prepare(pixels: Grey, preprocess: Preprocess = "auto") -> Grey:
     """Bring raw pixels, uint8 [28, 28], into MNIST's form; see pictures.decode for `preprocess`.
 
-    Returns the same array if nothing changes. Raises ImageError if they show no single digit.
+    Returns the same array if nothing changes. Raises ImageError if the pixels do not show exactly one digit.
     """
     if preprocess == "none" or (preprocess == "auto" and in_form(pixels)):
         return pixels
@@ -82,7 +82,7 @@ def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]
 
 
 def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return the mask's bounding box with a margin, as slices of a picture of that shape."""
+    """Return the mask's bounding box with a margin, as slices of a picture of `shape`."""
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     margin = MARGIN * max(side.stop - side.start for side in box) + 1
     return tuple(
@@ -92,7 +92,7 @@ def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 
 def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
-    """Crop to the bounding box of the values above `level`, scale its longer side to `side`, and add square margins."""
+    """Crop to the bounding box of the values above `level`, scale its longer side to `side`, and pad to a square."""
     ink = foreground[ndimage.find_objects((foreground > level).astype(np.int8))[0]]
     scale = side / max(ink.shape)
     height, width = (max(1, round(length * scale)) for length in ink.shape)
@@ -111,12 +111,12 @@ def _fitted(foreground: Floats) -> Floats:
     width = _stroke_width(mask)
     if width > DOT_STROKE * FINE_SIDE:
         raise ImageError("expected a picture of a digit, found a dot")
-    # Width of the strokes' edges: the area of the values between, divided by the length of the outline.
+    # Width of the strokes' edges: the area between 0.2 and 0.8 of the maximum, divided by the length of the outline.
     edge = ((large > 0.2 * top) & (large < 0.8 * top)).sum() * width / (2 * mask.sum())
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # Moving the outline by r makes the digit FINE_SIDE + 2r long and its strokes width + 2r wide. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
-    # Inwards, the part beyond 2 pixels is halved: strokes differ in width, and the thin ones must not vanish.
+    # If the outline moves inwards by more than 2 pixels, the excess is halved, so that thin strokes do not vanish.
     offset = max(offset, offset / 2 - 1)
     if edge <= MAX_EDGE and abs(offset) > 0.01:
         return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
@@ -125,19 +125,19 @@ def _fitted(foreground: Floats) -> Floats:
 
 def _stroke_width(mask: Mask) -> float:
     """Return the mean stroke width: twice the area divided by the length of the outline."""
-    outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # in pixel edges: 4/π times the curve's length
+    outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # pixel edges: 4/π times the true length
     return 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
 
 
 def _redrawn(mask: Mask, offset: float) -> Floats:
     """Return the mask with its outline moved outwards by `offset`, or inwards if negative."""
     inwards = offset < 0
-    distance = ndimage.distance_transform_edt(mask if inwards else ~mask) - 0.5  # to the edge between the pixels
+    distance = ndimage.distance_transform_edt(mask if inwards else ~mask) - 0.5  # to pixel edges, not centres
     return np.asarray((0.5 + offset + (distance if inwards else -distance)).clip(0, 1), np.float32)
 
 
 def _centred(digit: Floats) -> Grey:
-    """Return the digit, [20, 20] from 0 to 1, in uint8 [28, 28], its centre of mass as close to the middle as fits."""
+    """Return the digit, [20, 20] from 0 to 1, as uint8 [28, 28], its centre of mass as near the middle as possible."""
     values = (digit * (255 / digit.max())).round().astype(np.uint8)
     centre = ndimage.center_of_mass(values)
     top, left = (min(max(round(SIDE / 2 - float(place)), 0), SIDE - BOX) for place in centre)

@@ -1,7 +1,7 @@
-"""A sheet in view: find a sheet of paper, or a canvas, that lies on a surround.
+"""Find a sheet of paper, or a drawing canvas, in a picture that also shows its surroundings.
 
-The sheet is a region, light or dark, that encloses marks of the other kind and has straight edges: it agrees with a
-rectangle, as far as that is in the picture. The constants were chosen on renderings of MNIST's training images.
+A sheet is a light region that encloses dark marks, or a dark region that encloses light marks. It nearly fills a
+rectangle, which the picture may cut off. The constants were chosen on renderings of MNIST's training images.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ Floats = NDArray[np.float32]
 Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-THRESHOLDS = 4  # between light and dark
-MIN_AREA = 400  # of a sheet, in pixels of the reduced picture; in a coarser one, an 8 may look like a rectangle
-MAX_BORDER = 0.6  # of the picture's border: a kind that covers more is the surround
-MIN_TOUCH = 0.1  # of a side of the picture: a region that covers more of two opposite sides is no sheet
-MARKS = 0.002, 0.25  # least and largest share of a sheet that marks cover; the loops of a printed 8 cover more
-MIN_OVERLAP = 0.9  # intersection over union of a sheet and the rectangle; of an ellipse it is 0.785
-STRIPE = 7  # pixels: what is narrower is a stripe of a cloth and no part of a sheet
-ANGLES = np.deg2rad(np.arange(0, 180, 5, dtype=np.float32))  # of a rectangle's sides
+THRESHOLDS = 4  # number of thresholds between light and dark
+MIN_AREA = 400  # of a sheet, in pixels of the reduced picture; a smaller 8 may look like a rectangle
+MAX_BORDER = 0.6  # fraction of the border: light or dark pixels that cover more of it are the surroundings
+MIN_TOUCH = 0.1  # fraction of a side: a region that covers more than this of two opposite sides is not a sheet
+MARKS = 0.002, 0.25  # least and largest fraction of a sheet that marks cover; the holes of a printed 8 cover more
+MIN_OVERLAP = 0.9  # least intersection over union of a sheet and its rectangle; an ellipse has 0.785
+STRIPE = 7  # pixels: a part that is narrower is a stripe of a cloth, not part of the sheet
+ANGLES = np.deg2rad(np.arange(0, 180, 5, dtype=np.float32))  # possible directions of a rectangle's sides
 DIRECTIONS = np.stack([np.sin(ANGLES), np.cos(ANGLES)])
 
 
@@ -33,7 +33,7 @@ def perimeter(values: NDArray[Any]) -> NDArray[Any]:
 def find_sheet(values: Floats) -> tuple[Mask, bool] | None:
     """Return the mask of the sheet, [H, W], and whether the marks on it are lighter; None if no sheet is in view.
 
-    Light and dark are divided at several thresholds, because a shadow may be darker than the surround.
+    Several thresholds between light and dark are tried, because a shadow may be darker than the surroundings.
     """
     best, found = MIN_OVERLAP, None
     for threshold in np.linspace(values.min(), values.max(), THRESHOLDS + 2)[1:-1]:
@@ -46,7 +46,7 @@ def find_sheet(values: Floats) -> tuple[Mask, bool] | None:
 
 
 def _sheet(kind: Mask) -> Mask | None:
-    """Return the largest connected component with its holes filled and without stripes, if it may be a sheet."""
+    """Return the largest connected component with its holes filled and without stripes; None if it is no sheet."""
     if kind.sum() < MIN_AREA or perimeter(kind).mean() > MAX_BORDER:
         return None
     labels, _ = ndimage.label(kind)
@@ -68,7 +68,7 @@ def _sheet(kind: Mask) -> Mask | None:
 
 
 def _overlap(sheet: Mask) -> float:
-    """Return the intersection over union of the sheet and the smallest rectangle around it, cut off by the picture."""
+    """Return the intersection over union of the sheet and the part of its smallest rectangle inside the picture."""
     outline = np.argwhere(sheet & ~ndimage.minimum_filter(sheet, 3, mode="constant")) @ DIRECTIONS
     extents = np.ptp(outline, axis=0)
     half = len(ANGLES) // 2

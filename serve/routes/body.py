@@ -1,4 +1,4 @@
-"""The body of a request: read, unpacked, split into the parts of a form, each within its limits."""
+"""Read the body of a request, decompress it, and split a form into its parts, within the limits of each step."""
 
 import zlib
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 
 from serve.server.event_loop import yield_to_event_loop
 
-PIECE = 2**16  # bytes of a body that are parsed, or unpacked, between two yields to the event loop
+PIECE = 2**16  # bytes of a body that are parsed or decompressed between two yields to the event loop
 CURL = "curl -F image=@7.png"
 
 
 def read_body(request: Request) -> bytes:
-    """Return the body, unpacked. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 415 or 400 if it is damaged."""
+    """Return the decompressed body. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 415 or 400 if it is damaged."""
     encoding, limit = request.headers.get("Content-Encoding", "").strip().lower(), request.max_content_length or 0
     body = _read(request, limit)
     if encoding in ("gzip", "x-gzip", "deflate"):
@@ -27,9 +27,9 @@ def read_body(request: Request) -> bytes:
 
 
 def read_form(request: Request) -> Iterator[tuple[bytes, bool]]:
-    """Yield the parts of a form in the order sent, each with whether it has a file name or a picture's content type.
+    """Yield each part of a form, in the order sent, and whether it has a file name or a picture's content type.
 
-    Raises as read_body, and 413 for too many or too large parts.
+    Raises the errors of read_body, and 413 for too many or too large parts.
     """
     if "boundary" not in request.mimetype_params:
         raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
@@ -62,8 +62,8 @@ def _read(request: Request, limit: int) -> bytes:
     if (size or 0) > limit:
         raise _too_large(limit)
     body: bytes | None = None
-    with suppress(OSError):  # a chunked body ended early
-        # Not through werkzeug's stream: its layers take 3 % of a JSON request's CPU time.
+    with suppress(OSError):  # OSError: a chunked body ended early
+        # werkzeug's stream is not used: its layers take 3 % of a JSON request's CPU time.
         body = request.environ["wsgi.input"].read(limit + 1 if size is None else size)
     if body is None or len(body) < (size or 0):
         raise BadRequest("expected the whole body, found the end of the connection")
@@ -73,7 +73,7 @@ def _read(request: Request, limit: int) -> bytes:
 
 
 def _pieces(content: bytes) -> Iterator[bytes]:
-    """Yield `content` in pieces of at most PIECE bytes, and to the event loop between them."""
+    """Yield `content` in pieces of at most PIECE bytes. Between two pieces, the event loop runs."""
     for start in range(0, len(content), PIECE):
         if start:
             yield_to_event_loop()
@@ -81,7 +81,7 @@ def _pieces(content: bytes) -> Iterator[bytes]:
 
 
 def _unpacked(packed: bytes, encoding: str, limit: int) -> bytes:
-    """Return `packed` without its encoding."""
+    """Decompress `packed`, which is in `encoding`. Raises werkzeug's 413 if the result exceeds `limit`, or 400."""
     # `deflate` has zlib's header (RFC 9110), whose first four bits are 8; some clients leave the header out.
     bits = 31 if "gzip" in encoding else 15 if packed[:1] and packed[0] & 15 == 8 else -15
     unpacker, body = zlib.decompressobj(bits), bytearray()

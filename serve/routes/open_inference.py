@@ -28,28 +28,28 @@ from serve.server.api_key import public
 
 SERVER, MODEL, PLATFORM, EXTENSION = "mnist-progression", "digits", "onnxruntime_onnx", "binary_tensor_data"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # NumPy's name: the protocol's
+DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # from NumPy's name to the protocol's
 OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
 
 UInt8 = Annotated[int, Meta(ge=0, le=255)]
 
 
 class Parameters(Struct):
-    """The parameters that are read, of a request, an input or an output. Null is the same as absent."""
+    """The parameters of a request, an input or an output that the service reads. Null means absent."""
 
-    binary_data_size: int | None = None  # of an input: bytes
+    binary_data_size: int | None = None  # of an input: its number of bytes
     binary_data: bool | None = None  # of an output
-    binary_data_output: bool | None = None  # of a request: of every output without `binary_data`
+    binary_data_output: bool | None = None  # of a request: the default for outputs without `binary_data`
     classification: Any = None
 
 
 class RequestInput(Struct):
-    """Images, white ink on black. Either `data` or `parameters.binary_data_size`."""
+    """Images, white ink on black. It has either `data` or `parameters.binary_data_size`."""
 
     name: str
     datatype: str
     shape: list[int]
-    data: Raw = Raw(b"null")  # as many pixels as the shape states, nested accordingly or flat
+    data: Raw = Raw(b"null")  # as many pixels as the shape states, nested like the shape or flat
     parameters: Parameters | None = None
 
 
@@ -155,7 +155,7 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
 
 
 def _requested(inference: InferenceRequest) -> dict[str, bool]:
-    """Return the requested outputs, by default all, each with whether to send it as binary data."""
+    """Return the names of the requested outputs (by default all), and whether to send each as binary data."""
     default = bool(inference.parameters and inference.parameters.binary_data_output)
     requested = {}
     for output in inference.outputs or map(RequestOutput, OUTPUT_NAMES):
@@ -192,7 +192,7 @@ def _values(tensor: RequestInput, binary: bytes) -> NDArray[np.uint8]:
         raise _invalid(f"expected {len(binary)} as binary_data_size, the bytes after the JSON, found {size}")
     if size is not None:
         return np.frombuffer(binary, np.uint8)
-    try:  # decoded flat: nested, millions of empty lists would take seconds
+    try:  # without inner brackets: decoding millions of empty lists would take seconds
         return np.array(_pixels.decode(b"[" + data.translate(None, b"[]") + b"]"), np.uint8)
     except UNREADABLE as error:
         raise _invalid(f"expected numbers 0–255 of its shape, nested or flat, found: {error}") from error

@@ -10,7 +10,7 @@ from serve.server.api_key import public
 
 FOLDER = Path(__file__).parent
 HEADERS = {
-    # Nothing from another host, no inline script or style, no embedding in a frame.
+    # These forbid content from other hosts, inline scripts and styles, and embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -21,7 +21,7 @@ HEADERS = {
 
 
 def blueprint() -> Blueprint:
-    """Return the routes; the files are read once, now."""
+    """Return the routes. This call reads the files, once."""
     routes = Blueprint("page", __name__)
     files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
     description = (FOLDER.parent / "openapi.json").read_bytes()

@@ -17,11 +17,11 @@ from serve.server.access_log import IMAGES_PREDICTED
 class Prediction(msgspec.Struct):
     """The prediction for one image."""
 
-    digit: int  # the likeliest
+    digit: int  # the most probable digit
     confidence: float  # its probability
     doubtful: bool  # whether the image is probably not a digit
     probabilities: list[float]  # [10]
-    pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], what the model was given
+    pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], the model's input
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
@@ -36,7 +36,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
-        readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 gives every decimal
+        readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 does not round
         digits, doubtful = found.digits.tolist(), found.doubtful.tolist()
         predictions = [
             Prediction(digit, probabilities[digit], doubt, probabilities)

@@ -1,1 +1,1 @@
-"""How the service runs: gunicorn's processes, logs, metrics, errors, authentication. Knows no digits."""
+"""How the service runs: gunicorn's processes, logs, metrics, errors, authentication. Independent of digits."""

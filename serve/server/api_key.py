@@ -18,14 +18,14 @@ def public(view: View) -> View:
 
 
 def require_key(app: Flask, key: str) -> None:
-    """Make every view of `app` that is not public return 401 without `Authorization: Bearer` and `key`."""
+    """Make every view of `app` that is not public return 401 if the request lacks `Authorization: Bearer` and `key`."""
 
     @app.before_request
     def check_key() -> None:
         view = app.view_functions.get(request.endpoint or "")
         if view is None or hasattr(view, "public") or request.method == "OPTIONS":  # None: 404 or 405 follows
             return
-        # request.authorization parses a key that contains "=" as parameters.
+        # request.authorization is not used: it parses a key that contains "=" as parameters.
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
             found = "another form" if scheme else "none"  # another scheme, or no key

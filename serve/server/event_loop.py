@@ -6,7 +6,7 @@ from gevent.hub import Hub
 
 BELOW_SOCKETS = 1  # libev priority; sockets have 0, which is higher
 
-_polls: dict[Hub, Event] = {}  # per hub (one per thread): set after the event loop's next poll of the sockets
+_polls: dict[Hub, Event] = {}  # one event per hub (thread), set after the next poll of the sockets
 
 
 def yield_to_event_loop() -> None:

@@ -13,7 +13,7 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Characters of a message and of the end of a traceback: a pipe writes 4,096 bytes, nearly always the line, atomically.
+# Most characters of a message and of a traceback's end: a pipe writes 4,096 bytes atomically, nearly always the line.
 MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written
@@ -43,7 +43,7 @@ def prepare_standard_error() -> None:
     """Make standard error non-blocking, so that the service does not hang if nobody reads its log.
 
     This applies to pipes and sockets, and to every process that shares them. If standard error is closed, descriptor 2
-    is opened read-only, so that no socket or metrics file gets this number and receives log lines.
+    is opened read-only. Otherwise a socket or a metrics file could get this number and receive log lines.
     """
     while os.open(os.devnull, os.O_RDONLY) < STDERR:
         pass
@@ -59,7 +59,7 @@ def write(level: int, message: str, **fields: object) -> None:
 
 
 def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[str, object]) -> None:
-    """Write a line, or count it as dropped: the disk is full, the reader is gone, or the pipe is full."""
+    """Write a line. If that fails, count it as dropped: the disk or the pipe is full, or the reader is gone."""
     moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     line = {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
     try:

@@ -1,8 +1,8 @@
 """gunicorn's master process: its settings, its hooks, and a reload that verifies the new model first.
 
-SIGTERM stops the service after the requests in flight. SIGHUP loads the model in MODEL_DIR and starts new workers.
+SIGTERM stops the service after the current requests. SIGHUP loads the model in MODEL_DIR and starts new workers.
 
-The master must not import what gevent has to patch first: Flask, NumPy and ONNX Runtime are imported in the workers.
+Only the workers import Flask, NumPy and ONNX Runtime, never the master: gevent must patch the worker before.
 """
 
 import os
@@ -27,7 +27,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Verify the release in MODEL_DIR. Raises ModelError, or OSError if no temporary folder is writable."""
         self.config = config
         self.release = verify(config.model_dir)
-        # For the metrics and gunicorn's heartbeats; on Linux in memory: a full disk does not matter there.
+        # For the metrics and gunicorn's heartbeats. On Linux it is in memory, so that a full disk does not matter.
         # prometheus_client reads the variable when it is imported.
         self.folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
             prefix="serve-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -64,13 +64,13 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
 
 class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's master with another reload.
+    """gunicorn's master with its own implementation of a reload.
 
-    gunicorn's own verifies nothing, and waits for the old workers: meanwhile SIGTERM and dead workers are not handled.
+    gunicorn's reload verifies nothing. While it waits for the old workers, it handles neither SIGTERM nor dead workers.
     """
 
     def handle_hup(self) -> None:
-        """Verify the release in MODEL_DIR and start new workers; if it is refused, keep the current one."""
+        """Verify the release in MODEL_DIR and start new workers. If the release is refused, keep the current one."""
         try:
             self.app.release = verify(self.app.config.model_dir)
         except (ModelError, OSError) as error:
@@ -78,19 +78,19 @@ class Master(Arbiter):  # type: ignore[misc]
             return
         for _ in range(self.num_workers):
             self.spawn_worker()
-        self.manage_workers()  # stops the oldest workers, of which there are too many now
+        self.manage_workers()  # there are too many workers now: this stops the oldest
 
 
 def post_fork(_server: Master, _worker: Worker) -> None:
-    """Let SIGTERM end a worker that is still starting: the master's handler, which it inherits, loses the signal."""
+    """Let SIGTERM end a worker that is still starting. The handler inherited from the master would lose the signal."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def child_exit(server: Master, worker: Worker) -> None:
-    """Keep the metrics right after a worker has exited."""
+    """Correct the metrics after a worker has exited."""
     from serve.server import metrics
 
-    # If there are as many workers as there should be, it was replaced by a reload; without listeners, all are stopped.
+    # It did not die if enough workers remain (a reload replaced it) or no listener does (the service is stopping).
     metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)
 
 

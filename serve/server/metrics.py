@@ -1,7 +1,7 @@
 """Prometheus metrics: defined, counted and rendered here.
 
-With gunicorn, each process writes its values to a file in the folder PROMETHEUS_MULTIPROC_DIR, which must be set before
-this module is imported, and every worker renders the sum of all processes.
+With gunicorn, each process writes its values to a file in the folder PROMETHEUS_MULTIPROC_DIR, and every worker renders
+the sum of all processes. The variable must be set before this module is imported.
 """
 
 import os
@@ -26,7 +26,7 @@ DIGITS = Counter("digits_predictions", "Images predicted, by digit.", ["digit"])
 CONFIDENCE = Histogram(
     "digits_confidence",
     "Probability of the predicted digit, per image.",
-    # Nearly all digits are above 0.99, other images often below.
+    # The confidence of nearly all digits is above 0.99, that of other images often below.
     buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1),
 )
 DOUBTFUL = Counter("digits_doubtful", "Images predicted whose doubt is above the model's threshold.")
@@ -41,7 +41,7 @@ MODEL = Gauge(
 
 
 def initialise(model: str, version: str) -> None:
-    """Export the served model, and every digit as 0 until it occurs. Call it in every worker."""
+    """Set the metric of the served model, and the count of every digit to 0. Call it in every worker."""
     logs.on_drop = DROPPED.inc
     for digit in range(10):
         DIGITS.labels(digit)
@@ -49,7 +49,7 @@ def initialise(model: str, version: str) -> None:
 
 
 def count_request(route: str, method: str, status: int, seconds: float) -> None:
-    """Count a request to `route`, which was answered with `status` after so many seconds."""
+    """Count a request to `route`, which was answered with `status` after `seconds`."""
     REQUESTS.labels(route, method, status).inc()
     SECONDS.labels(route).observe(seconds)
 
@@ -65,14 +65,14 @@ def count_predictions(digits: list[int], confidences: list[float], doubtful: int
 
 
 def count_exit(pid: int, *, died: bool) -> None:
-    """Forget the live values of the worker `pid`, which has exited, and count it if it died. Call it in the master."""
+    """Delete the live values of the worker `pid`, which has exited. If it died, count it. Call it in the master."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
     if died:
         RESTARTS.inc()
 
 
 def render() -> bytes:
-    """Return the metrics of all processes, or without gunicorn of this one, in Prometheus' text format."""
+    """Return the metrics of all processes (without gunicorn: of this one) in Prometheus' text format."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()

@@ -31,7 +31,7 @@ def _answer(error: HTTPException) -> Response:
     detail = error.description or error.name
     if error is request.routing_exception:
         detail = f"expected a path and a method that /openapi.json lists, found {request.method} {request.path}"
-    if len(detail) > LONGEST:  # it may quote the request, which is not to be sent back whole
+    if len(detail) > LONGEST:  # it may quote the request, which may be long
         detail = detail[:LONGEST] + " …"
     if request.path == "/v2" or request.path.startswith("/v2/"):
         body, content_type = msgspec.json.encode({"error": detail}), "application/json"

@@ -1,7 +1,7 @@
 """gunicorn's gevent worker, hardened against hostile clients: bodies, timeouts, pipelining and malformed requests.
 
-It changes three behaviours of gunicorn 27.0: after the response, gunicorn reads the rest of a request's body for as
-long as the client sends; it parses data that has already arrived without yielding to the event loop; and it answers a
+It changes three behaviours of gunicorn 27.0. After the response, gunicorn reads the rest of a request's body for as
+long as the client sends. It parses data that has already arrived without yielding to the event loop. It answers a
 malformed request in HTML.
 """
 
@@ -31,7 +31,7 @@ class Connection:
         self._socket = sock
         self.timeout: gevent.Timeout | None = None  # of the current request
         self.lingers = False  # whether the client may still be sending when the connection is closed
-        self.held: bytes | None = None  # a response's head, sent with its body: that saves 4 % of a request's CPU time
+        self.held: bytes | None = None  # a response's head, to be sent with its body: saves 4 % of a request's CPU time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
@@ -52,7 +52,7 @@ class Connection:
             return
         data, self.held = (self.held or b"") + data, None
         try:
-            if self.timeout and not self.timeout.pending:  # it has ended the request, and `data` is the answer 408
+            if self.timeout and not self.timeout.pending:  # it has expired, and `data` is the response 408
                 self.timeout = gevent.Timeout.start_new(self.timeout.seconds, self.timeout.exception)
             self._socket.sendall(data)
         except Exception as error:
@@ -77,8 +77,8 @@ class Connection:
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
-    # Pipelined requests have already arrived. One of them is served per iteration of the event loop, over all
-    # connections; otherwise all of them would be served before a new client's request.
+    # Pipelined requests have already arrived. The worker serves one of them, of all connections, per iteration of the
+    # event loop. Otherwise it would serve all of them before a new client's request.
     _pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
@@ -93,7 +93,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         req.should_close = lambda: should_close() or _is_unread(req.body)
         if req._expected_100_continue:
             size = int(dict(req.headers).get("CONTENT-LENGTH", 0))
-            # If the body is too large, the application answers 413 before the client sends it.
+            # If the body is too large, "100 Continue" is not sent: the client gets 413 before it sends the body.
             req._expected_100_continue = size <= self.app.config.max_body_bytes
         seconds = self.app.config.request_timeout
         timeout = RequestTimeout(f"expected the whole request within {seconds} seconds")
