@@ -4,7 +4,7 @@ import gevent
 from gevent.event import Event
 from gevent.hub import Hub
 
-BELOW_SOCKETS = 1  # libev priority; sockets have 0, which is higher
+ABOVE_SOCKETS = 1  # libev priority; sockets have 0, which is lower
 
 _polls: dict[Hub, Event] = {}  # one event per hub (thread), set after the next poll of the sockets
 
@@ -14,7 +14,7 @@ def yield_to_event_loop() -> None:
 
     A request whose socket became ready resumes before this greenlet yields again. `gevent.sleep(0)` does not ensure
     that: while any greenlet is ready to run, the event loop polls the sockets only once per 50 iterations. An idle
-    watcher makes it poll in every iteration; its priority is below the sockets', otherwise it would starve.
+    watcher makes it poll in every iteration. Its priority is above the sockets', or it would wait until none is ready.
     """
     hub = gevent.get_hub()
     if hub in _polls:
@@ -22,7 +22,7 @@ def yield_to_event_loop() -> None:
         return
     _polls[hub] = polled = Event()
     try:
-        gevent.idle(BELOW_SOCKETS)
+        gevent.idle(ABOVE_SOCKETS)
     finally:
         del _polls[hub]
         polled.set()
