@@ -18,7 +18,7 @@ from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
 from serve.routes.body import CURL, read_body, read_form
 from serve.server.event_loop import yield_to_event_loop
 
-YIELD_EVERY = 10  # images between two yields to the event loop: preparing them takes up to 20 ms
+YIELD_EVERY = 10  # images of pixels between two yields to the event loop: preparing them takes up to 20 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
 OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
@@ -57,7 +57,7 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     check_count(count, config)
     images = np.empty((count, SIDE, SIDE), np.uint8)
     for index, source in enumerate(sources):
-        if index % YIELD_EVERY == YIELD_EVERY - 1:
+        if index and (isinstance(source, bytes) or index % YIELD_EVERY == 0):
             yield_to_event_loop()
         try:
             if isinstance(source, bytes):

@@ -137,6 +137,18 @@ def test_a_large_form_yields_to_the_event_loop_while_it_is_parsed(client, images
     assert done == ["parse", "yield", "parse", "parse"]  # the last one is the end of the body
 
 
+@pytest.mark.parametrize(("count", "content_type", "yields"), [(3, FORM, 2), (11, RAW, 1)], ids=["pictures", "pixels"])
+def test_a_batch_yields_to_the_event_loop_between_pictures_and_every_ten_images(
+    images, monkeypatch, count, content_type, yields
+):
+    client, done = create_app(Config()).test_client(), []
+    monkeypatch.setattr("serve.routes.images.yield_to_event_loop", lambda: done.append("yield"))
+    some = images[:count]
+    parts = b"".join(part("image", encode(image), 'filename="7.png"') for image in some) + b"--b--"
+    assert predict(client, parts if content_type == FORM else some.tobytes(), content_type).status_code == 200
+    assert len(done) == yields
+
+
 PACKED = gzip.compress(bytes(784))
 ENCODINGS = {
     "gzip": gzip.compress,
