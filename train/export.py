@@ -179,16 +179,18 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}_ALL")
         options.log_severity_level = 3
-        for size in BATCH_SIZES:
-            try:
-                session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-                contract.check_graph(session)
+        try:
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            contract.check_graph(session)
+            for size in BATCH_SIZES:
                 batches = np.split(images.cpu().numpy(), range(size, len(images), size))
                 runs = [session.run(OUTPUT_NAMES, {contract.IMAGE.name: batch}) for batch in batches]
-            except Exception as error:  # ONNX Runtime has many exception types
-                raise TrainError(f"expected a valid ONNX graph, found: {error}") from error
-            found = tuple(map(np.concatenate, zip(*runs, strict=True)))
-            differences.append(_differences(expected, found, f"at batch size {size}, optimisation {level.lower()}d"))
+                found, setting = tuple(map(np.concatenate, zip(*runs, strict=True))), f"optimisation {level.lower()}d"
+                differences.append(_differences(expected, found, f"at batch size {size}, {setting}"))
+        except TrainError:
+            raise
+        except Exception as error:  # ONNX Runtime has many exception types
+            raise TrainError(f"expected a valid ONNX graph, found: {error}") from error
     probability, doubt = map(max, zip(*differences, strict=True))
     return contract.Parity(len(images), 0, probability, doubt)
 
