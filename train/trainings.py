@@ -79,12 +79,11 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
         print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were finished before")
     for experiment in {one.experiment.name: one.experiment for one in pending}.values():
         print(experiment.describe())
-    # Count all trainings, not only the pending ones: another number of threads per training changes the last bits.
-    workers = max_workers(len(trainings), trainings[0].device_name)
     results: Results = ((one, _train(one, data)) for one in pending)
     if pending and (address := os.environ.get("RAY_ADDRESS")):
         results = _on_cluster(address, pending, data)
-    elif pending and workers > 1:
+    # Count all trainings, not only the pending ones: another number of threads per training changes the last bits.
+    elif pending and (workers := max_workers(len(trainings), trainings[0].device_name)) > 1:
         results = _in_processes(workers, pending, data)
     errors = {}
     with closing(results):
