@@ -222,9 +222,8 @@ def frontier_plot(figures: dict[str, Any]) -> bytes:
     parameters, accuracies, _ = zip(*PUBLISHED.values(), strict=True)
     axes.plot(parameters, [100 * (1 - accuracy) for accuracy in accuracies], "x", label="others, as published")
     axes.axhline(100 * (1 - TARGET_ACCURACY), **GOAL)
-    axes.set(
-        xscale="log", xlabel="parameters", yscale="log", ylabel="test accuracy, %", title="Accuracy over parameters"
-    )
+    axes.set(title="Accuracy over parameters", xlabel="parameters", ylabel="test accuracy, %")
+    axes.set(xscale="log", yscale="log")
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):

@@ -13,7 +13,7 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Most characters of a message and of a traceback's end: a pipe writes 4,096 bytes atomically, nearly always the line.
+# Characters of a message, and of the end of a traceback. A pipe writes 4,096 bytes at once: most lines have fewer.
 MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written

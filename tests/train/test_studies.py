@@ -13,6 +13,7 @@ import pytest
 
 from model.networks import Model_3, parameter_count
 from tests.polling import wait
+from tests.processes import children
 from train import DivergenceError, studies
 from train.__main__ import main
 from train.loop import fit
@@ -193,10 +194,8 @@ def cluster():
 def task_on(node) -> int | None:
     """Return the process of a running task on `node`, a child of its raylet, or None."""
     raylet = node.all_processes["raylet"][0].process.pid
-    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
-    return next(
-        (int(p) for p in children if Path(f"/proc/{p}/cmdline").read_bytes().startswith(b"ray::_train_remotely")), None
-    )
+    found = (p for p in children(raylet) if Path(f"/proc/{p}/cmdline").read_bytes().startswith(b"ray::_train_remotely"))
+    return next(found, None)
 
 
 def stop_task_on(node) -> int | None:
