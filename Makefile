@@ -1,4 +1,4 @@
-# `make` lists what can be made. Every target but `help` installs what it needs first, if it is missing or older than its lock.
+# `make` lists the targets. A target that uses a virtual environment installs it first, if it is older than its requirements.
 PYTHON ?= python3
 SOURCE ?= unknown
 ARGS ?=
@@ -8,7 +8,7 @@ CHECK_PYTHON = $(if $(filter Windows_NT,$(OS)),$(error expected Linux, macOS or 
 VENV := .venv/.installed
 SERVE := .venv-serve/.installed
 BENCH := .venv-bench/.installed
-# What an image says of itself, and the GPUs that Docker can give it.
+# The labels of the images; below, the settings that run-serve passes on, and the option for the GPUs that Docker has.
 LABELS = --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 	--build-arg REVISION=$(shell git rev-parse HEAD)$(if $(shell git status --porcelain),-dirty) \
 	--build-arg SOURCE=$(SOURCE)
@@ -19,7 +19,7 @@ RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest
 PARALLEL := -n 2 --dist loadgroup
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
-# Dependencies of the benchmarks' peers that they do not import: PyPy's, and uvicorn's for development and websockets.
+# Packages that the benchmarks' peers require but do not import: for PyPy, and uvicorn's for development and websockets.
 UNUSED := cffi pycparser python-dotenv pyyaml watchfiles websockets
 
 .PHONY: help setup train serve pictures doubt bench images run-train run-serve test-images consistency frontier release test test-fast lint format lock clean
@@ -31,13 +31,13 @@ help: ## list the targets
 $(VENV): requirements/dev.txt
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $<
 	@touch $@
 
 $(SERVE): requirements/serve.txt
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear .venv-serve
-	.venv-serve/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	.venv-serve/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r $<
 	@touch $@
 
 setup: $(VENV) ## install everything into .venv, from the hash-locked requirements (5.4 GB, most of it torch)
@@ -48,7 +48,7 @@ train: $(VENV) ## train Model_1, Model_2, Model_3; report and verified ONNX in a
 $(BENCH): requirements/serve.txt requirements/bench.txt
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear .venv-bench
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps $(^:%=-r %)
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps $(^:%=-r %)
 	@touch $@
 
 serve: $(SERVE) ## serve POST /predict on port 8000 (MODEL_DIR=artifacts/release PORT=9000 and so on)

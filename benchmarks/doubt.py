@@ -43,7 +43,7 @@ def main() -> None:
     """Measure every kind and form; write the page and its picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.doubt", description=__doc__, allow_abbrev=False)
     parser.add_argument("--release", type=Path, default=RELEASE, help="(default: model/release)")
-    parser.add_argument("--images", type=int, default=2_000, help="of each kind (default: 2000)")
+    parser.add_argument("--images", type=int, default=2_000, help="pictures of each kind (default: 2000)")
     parser.add_argument("--digits", type=int, default=300, help="of each form of docs/pictures.md (default: 300)")
     parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     options = parser.parse_args()
@@ -118,7 +118,7 @@ def figures(values: dict[str, Any]) -> dict[str, str]:
 
     lines = []
     for title, names in {
-        "like what it was fitted to, drawn by other code": FITTED,
+        "like what doubt was fitted to, drawn by other code": FITTED,
         "held out: nothing was fitted to these": HELD_OUT,
         "letters that look like handwritten digits": LIKE_DIGITS,
     }.items():

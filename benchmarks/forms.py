@@ -28,7 +28,7 @@ CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # of a square, clockwi
 
 
 def _encoded(picture: Picture | NDArray[Any], quality: int | None = None, **options: Any) -> bytes:
-    """Return a picture, or its values of 0–255, as a JPEG of a quality, or as a PNG."""
+    """Encode a picture, or its values of 0–255, as a JPEG of `quality` or, without it, as a PNG."""
     if not isinstance(picture, Picture):
         picture = Image.fromarray(picture.astype(np.uint8))
     content, options = io.BytesIO(), options | ({"quality": quality} if quality else {"compress_level": 1})
@@ -73,9 +73,9 @@ def _at_8x8(digit: Picture, _: Generator) -> bytes:
 
 
 def _counted(digit: Picture, random: Generator, stretched: bool = False) -> bytes:
-    """Reduce a digit to 8×8 as load_digits was: count the pixels of each 4×4 block of a bitmap that the digit fills."""
+    """Reduce a digit to 8×8 as load_digits was: scale it to fill a 32×32 bitmap, count the ink pixels per 4×4 block."""
     ink = _cropped(digit)
-    if stretched:  # to 20×32, at most twofold in width, as if the aspect ratio had not been kept
+    if stretched:  # to 20×32, but to at most twice its width, as if the aspect ratio had not been kept
         ink = ink.resize((max(2, min(20, round(64 * ink.width / ink.height))), 32), Resampling.BICUBIC)
     else:
         ink = _scaled(ink, 32 / max(ink.size), least=1)
@@ -134,7 +134,7 @@ def _axes(size: tuple[int, int] = SIZE) -> tuple[Floats, Floats]:
 
 
 def _near(box: Box, random: Generator, reach: int) -> tuple[Floats, Floats]:
-    """Return x and y of each pixel from a random point in a box or at most `reach` pixels beside it."""
+    """Return x and y of each pixel relative to a random point: in a box, or at most `reach` pixels beside it."""
     return tuple(
         axis - (random.uniform(low - reach, high + reach) - side / 2)
         for axis, side, low, high in zip(_axes(), SIZE, box[:2], box[2:], strict=True)
@@ -146,7 +146,7 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def _uneven_light(random: Generator, fall: tuple[float, float], size: tuple[int, int] = SIZE) -> Floats:
-    """Return light that decreases from 1, by a random share between the two of `fall`, in a random direction."""
+    """Return light that falls from 1 in a random direction, by a random share between the two values of `fall`."""
     across, _ = _turned(*_axes(size), random.uniform(0, 2 * np.pi))
     return 1 - random.uniform(*fall) * (0.5 + across / math.hypot(*size))
 
@@ -352,7 +352,7 @@ def _framed(digit: Picture, random: Generator, light: bool = False) -> bytes:
 
 
 def _on_surround(digit: Picture, random: Generator, surround: Callable[..., Floats] | None = None) -> bytes:
-    """Render a sheet on a surround; if none is given, on either, one side of the sheet outside the picture."""
+    """Render a sheet on a `surround`. Without one: on a table or a cloth, with one side of the sheet out of view."""
     if cut_off := surround is None:
         surround = _table if random.random() < 0.7 else _cloth
     mask: Floats = np.zeros(SIZE[::-1], np.float32)

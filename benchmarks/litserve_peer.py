@@ -1,4 +1,4 @@
-"""The service in LitServe: `python -m benchmarks.litserve_peer`; its workers must be able to import the class."""
+"""The service in LitServe: `python -m benchmarks.litserve_peer`. Its workers import the class from this module."""
 
 import os
 

@@ -73,7 +73,7 @@ def _around(angles: NDArray[np.float64] | float) -> Points:
 
 
 def _smooth(points: Points) -> Points:
-    """Return a Catmull-Rom spline through `points`, twelve points for each."""
+    """Return a Catmull-Rom spline through `points`, with twelve points per segment."""
     padded = np.concatenate([points[:1], points, points[-1:]])
     t = np.linspace(0, 1, 12)[:, None]
     parts = []

@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 
 
 def fill(page: str, figures: dict[str, str]) -> str:
-    """Return `page` with the text from `<!-- NAME -->` to `<!-- /NAME -->` replaced by each of the `figures`.
+    """Return `page` with each of the `figures` in place of the text from `<!-- NAME -->` to `<!-- /NAME -->`.
 
     Prose is wrapped at 120 columns; tables keep their lines. Raises ValueError if a place is missing.
     """
@@ -33,7 +33,7 @@ def fill(page: str, figures: dict[str, str]) -> str:
 
 
 def write(folder: Path, page: str, name: str, values: Any, figures: dict[str, str], **pictures: bytes) -> None:
-    """Write a page of docs/ with new figures, the `values` that they are made of as `name`.json, and PNGs by name."""
+    """Write `page` of docs/ with new `figures`, their values as `name`.json, and `pictures` as PNGs, into `folder`."""
     print(*figures.values(), sep="\n\n")
     text = fill((DOCS / page).read_text(), figures)
     files = {f"{picture}.png": content for picture, content in pictures.items()}

@@ -1,7 +1,7 @@
 """The service in Flask and FastAPI, as in a tutorial: one image in JSON, one ONNX Runtime thread per process.
 
-With the environment variable DUTIES, each also has Prometheus metrics and a JSON access log, as short as they can be,
-without the layers of a packaged instrumentator. LitServe's is benchmarks.litserve_peer.
+If the environment variable DUTIES is not empty, each also has Prometheus metrics and a JSON access log, in as little
+code as possible, without an instrumentation package. The service in LitServe is benchmarks.litserve_peer.
 """
 
 import json

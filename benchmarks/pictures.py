@@ -40,14 +40,14 @@ CHUNK = 100  # images per task
 Pixels = NDArray[np.uint8]
 
 
-# The numbers of digits, which seed their pictures; the digits, white on black, uint8 [N, H, W]; their labels.
+# The indices of the digits, which seed their pictures; the digits, white on black, uint8 [N, H, W]; their labels.
 Source = tuple[NDArray[Any], Pixels, NDArray[Any]]
 
 
 def main() -> None:
     """Measure every form; write the page, its examples and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--images", type=int, help="of each form, a sample, the same at every call (default: all)")
+    parser.add_argument("--images", type=int, help="number per form: a sample, the same at every call (default: all)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
     parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
@@ -73,12 +73,12 @@ def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
     chunks = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
     samples = pool.starmap(_sample, [(name, numbers[chunk], images[chunk]) for chunk in chunks])
     resized, found, seconds = zip(*samples, strict=True)
-    accuracies = [100 * float(np.mean(predict_digits(np.concatenate(one)) == labels)) for one in (resized, found)]
+    right = [(predict_digits(one) == labels) & one.any(axis=(1, 2)) for one in map(np.concatenate, (resized, found))]
     measured = {
         "name": name,
         "images": len(labels),
-        "resize_accuracy": accuracies[0],
-        "accuracy": accuracies[1],
+        "resize_accuracy": 100 * float(right[0].mean()),
+        "accuracy": 100 * float(right[1].mean()),
         "refused": sum(int((~images.any(axis=(1, 2))).sum()) for images in found),
         "median_ms": 1000 * statistics.median(itertools.chain(*seconds)),
     }
@@ -102,7 +102,7 @@ def load_sources(train: bool, count: int | None) -> dict[str, Source]:
 
 
 def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
-    """Return all digits, or a random sample of `count` in their order, with the numbers that they have among all."""
+    """Return all digits, or a random sample of `count` in their order, with their indices among all digits."""
     count = min(count or len(digits), len(digits))
     numbers = np.sort(np.random.default_rng(SEED).choice(len(digits), count, replace=False))
     return numbers, digits[numbers], labels[numbers]
@@ -116,7 +116,7 @@ def mnist(part: str) -> tuple[Pixels, Pixels]:
 
 
 def _sample(name: str, numbers: NDArray[Any], digits: Pixels) -> tuple[Pixels, Pixels, list[float]]:
-    """Render digits in a form; return them as 28×28 by a plain resize and by the service, and its seconds.
+    """Render digits in a form; return their 28×28 by a plain resize and by the service, and its CPU seconds of each.
 
     A picture that the service refuses stays black, and counts as wrong.
     """
@@ -132,7 +132,7 @@ def _sample(name: str, numbers: NDArray[Any], digits: Pixels) -> tuple[Pixels, P
 
 
 def render_all(name: str, numbers: NDArray[Any], digits: Pixels) -> list[bytes]:
-    """Render digits, uint8 [N, H, W], in a form, each with the random generator of its number."""
+    """Render digits, uint8 [N, H, W], in a form. The index of a digit seeds its random generator."""
     seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 

@@ -1,7 +1,7 @@
-"""Requests per second, latency and CPU time of our service and of three peers: bare, and with equal duties.
+"""Requests per second, latency and CPU time of our service and of three peers, without and with metrics and a log.
 
-`python -m benchmarks.serve` starts every server in turn, in several rounds, each with one worker per core, one ONNX
-Runtime thread per worker and the same graph, and checks its answer and its duties. wrk (Debian's `wrk`) sends the same
+`python -m benchmarks.serve` starts every server in turn, in several rounds. Each has one worker per core, one ONNX
+Runtime thread per worker and the same graph; its answer and its duties are checked. wrk (Debian's `wrk`) sends the same
 request in a closed loop. Writes docs/benchmarks-serve.json and the table in docs/benchmarks.md.
 """
 
@@ -127,7 +127,7 @@ def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
         text = requests.get(f"http://127.0.0.1:{PORT}/metrics", timeout=10).text
         counted = re.findall(r"^\w+_requests_total\{.*/predict.*\} (\S+)$", text, re.M)
         logged = re.findall(r'^\{.*"path": ?"/predict".*\}$', log.read_text(), re.M)
-        assert len(logged) == sum(map(float, counted)) > 0, f"expected logged requests, all counted, found:\n{text}"
+        assert len(logged) == sum(map(float, counted)) > 0, f"expected each request logged and counted, found:\n{text}"
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -139,7 +139,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def _wrk(seconds: int) -> dict[str, float]:
     """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
-    # By default wrk gives up after 2 s, which a worker may take to start.
+    # By default, wrk counts a response after more than 2 s as an error; a worker may take as long to start.
     command = f"wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 10s -s {ROOT}/benchmarks/wrk.lua {URL}"
     environment = os.environ | {"BODY": BODY}
     output = subprocess.run(command.split(), env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout

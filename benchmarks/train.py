@@ -1,7 +1,7 @@
 """Seconds per epoch of our training and of the usual ways to train the same networks; see docs/benchmarks.md.
 
-Of the usual ways, STEPS training steps and the whole test set are timed, and the steps scaled to an epoch. Of ours,
-whole epochs are timed, including the evaluation of the validation set, which the others do not have.
+For the usual ways, it times STEPS training steps, scaled to an epoch, and the evaluation of the whole test set. For
+ours, it times whole epochs, including the evaluation of the validation set, which the others do not have.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""The networks, and the contract between training and serving. This file, contract.py and cores.py import no torch."""
+"""The networks, and the contract between training and serving. Only classifier.py and networks.py import torch."""

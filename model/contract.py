@@ -1,6 +1,6 @@
 """The contract between training and serving: file names, manifest, and the graph's inputs and outputs.
 
-train writes these files, serve reads them, and both validate them with this module.
+train writes these files. serve reads the graph and the manifest. Both validate them with this module.
 """
 
 import json
@@ -131,7 +131,7 @@ def metadata(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def check_graph(session: Any) -> None:
-    """Raise ContractError if the graph in the ONNX Runtime `session` has other inputs or outputs."""
+    """Raise ContractError unless the graph in the ONNX Runtime `session` has exactly INPUTS and OUTPUTS."""
     for part, specs, values in ("inputs", INPUTS, session.get_inputs()), ("outputs", OUTPUTS, session.get_outputs()):
         expected = [(spec.name, ONNX_TYPES[spec.dtype], ["batch", *spec.shape]) for spec in specs]
         found = [(value.name, value.type, value.shape) for value in values]

@@ -1,4 +1,4 @@
-"""The number of CPU cores that a process may use. Training and serving both need it; imports no torch."""
+"""The number of CPU cores that a process may use, for training and serving. This file imports no torch."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""The three networks of the progression, each a list of layers in the order of its layer table.
+"""The three networks of the progression, each a list of layers in the order of the report's layer table.
 
 Every network maps normalised pixels, float32 [N, 1, 28, 28], to one logit per digit, float32 [N, 10].
-Model_1 and Model_2 equal the reference's, layer by layer. Model_3 is our own. A network is trained if
-train/progression.py lists it.
+Model_1 and Model_2 equal those of the reference (README.md names it), layer by layer. Model_3 is our own. A network is
+trained if train/progression.py lists it.
 """
 
 import torch
@@ -70,7 +70,7 @@ class Model_1(nn.Sequential):
 
 
 class Model_2(nn.Sequential):
-    """The reference's second experiment, 6,664 parameters: dropout, and global average pooling, not the 7×7 layer.
+    """The reference's second experiment, 6,664 parameters: dropout; global average pooling instead of the 7×7 layer.
 
     The reference does not state its dropout rate; 0.1 is our choice.
     """
@@ -97,7 +97,7 @@ class Model_3(nn.Sequential):
     """The experiment that reaches the goal, 7,162 parameters: separable convolutions and anti-aliased pooling.
 
     The first pooling includes a blur. The second one has stride 1, and the convolution after it is dilated by 2. Thus
-    the global average includes all positions, not every second one. `channels`: before and after the first pooling.
+    the global average includes all positions, not every second one. `channels`: widths before and after this pooling.
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32)) -> None:

@@ -1,4 +1,4 @@
-"""The version of this project. /v2, the images' labels and the model card state it."""
+"""The version of this project. /v2, the container images' labels and the model card state it."""
 
 import tomllib
 from pathlib import Path

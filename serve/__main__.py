@@ -11,13 +11,13 @@ from serve.release import ModelError
 
 
 def check_address(host: str, port: int) -> None:
-    """Exit with one line if the service cannot listen at this address. gunicorn's error names neither HOST nor PORT."""
+    """Exit with one line if the service cannot listen at this address: gunicorn's error would not name HOST or PORT."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), port))
-    except (OSError, TypeError, UnicodeError) as error:  # the last two: a part of the name is empty or too long
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: a label of HOST is empty or too long
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
             sys.exit(f"serve: PORT: expected a port that is free and allowed, found {port}: {reason}; set another PORT")

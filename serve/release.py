@@ -12,7 +12,7 @@ VERIFY_TIMEOUT_S = 60
 
 
 class ModelError(ValueError):
-    """A model cannot be served. The message names the file, what was expected and what was found."""
+    """A model cannot be served. The message states what was expected, what was found and, if known, the file."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read(folder: Path) -> Release:
 
 
 def verify(folder: Path) -> Release:
-    """Read the release in `folder`, and load its graph and predict with it in a separate process. Raises ModelError.
+    """Read the release in `folder`; a separate process loads its graph and predicts with it. Raises ModelError.
 
     gunicorn's master must not load the model itself. Otherwise it would fork while the threads of ONNX Runtime exist,
     and a graph that crashes ONNX Runtime would crash the master.

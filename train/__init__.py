@@ -1,11 +1,11 @@
 """Training: from the data set to a verified export. May import model, never serve.
 
-The command line prints each of its errors as one line and exits with 1.
+The command line prints a TrainError or an OSError as one line and exits with 1.
 """
 
 import os
 
-# Disable telemetry. Both libraries read these when first imported.
+# Disable the telemetry of ONNX Runtime and Ray. Both read these variables when they are first imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

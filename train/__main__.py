@@ -18,8 +18,8 @@ from train import TrainError, paths
 COMMANDS = {
     "": ("run.run", "Train the progression, export the best model, write a report."),
     "consistency": ("studies.consistency", "Train one model with seeds 1 to N; write a table and a plot."),
-    "frontier": ("studies.frontier", "Train Model_3 in several widths; write the accuracy by number of parameters."),
-    "verify": ("run.verify", "Verify an export: hashes, contract, test accuracy, every test image."),
+    "frontier": ("studies.frontier", "Train Model_3 in several widths, and the others; write accuracy by parameters."),
+    "verify": ("run.verify", "Verify an export: hashes, contract, test accuracy, predictions on every test image."),
     "release": ("run.release", "Verify OUT/release again and copy it to model/release with a model card."),
 }
 OTHERS = "\n".join(f"  {name:<13} {description}" for name, (_, description) in COMMANDS.items() if name)
@@ -32,12 +32,12 @@ examples:
   python -m train consistency --model Model_3 --seeds 10
   python -m train verify artifacts/release
 
-If interrupted, run the same command again: it resumes after the last complete epoch. If RAY_ADDRESS is set, the models
-are trained on that Ray cluster."""
+After an interruption, run the same command again: it resumes after the last complete epoch. If RAY_ADDRESS (host:port)
+is set, the models are trained on the Ray cluster at this address."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return the exit code: 0 for success, 1 for an error, which is printed, 2 for wrong usage."""
+    """Run the command and return its exit code: 0, or 1 for an error, which is printed. Wrong usage exits with 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parsers = _parsers()
     name = arguments[0] if arguments and arguments[0] in parsers else ""
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Imported only here, because torch takes seconds to import and --help should be fast.
         getattr(import_module(f"train.{module}"), function)(**options)
     except ModuleNotFoundError as missing:
-        fault = f"expected the module {missing.name}, found none; `make setup` installs it into .venv, then run"
+        fault = f"expected the module {missing.name}, found none; `make setup` installs it into .venv; then run"
         fault += " .venv/bin/python -m train"
         if missing.name == "fcntl":
             fault = f"expected Linux, macOS or WSL, found {platform.system()}: use Docker (docs/containers.md)"
@@ -85,7 +85,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
         parsers[name].set_defaults(command=command)
     parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
     parsers[""].add_argument(
-        "--seed", type=_whole(0), default=1, help="of weights, order and augmentation (default: 1)"
+        "--seed", type=_whole(0), default=1, help="seed of weights, order and augmentation (default: 1)"
     )
     parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="(default: Model_3)")
     parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="(default: 10)")
@@ -106,9 +106,9 @@ def _whole(lowest: int) -> Callable[[str], int]:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """End the process directly: other code could catch an exception, for example while torch imports numpy.
+    """End the process without an exception: other code could catch one, for example torch while it imports numpy.
 
-    Nothing is lost, because every file is written atomically.
+    No file is damaged, because every file is written atomically.
     """
     for child in multiprocessing.active_children():
         child.kill()

@@ -24,7 +24,7 @@ class Warp:
     scale: float  # relative change of size
     shear: float  # pixels along x per pixel of y
     elastic: float  # displacement of each control point in pixels, along each axis
-    thicker: float = 0.0  # largest weight of the 3×3 maximum, for a quarter of the images
+    thicker: float = 0.0  # largest weight of the 3×3 maximum in a blend with the image, for a quarter of the images
     thinner: float = 0.0  # largest weight of the 3×3 minimum, for another quarter
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Warp:
 def _grid(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return pixel positions (x, y, 1), [3, side × side], and spline weights along an axis, [side, CONTROL_POINTS].
 
-    Two matrix products with these take a fifth of the time of the equivalent `F.affine_grid` and bicubic
+    Matrix products with these two take a fifth of the time of the equivalent `F.affine_grid` and bicubic
     `F.interpolate`.
     """
     axis = (torch.arange(side, device=device) * 2 + 1) / side - 1

@@ -102,7 +102,7 @@ class CheckpointFolder:
             if (found := checkpoint["settings"].get(name)) != value:
                 raise TrainError(
                     f"{self.path} holds a training with {name} {found}, this one has {name} {value}: "
-                    "choose another --out, or delete it"
+                    "choose another --out, or delete this folder"
                 )
         weights = self.path / checkpoint["weights"]["file"]
         content = read_bytes(weights)

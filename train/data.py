@@ -1,6 +1,6 @@
 """The data set: four IDX files, their SHA-256 checked, split into training, validation and test set.
 
-Any data set in MNIST's format can be used, for example Fashion-MNIST, KMNIST or QMNIST.
+Any data set in MNIST's format can be used, for example Fashion-MNIST or KMNIST.
 """
 
 import gzip
@@ -61,7 +61,7 @@ class Data:
 
 
 def load(directory: Path = paths.DATA) -> Data:
-    """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision keeps them, in its MNIST/raw.
+    """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision does, in its subfolder MNIST/raw.
 
     If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises TrainError if a file
     is missing, damaged or altered, or if the temporary folder, which holds the unpacked files, has too little space.
@@ -105,7 +105,7 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
         content = read_bytes(path)
         content = gzip.decompress(content) if path == packed else content
     except (OSError, EOFError, zlib.error) as error:
-        found = f"{len(content):,} bytes that are not: {error}"
+        found = f"{len(content):,} bytes with the error: {error}"
         raise TrainError(f"{path}: expected a whole gzip file, found {found}") from error
     if expected and (found := sha256(content)) != expected:
         raise TrainError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
@@ -113,13 +113,13 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
 
 
 def _split(root: str, folder: Path, *, train: bool) -> Split:
-    """Read the training or the test set with torchvision. Raises TrainError, which names its files in `folder`."""
+    """Read the training or the test set with torchvision. Raises TrainError with the paths of the files in `folder`."""
     images_path, labels_path = (folder / name for name in (FILES[:2] if train else FILES[2:]))
     try:
         found = MNIST(root, train)
     except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         both = f"{images_path}, {labels_path.name}"
-        raise TrainError(f"{both}: expected IDX of uint8, images and labels; torchvision found: {error!r}") from error
+        raise TrainError(f"{both}: expected images and labels, IDX of uint8; torchvision found: {error!r}") from error
     images, labels = found.data, found.targets
     if images.shape[1:] != IMAGE.shape:
         raise TrainError(f"{images_path}: expected shape {['N', *IMAGE.shape]}, found {list(images.shape)}")

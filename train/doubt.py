@@ -37,15 +37,15 @@ from train.drawn_digits import BOX, centred, draw_strokes, segments_of
 
 DOUBTED = 0.01  # fraction of the validation images that may be doubted
 SEED = 14
-DIGITS_PER_NONDIGIT = 12  # training images per non-digit of a kind of weight 1, when fitting
+DIGITS_PER_NONDIGIT = 12  # for fitting: training images per non-digit of a kind with weight 1
 # The kinds that are more like digits are drawn more often; the others have the weight 0.5.
 WEIGHTS = {"scribbles": 3.0, "letters": 2.0, "glyphs": 1.0, "pairs of digits": 1.0}
-DIGITS_PER_MEASURED = 60  # training images per non-digit of each kind, when measuring
+DIGITS_PER_MEASURED = 60  # for measuring: training images per non-digit of each kind
 WARP = Warp(degrees=6, pixels=0.5, scale=0.05, shear=0.1, elastic=0.4)
 WARPED = 3  # one of three training images is warped
 BATCH_SIZE, EPOCHS, LEARNING_RATE = 1_024, 60, 0.03  # BATCH_SIZE digits and as many non-digits per training step
 DIGIT_WEIGHT = 6.0  # weight of the digits' loss, because few of them may be doubted
-CHUNK = 100  # images per batch
+CHUNK = 100  # non-digits drawn at once
 SAMPLES = 3  # per output pixel along each axis, when an image is scaled
 # Letters that do not look like a digit: without I, O, S, Z, b, g, l, q, o, s, z.
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
@@ -58,7 +58,7 @@ LogitsAndFeatures = tuple[Tensor, Features]  # as from model.classifier.logits_a
 
 @torch.random.fork_rng(devices=[])  # only the CPU's generator is used; the default warns if there are several GPUs
 def fit(network: nn.Module, train: Split) -> DoubtHead:
-    """Fit a doubt head for `network` to the images it was trained on, on the CPU. `network` does not change.
+    """Fit a doubt head for `network` to its training images, on the CPU. `network` does not change.
 
     This is logistic regression on balanced batches of digits and non-digits.
     """
@@ -98,7 +98,7 @@ def fit(network: nn.Module, train: Split) -> DoubtHead:
     with torch.no_grad():
         for layer, mean, deviation in zip((head.detectors, head.shared), means, deviations, strict=True):
             layer.weight.div_(deviation)
-            # The probabilities sum to 1, so the detectors' biases can hold the shared features' offset, too.
+            # head.shared has no bias. The probabilities sum to 1, so the detectors' biases can hold its offset, too.
             head.detectors.bias.sub_(layer.weight @ mean)
     return head.eval()
 
@@ -128,7 +128,7 @@ def choose_threshold(doubts: NDArray[np.float32]) -> float:
 
 @torch.inference_mode()
 def extract_features(network: nn.Module, images: Tensor, warp: Warp | None = None) -> LogitsAndFeatures:
-    """Return the logits and the features of the doubt head of `images`, uint8 [N, 28, 28], in batches of 500."""
+    """Return the logits and the doubt head's features of `images`, uint8 [N, 28, 28], computed in batches of 500."""
     batches = (scale(batch) for batch in images.cpu().split(500))
     return _concatenate([logits_and_features(network, normalise(warp(batch) if warp else batch)) for batch in batches])
 

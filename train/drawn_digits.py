@@ -25,9 +25,9 @@ SMOOTH = 8  # line segments between two points of a curve
 JITTER, SLANT = 0.22, 0.12
 STRETCH = 0.2  # standard deviation, as a fraction of the width
 
-# A style is a digit and its strokes, drawn in a box about 6 wide and 10 high, y downwards. A stroke is a line, or a
-# curve through its points if it begins with ~. A coordinate is a number or a range,
-# from:to; the point lies anywhere on the line between the two ends of its ranges.
+# A style is a digit and its strokes, drawn in a box about 6 wide and 10 high, y downwards. " / " separates strokes.
+# A stroke is a line, or a curve through its points if it begins with ~. A coordinate is a number or a range, from:to;
+# the point lies anywhere on the line between the two ends of its ranges.
 STYLES = (
     (1, "1.5:4,4:1 5,0 5,10"),  # a flag of any length, no base
     (1, "1:3,5:2 5,0 5,10"),
@@ -105,7 +105,7 @@ def _ink(strokes: str, count: int, random: Generator) -> Tensor:
 
 
 def _path(stroke: str, count: int, random: Generator) -> Tensor:
-    """Draw the points of a `stroke` `count` times: [count, P, x and y]."""
+    """Sample the points of a `stroke` `count` times: [count, P, x and y]."""
     ranges = [[value.split(":") for value in point.split(",")] for point in stroke.lstrip("~").split()]
     first, last = (torch.tensor([[float(value[end]) for value in point] for point in ranges]) for end in (0, -1))
     points = torch.lerp(first, last, torch.rand(count, len(first), 1, generator=random))

@@ -1,7 +1,7 @@
 """Export a trained network as a folder of ONNX graph, weights and manifest that can be served, and verify an export.
 
-Exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are written and served. A
-verified graph gives the same predictions as its network on every test image.
+torch's ONNX exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are written and
+served. A verified graph gives the same predictions as its network on every test image.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4  # maximum difference of a probability
 DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
-NETWORK = "network."  # prefix of the network's weights in DigitClassifier; the file leaves the prefix out
+NETWORK = "network."  # prefix of the network's weights in DigitClassifier; model.safetensors does not have it
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Export:
     def outcome(self) -> str:
         """Return the outcome of the verification in words."""
         return (
-            f"on {self.parity.images} test images: every label equals PyTorch's, probabilities within "
+            f"on {self.parity.images} test images: every label equals PyTorch's, probabilities differ by at most "
             f"{self.parity.max_abs_probability_difference:.1e}; {self.manifest.test_correct} correct"
         )
 
 
 def export(trained: Trained, data: Data, folder: Path) -> Export:
-    """Export `trained` to `folder`, verified.
+    """Verify the export of `trained` and write it to `folder`.
 
     The graph is verified before anything is written. If that fails, an older export in `folder` is unchanged. Raises
     TrainError if the verification fails or `folder` cannot be written.
@@ -114,7 +114,7 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
             dynamo=True,
             verbose=False,
         )
-    assert program, "with dynamo=True there is one"
+    assert program, "with dynamo=True, torch.onnx.export returns a program"
     model = program.model_proto
     graph = model.graph
     # Delete what the exporter stores about this machine: stack traces with file paths on every node.
@@ -138,7 +138,7 @@ def verify(folder: Path, data: Data) -> Export:
     except contract.ContractError as error:
         raise TrainError(f"{path}: expected a manifest, found: {error}") from error
     if manifest.model not in PROGRESSION:
-        raise TrainError(f"{path}: expected a model of {', '.join(PROGRESSION)}, found {manifest.model!r}")
+        raise TrainError(f"{path}: expected one of the models {', '.join(PROGRESSION)}, found {manifest.model!r}")
     if manifest.data.sha256 != data.sha256:
         different = ", ".join(sorted(dict(manifest.data.sha256.items() ^ data.sha256.items())))
         found = f"found {data.name}, which differs in {different}"
@@ -168,7 +168,7 @@ def _correct(outputs: Outputs, split: Split) -> int:
 
 
 def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
-    """Compare the outputs of `graph` in ONNX Runtime with the outputs `expected`, of PyTorch, on all test `images`.
+    """Compare the outputs of `graph` in ONNX Runtime with PyTorch's outputs, `expected`, on all test `images`.
 
     For every batch size of BATCH_SIZES, with graph optimisation off and on, labels must be equal on every image,
     probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises TrainError with the first image that
@@ -196,7 +196,7 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
-    """Return the largest differences of a probability and of a doubt. Raises TrainError if one is too large."""
+    """Return the largest differences of probability and doubt. Raises TrainError for a larger one or a wrong digit."""
     probabilities, digits, _ = expected
     label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
     probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])

@@ -1,4 +1,4 @@
-"""One training: the loop. All data is on the device, and a batch is a tensor of indices.
+"""The training loop. All data is on the device, and a batch is a tensor of indices of training images.
 
 Each epoch seeds torch's global generator, for order, augmentation and dropout. The seed depends on the training's seed
 and the epoch's number only. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
@@ -24,7 +24,7 @@ from train.progression import Experiment, Recipe
 
 # Batches between checks of the loss on a CPU. A GPU checks once per epoch: reading the loss forces a synchronisation.
 CHECK_INTERVAL = 50
-EVALUATION_BATCH_SIZE = 500  # 1,000 is half as fast: malloc maps Model_1's largest layer again for each batch
+EVALUATION_BATCH_SIZE = 500  # 1,000 takes twice as long: malloc maps new memory for Model_1's largest layer each time
 MINIMUM_BATCHES = 10  # the first fifth of the one-cycle schedule needs two batches
 
 
@@ -49,8 +49,8 @@ def fit(
     batches = len(images) // recipe.batch_size
     if batches * recipe.epochs < MINIMUM_BATCHES:
         raise TrainError(
-            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images in all, "
-            f"found {batches * recipe.epochs}: {len(images)} images, {recipe.epochs} epochs"
+            f"{data.name}: expected {MINIMUM_BATCHES} or more batches of {recipe.batch_size} training images, "
+            f"found {batches * recipe.epochs} in all: {len(images)} images, {recipe.epochs} epochs"
         )
     train, validation, test = (split.to(device) for split in (images, data.validation, data.test))
     torch.manual_seed(seed * 1_000)
@@ -73,7 +73,7 @@ def fit(
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
-        # Leave out the last, partial batch (other images every epoch): batch normalisation is noisy on a few images.
+        # Leave out the last, partial batch: batch normalisation is noisy on few images. Each epoch leaves out others.
         order = torch.randperm(len(train), device=device)[: batches * recipe.batch_size].view(batches, -1)
         name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:

@@ -89,7 +89,7 @@ def provenance(network: nn.Module) -> dict[str, Any]:
 
 @cache  # cached: later changes of the files do not change the running code
 def source_revision() -> str:
-    """Return the Git commit of this source, with `-dirty` if files differ from it; `unknown` outside a checkout.
+    """Return the Git commit, with `-dirty` if model/*.py or train/ differ from it; `unknown` outside a checkout.
 
     The environment variable SOURCE_REVISION takes precedence: container images have no checkout.
     """

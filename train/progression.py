@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import msgspec
@@ -129,13 +129,13 @@ def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment
         owner, _, name = path.rpartition(".")
         recipe = {"": values, "augmentation": values["augmentation"]}.get(owner) or {}
         if name not in recipe:
-            known = [field.name for field in fields(Recipe)] + [f"augmentation.{field.name}" for field in fields(Warp)]
-            raise TrainError(f"--set {setting}: expected FIELD=VALUE with a field of {', '.join(known)}")
+            known = [*values, *(f"augmentation.{field}" for field in values["augmentation"] or ())]
+            raise TrainError(f"--set {setting}: expected FIELD=VALUE with FIELD one of {', '.join(known)}")
         try:
             recipe[name] = json.loads(value)
             changed = msgspec.convert(values, Recipe)
         except (ValueError, msgspec.MsgspecError) as error:
-            raise TrainError(f"--set {setting}: expected a value of that field as JSON, found: {error}") from error
+            raise TrainError(f"--set {setting}: expected a JSON value for the field, found: {error}") from error
         experiment = replace(experiment, recipe=changed)
     return experiment
 
@@ -147,7 +147,7 @@ def experiments(names: Iterable[str] | None = None, settings: Iterable[str] = ()
     """
     names = set(PROGRESSION if names is None else names)
     if unknown := sorted(names - PROGRESSION.keys()):
-        raise TrainError(f"expected a model of {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
+        raise TrainError(f"expected one of the models {', '.join(PROGRESSION)}; found {', '.join(unknown)}")
     return [with_settings(one, settings) for one in PROGRESSION.values() if one.name in names]
 
 

@@ -126,7 +126,7 @@ def doubt(manifest: Manifest) -> str:
 
 
 def confidence(data: Data, validation: Outputs, test: Outputs) -> str:
-    """Return the confidence thresholds for the GOALS, which are chosen on the validation images, in Markdown.
+    """Return, in Markdown, the confidence thresholds for the GOALS. They are chosen on the validation images.
 
     `validation` and `test` are a classifier's outputs on these sets of `data`.
     """
@@ -187,7 +187,7 @@ def accuracy_curves(histories: dict[str, list[Epoch]]) -> bytes:
 
 
 def plot_accuracies(axes: Axes, lines: dict[str, list[float]], title: str) -> None:
-    """Plot accuracies (fractions) in percent by epoch, and the goal. The first epochs may be below the visible part."""
+    """Plot accuracies (fractions) in percent by epoch, and the goal. The first epoch may be below the visible part."""
     for label, accuracies in lines.items():
         axes.plot(range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker=".", label=label)
     axes.axhline(100 * TARGET_ACCURACY, **GOAL)

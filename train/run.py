@@ -1,4 +1,4 @@
-"""The steps from the data to a release: train the progression, export the best model, write the report, release it."""
+"""From the data to a release: train the progression, export the best model, write the report, release the model."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def run(
     else:
         device = machine.pick(device_name)
         print(f"Device: {machine.describe(device)}" + "; no GPU is used" * (device.type == "cpu"))
-    # Check this before training: otherwise the kernel ends the run without a message when the export is verified.
+    # Checked before training: with too little memory, the kernel kills the run without a message when it is exported.
     if (memory := machine.available_memory()) < machine.REQUIRED_MEMORY:
         expected = f"{machine.REQUIRED_MEMORY // 2**20:,} MiB of memory"
         raise TrainError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
@@ -70,7 +70,7 @@ def release(out: Path, *, data_directory: Path, destination: Path = paths.RELEAS
     """Verify the export in `out`/release again and copy it, with a model card, to `destination`.
 
     Raises TrainError if its test accuracy misses the target and `force` is false, if its verification fails, or if a
-    file cannot be read or written. Then nothing is copied.
+    file cannot be read or written. In these cases nothing is copied.
     """
     source, data = out / "release", load(data_directory)
     found = export.verify(source, data)

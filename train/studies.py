@@ -148,7 +148,7 @@ def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str,
 
 def sentence(figures: dict[str, Any]) -> str:
     """Return the result of summarise as a sentence."""
-    seeds, diverged = figures["seeds"], figures.get("diverged")  # missing in older files
+    seeds, diverged = figures["seeds"], figures.get("diverged")  # older files lack "diverged"
     deviation = f"± {percent(figures['standard_deviation'])} (mean ± standard deviation, n = {seeds} seeds)"
     return (
         f"{figures['model']} ({figures['parameters']:,} parameters, {figures['epochs']} epochs): test accuracy at the "
@@ -208,7 +208,7 @@ def consistency_plot(figures: dict[str, Any]) -> bytes:
 def frontier_plot(figures: dict[str, Any]) -> bytes:
     """Plot mean test accuracy by number of parameters, from the content of frontier.json.
 
-    The widths of Model_3 are a line, other networks are points. Error bars span the worst and the best seed. The axis
+    The widths of Model_3 are a line, other networks are points. Error bars span the worst and the best seed. The y axis
     is the logarithm of the error, labelled as accuracy.
     """
     figure, axes = plt.subplots(figsize=(8.5, 4.8))

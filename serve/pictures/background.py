@@ -1,4 +1,4 @@
-"""Estimate a grey picture's background and noise, whether its ink is light or dark, and correct the illumination."""
+"""Estimate a grey picture's background and noise, find out whether its ink is light, and correct the illumination."""
 
 import numpy as np
 from PIL import Image
@@ -6,10 +6,10 @@ from scipy import ndimage
 
 from serve.pictures.sheet import Floats, Grey, Mask, find_sheet, perimeter
 
-WORKING_SIDE = 80  # pixels: longer side of the reduced picture in which the ink is searched
+WORKING_SIDE = 80  # pixels: longer side of the reduced picture in which the ink is searched for
 UNIFORM = 24  # a uniform border differs from its median by at most this, in grey levels
-MIN_CROSSING = 0.65  # fraction of the largest contrast: ink that crosses the border has more
-MAX_SHARE = 0.1  # largest fraction of the border that is ink, unless the picture is cropped to the digit
+MIN_CROSSING = 0.65  # fraction of the largest contrast: in a picture cropped to the digit, ink at the border has more
+MAX_SHARE = 0.1  # fraction of the border: longest place where ink crosses it; in a cropped picture, it may be longer
 CLOSING_WINDOW = 0.2  # fraction of the shorter side: ink is narrower than this window, a shadow or a table is wider
 
 
@@ -37,10 +37,10 @@ def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
 def _uniform(values: Floats) -> tuple[float | None, bool]:
     """Return the background's grey level, the median of the border, and whether the ink is lighter.
 
-    On a uniform background, ink may cross the border in one short place. If the picture is cropped to the digit, ink
-    may cross it in several places, each no longer than the shorter side. The background is not uniform if a longer
-    part of the border is dark (a table, a shadow), or if a part is lighter than the median (uneven light). Then the
-    level is None, and the ink is assumed to be darker.
+    On a uniform background, ink may cross the border in short places (MAX_SHARE). If the picture is cropped to the
+    digit, each place may be as long as the shorter side. The background is not uniform if a longer part of the border
+    looks like ink (a table, a shadow), or if the border differs more from its median in the other direction (uneven
+    light). Then the level is None, and the ink is assumed to be darker.
     """
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2

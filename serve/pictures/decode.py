@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, ImageStat
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, in_form, to_mnist
 
 MAX_PIXELS = 25_000_000
-Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _read has a lower one
+Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _read checks `max_pixels` instead
 MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoding process has 224 MiB
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of a file; error messages name the formats that are not accepted
@@ -48,8 +48,8 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
     `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.pictures.preprocess.to_mnist;
     `auto` also applies it, unless the picture already has MNIST's form.
-    Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no single digit
-    (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
+    Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no digit or more
+    than one (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
     A hostile picture may need much time and memory: serve.pictures.decoder_pool limits both.
     """
     picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
@@ -69,7 +69,7 @@ def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> 
     limit = min(max_pixels, MAX_WEBP_PIXELS) if name == "WebP" else max_pixels
     refusal = f"expected a whole {name} picture of at most {limit:,} pixels, found a truncated, damaged or larger one"
     with _raising(refusal), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about metadata, which is not used
+        warnings.simplefilter("ignore")  # Pillow warns about damaged metadata, which does not matter here
         image = Image.open(io.BytesIO(_without_metadata(content) if name == "PNG" else content), formats=[name])
     width, height = image.size
     if not 0 < width * height <= limit:
@@ -132,7 +132,7 @@ def _reduced(image: Image.Image) -> Image.Image:
     rows = BAND * factor
     boxes = ((0, top, image.width, min(image.height, top + rows)) for top in range(0, image.height, rows))
     values = np.concatenate([np.asarray(_plain(image.crop(box)).reduce(factor)) for box in boxes])
-    if values.ndim == 2:  # more than 8 bits; the file may use only part of their range
+    if values.ndim == 2:  # mode F: more than 8 bits per pixel; the values may use only part of that range
         return Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
     picture = Image.fromarray(values)
     return _opaque(picture) if picture.mode == "RGBA" else picture

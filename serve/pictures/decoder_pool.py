@@ -4,11 +4,11 @@ A picture can be a decompression bomb or trigger a bug in a decoder, but it cann
 `python -m serve.pictures.decoder_pool`, calls serve.pictures.decode. It reads requests from standard input and writes
 responses to standard output. Both consist of a header, which states the payload's length, and the payload.
 
-The worker itself decodes a small PNG, such as the drawing page sends: that takes less than 0.1 s and 20 MiB. A process
-would add 0.35 ms of CPU time, a quarter of what a request with a PNG of 28×28 takes.
+Exception: the worker itself decodes a small PNG, such as the drawing page sends. This takes less than 0.1 s and 20 MiB.
+A process would add 0.35 ms of CPU time, a quarter of what a request with a PNG of 28×28 takes.
 
 Two alternatives do not work here. The timeout of gunicorn's dirty workers does not stop a worker that is computing.
-The library pebble waits for its processes on pipes that gevent does not patch.
+The library pebble waits for its processes on pipes that gevent does not patch: it would block the event loop.
 """
 
 import logging
@@ -39,11 +39,11 @@ CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
 TIMEOUT = 30  # seconds per picture, in case a process hangs; on an overloaded machine, its start may take ten
-STOP = (signal.SIGINT, signal.SIGTERM)  # decoders block these: the whole group gets them, but requests must finish
-# glibc returns every block of 4 MiB or more to the system: a picture cannot reuse memory of an earlier one.
+STOP = (signal.SIGINT, signal.SIGTERM)  # decoders block these: Ctrl-C reaches them too, but requests must finish
+# With these, glibc returns every freed block of 4 MiB or more: a picture cannot use an earlier one's beyond its limit.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
 
-USAGE = Path("/proc/self/statm")  # its first number is the memory in use, in pages
+USAGE = Path("/proc/self/statm")  # its first number is the size of the address space, in pages
 PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
 REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
 RESPONSE = struct.Struct("<BQ")  # DECODED, REFUSED, TOO_LARGE or FAILED; length of the payload
@@ -68,15 +68,15 @@ class DecoderPool:
             self._processes.put(None)
 
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
-        """Return serve.pictures.decode(content, preprocess), uint8 [28, 28].
+        """Return serve.pictures.decode.decode(content, preprocess), uint8 [28, 28].
 
         Raises ImageError as that function does, and if the picture exceeds a limit. Raises RuntimeError, with the
-        traceback, for any other exception, which is a bug.
+        traceback, if the process fails with another exception, which is a bug.
         """
         if len(content) > MAX_BYTES:
             raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
         if _is_small(content):
-            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # its header may be wrong
+            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # its header may lie
         process = self._processes.get()
         try:
             if process is None or process.child.poll() is not None:  # the OOM killer killed it

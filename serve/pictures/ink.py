@@ -20,10 +20,10 @@ FULL = 0.75  # quantile of the digit's contrast that counts as full contrast
 # Limits for components, relative to the one with the most ink unless stated otherwise.
 MIN_INK = 0.05  # a component with less is dirt
 MIN_LIKENESS = 0.6  # least contrast: a fainter component outside the digit's bounding box is texture or shadow
-MIN_INNER_INK = 0.1  # if a component away from the border has this much ink, components at the border are ignored
+MIN_INNER_INK = 0.1  # a framed component has this much. If one away from the border has it, those at it are ignored
 MIN_FRAMED_SIZE = 0.25  # a component is a frame if it encloses one of at least this size relative to its own
 MIN_CHOSEN_INK = 0.25  # fraction of all ink: if the chosen components have less, the picture is noise
-MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # of another digit and of the gap before it, relative to the tallest component
+MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # several digits: least height and least gap between two, relative to the tallest
 
 NO_INK = "expected a picture of a digit, found no ink in it"
 EIGHT_CONNECTED = np.ones((3, 3), np.int8)
@@ -57,10 +57,10 @@ class Component(NamedTuple):
 
 
 def threshold_decomposition(values: Floats, background: float | None) -> Floats:
-    """Return the contrast, 0–1, of dark ink. `background` is its grey level, or None if it is not uniform.
+    """Return the contrast, 0–1, of dark ink. `background`: the background's grey level, or None if it is not uniform.
 
-    If it is None, threshold decomposition finds ink as dark regions inside lighter ones. At each of LEVELS thresholds,
-    it finds the darker connected components that do not touch the border. Each adds one step to its pixels' depth.
+    If `background` is None, threshold decomposition finds ink as dark regions inside lighter ones. At each of LEVELS
+    thresholds, it finds the darker connected components that do not touch the border. Each adds one step to its depth.
     """
     thresholds, step = np.linspace(values.min(), values.max(), LEVELS, endpoint=False, retstep=True)
     if background is not None:
@@ -123,7 +123,7 @@ def check_single(chosen: list[Component], width: int) -> None:
     digits.sort(key=attrgetter("start"))
     if len(digits) > 1 and all(b.start - a.stop >= MIN_GAP * tallest for a, b in pairwise(digits)):
         places = " and ".join(f"{100 * x.start // width}–{100 * x.stop // width} %" for x in digits)
-        raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the picture's width")
+        raise ImageError(f"expected one digit, found {len(digits)} separate marks, at {places} of the width")
 
 
 def foreground(contrast: Floats, mask: Mask) -> Floats:

@@ -27,7 +27,7 @@ MIN_SIZE = 6  # of a digit. Share of wrong predictions: 2 % with 8 pixels, 14 % 
 FINE_SIDE, FINE_MARGIN = 80, 6  # size of the digit when strokes are measured and redrawn, and the margin around it
 STROKE_LEVEL = 0.4  # fraction of the maximum: pixels above it are strokes, when strokes are measured and redrawn
 MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
-MAX_EDGE = 4.2  # strokes with wider edges are not redrawn: thin ones may be fainter than STROKE_LEVEL
+MAX_EDGE = 4.2  # strokes with wider edges are not redrawn: thin ones, fainter than STROKE_LEVEL, would vanish
 MARGIN = 0.35  # around the digit in the second segmentation, relative to the digit's size
 DOT_STROKE = 0.43  # a mark whose stroke width is more than this fraction of its size is a dot; a disc has 0.5
 

@@ -15,7 +15,7 @@ Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 THRESHOLDS = 4  # number of thresholds between light and dark
-MIN_AREA = 400  # of a sheet, in pixels of the reduced picture; a smaller 8 may look like a rectangle
+MIN_AREA = 400  # of a sheet, in pixels of the reduced picture: a small 8 with its holes filled is no sheet
 MAX_BORDER = 0.6  # fraction of the border: light or dark pixels that cover more of it are the surroundings
 MIN_TOUCH = 0.1  # fraction of a side: a region that covers more than this of two opposite sides is not a sheet
 MARKS = 0.002, 0.25  # least and largest fraction of a sheet that marks cover; the holes of a printed 8 cover more
@@ -33,7 +33,7 @@ def perimeter(values: NDArray[Any]) -> NDArray[Any]:
 def find_sheet(values: Floats) -> tuple[Mask, bool] | None:
     """Return the mask of the sheet, [H, W], and whether the marks on it are lighter; None if no sheet is in view.
 
-    Several thresholds between light and dark are tried, because a shadow may be darker than the surroundings.
+    Several thresholds between light and dark are tried, because a shadow on the sheet may be darker than the table.
     """
     best, found = MIN_OVERLAP, None
     for threshold in np.linspace(values.min(), values.max(), THRESHOLDS + 2)[1:-1]:
@@ -68,7 +68,7 @@ def _sheet(kind: Mask) -> Mask | None:
 
 
 def _overlap(sheet: Mask) -> float:
-    """Return the intersection over union of the sheet and the part of its smallest rectangle inside the picture."""
+    """Return the intersection over union of the sheet and the visible part of its smallest rectangle."""
     outline = np.argwhere(sheet & ~ndimage.minimum_filter(sheet, 3, mode="constant")) @ DIRECTIONS
     extents = np.ptp(outline, axis=0)
     half = len(ANGLES) // 2

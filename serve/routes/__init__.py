@@ -1,1 +1,1 @@
-"""The HTTP routes, one blueprint per file. They use HTTP and the predictor, and are independent of gunicorn."""
+"""The HTTP routes, one blueprint per file. They use HTTP and the predictor, and also run without gunicorn."""

@@ -16,7 +16,7 @@ CURL = "curl -F image=@7.png"
 
 
 def read_body(request: Request) -> bytes:
-    """Return the decompressed body. Raises werkzeug's 413 if it exceeds MAX_BODY_BYTES, 415 or 400 if it is damaged."""
+    """Return the decompressed body. Raises 413 if it is too large, 415 for another encoding, 400 if it is damaged."""
     encoding, limit = request.headers.get("Content-Encoding", "").strip().lower(), request.max_content_length or 0
     body = _read(request, limit)
     if encoding in ("gzip", "x-gzip", "deflate"):
@@ -81,8 +81,8 @@ def _pieces(content: bytes) -> Iterator[bytes]:
 
 
 def _unpacked(packed: bytes, encoding: str, limit: int) -> bytes:
-    """Decompress `packed`, which is in `encoding`. Raises werkzeug's 413 if the result exceeds `limit`, or 400."""
-    # `deflate` has zlib's header (RFC 9110), whose first four bits are 8; some clients leave the header out.
+    """Decompress `packed`, which is in `encoding`. Raises 413 if the result exceeds `limit`, 400 if it is damaged."""
+    # `deflate` has zlib's header (RFC 9110): the low four bits of its first byte are 8. Some clients leave it out.
     bits = 31 if "gzip" in encoding else 15 if packed[:1] and packed[0] & 15 == 8 else -15
     unpacker, body = zlib.decompressobj(bits), bytearray()
     try:

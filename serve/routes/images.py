@@ -18,7 +18,7 @@ from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
 from serve.routes.body import CURL, read_body, read_form
 from serve.server.event_loop import yield_to_event_loop
 
-YIELD_EVERY = 10  # images of pixels between two yields to the event loop: preparing them takes up to 20 ms
+YIELD_EVERY = 10  # images sent as pixels between two yields to the event loop: preparing ten takes up to 20 ms
 EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
 OTHER_FIELDS = 100  # parts that a form may have besides its images
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
@@ -80,11 +80,11 @@ def check_count(count: int, config: Config) -> None:
 def check_numbers(json: bytes, images: int) -> None:
     """Raise werkzeug's 413 if a JSON text has more commas than `images` images need.
 
-    This limits memory and time before parsing: a JSON text of MAX_BODY_BYTES can contain millions of objects.
+    This limits the memory and time of parsing: a JSON text of MAX_BODY_BYTES can contain millions of objects.
     """
     limit = images * SIDE**2 + EXTRA_COMMAS
     if json.count(b",") > limit:
-        raise RequestEntityTooLarge(f"expected at most {limit:,} numbers in {images} image(s), found more")
+        raise RequestEntityTooLarge(f"expected at most {limit:,} numbers, enough for {images:,} images, found more")
 
 
 def query_parameter(request: Request, name: str, values: tuple[str, ...], default: str) -> Any:
@@ -156,7 +156,7 @@ def _json_sources(content: bytes, config: Config) -> list[Source]:
 
 
 def _pixels(numbers: list[Any]) -> Pixels:
-    """Return 28 rows of 28, or 784, numbers as uint8 [28, 28]. Axes of length 1 are dropped, fractions are rounded.
+    """Return 28 rows of 28 numbers, or 784 numbers, as uint8 [28, 28]. Axes of length 1 are dropped, fractions rounded.
 
     If no number exceeds 1, the range is 0 to 1: with the range 0 to 255, such an image would be nearly black.
     Raises ImageError for another shape, ValueError or OverflowError for a number out of range.

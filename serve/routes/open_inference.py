@@ -35,7 +35,7 @@ UInt8 = Annotated[int, Meta(ge=0, le=255)]
 
 
 class Parameters(Struct):
-    """The parameters of a request, an input or an output that the service reads. Null means absent."""
+    """The parameters that the service reads, of a request, an input or an output. Null means absent."""
 
     binary_data_size: int | None = None  # of an input: its number of bytes
     binary_data: bool | None = None  # of an output
@@ -145,7 +145,7 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
     size = len(body)
     if header_length is not None:
         if not re.fullmatch("[0-9]{1,10}", header_length) or int(header_length) > len(body):
-            raise BadRequest(f"{HEADER_LENGTH}: expected 0 to {len(body)}, the body's bytes, found {header_length!r}")
+            raise BadRequest(f"{HEADER_LENGTH}: expected 0 to {len(body)}, the body's size, found {header_length!r}")
         size = int(header_length)
     check_numbers(body[:size], config.max_batch)
     try:
@@ -184,15 +184,15 @@ def _images(inference: InferenceRequest, binary: bytes, config: Config) -> NDArr
 
 
 def _values(tensor: RequestInput, binary: bytes) -> NDArray[np.uint8]:
-    """Return a tensor's values, uint8 [any]: from binary data, or from JSON, nested or flat."""
+    """Return a tensor's values, flat, uint8, of any number: from binary data, or from JSON, which may be nested."""
     size, data = tensor.parameters and tensor.parameters.binary_data_size, bytes(tensor.data)
     if (size is None) == (data == b"null"):
         raise _invalid(f"expected either data or binary_data_size, found {'neither' if size is None else 'both'}")
     if (size or 0) != len(binary):
-        raise _invalid(f"expected {len(binary)} as binary_data_size, the bytes after the JSON, found {size}")
+        raise _invalid(f"expected {len(binary)} as binary_data_size, the number of bytes after the JSON, found {size}")
     if size is not None:
         return np.frombuffer(binary, np.uint8)
-    try:  # without inner brackets: decoding millions of empty lists would take seconds
+    try:  # the inner brackets are removed: decoding millions of empty lists would take seconds
         return np.array(_pixels.decode(b"[" + data.translate(None, b"[]") + b"]"), np.uint8)
     except UNREADABLE as error:
         raise _invalid(f"expected numbers 0–255 of its shape, nested or flat, found: {error}") from error

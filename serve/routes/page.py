@@ -10,7 +10,7 @@ from serve.server.api_key import public
 
 FOLDER = Path(__file__).parent
 HEADERS = {
-    # These forbid content from other hosts, inline scripts and styles, and embedding in a frame.
+    # Forbids content from other hosts, inline scripts and styles, and embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -43,7 +43,7 @@ def blueprint() -> Blueprint:
 
 
 def _answer(name: str, content: bytes) -> Response:
-    """Return the file, or 304 or 412 if the request is conditional (ETag)."""
+    """Return the file, or 304 or 412 if the condition of If-None-Match or If-Match requires it (ETag)."""
     response = Response(content, mimetype=mimetypes.guess_type(name)[0])
     response.headers.extend(HEADERS)
     response.add_etag()

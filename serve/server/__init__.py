@@ -1,1 +1,1 @@
-"""How the service runs: gunicorn's processes, logs, metrics, errors, authentication. Independent of digits."""
+"""How the service runs: gunicorn's processes, logs, metrics, errors, authentication."""

@@ -11,15 +11,15 @@ from serve.config import Networks
 from serve.server import logs, metrics
 
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-LONGEST = 600  # most characters of a path in the log, up to 6 bytes each: a pipe writes 4,096 bytes atomically
-# Routes that monitoring requests often: requests that succeed are logged at level debug.
+LONGEST = 600  # characters of a path in the log, each at most 6 bytes as JSON: a line then fits a pipe's atomic 4,096
+# Routes that monitoring calls often. A request to them that succeeds is logged at level debug.
 PROBES = re.compile("/healthz|/readyz|/metrics|/v2/.*/(live|ready)")
 # Keys of a request's WSGI environment.
 REQUEST_ID, IMAGES_PREDICTED, START = "serve.request_id", "serve.images", "serve.start"
 
 
 def install(app: Flask, proxies: Networks) -> None:
-    """Give each request to `app` an id, log and count it. Call it before other hooks of `app` are registered.
+    """Give each request to `app` an id, log and count it. Call this before other hooks of `app` are registered.
 
     X-Forwarded-For is used only if it comes from one of `proxies`.
     """
@@ -61,7 +61,7 @@ def install(app: Flask, proxies: Networks) -> None:
 
 
 def _client(address: str, forwarded: str, proxies: Networks) -> str:
-    """Return the address of the connection or, behind `proxies`, the last in X-Forwarded-For that is none of them."""
+    """Return the connection's address. If that is one of `proxies`, return the last in X-Forwarded-For that is not."""
     addresses = forwarded.split(",")
     while addresses and proxies and proxies.include(address):
         address = addresses.pop().strip()[:LONGEST] or address

@@ -18,7 +18,7 @@ def public(view: View) -> View:
 
 
 def require_key(app: Flask, key: str) -> None:
-    """Make every view of `app` that is not public return 401 if the request lacks `Authorization: Bearer` and `key`."""
+    """Make every view of `app` that is not public return 401 unless the request has `Authorization: Bearer KEY`."""
 
     @app.before_request
     def check_key() -> None:
@@ -28,7 +28,7 @@ def require_key(app: Flask, key: str) -> None:
         # request.authorization is not used: it parses a key that contains "=" as parameters.
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
-            found = "another form" if scheme else "none"  # another scheme, or no key
+            found = "another form" if scheme else "none"  # another form: another scheme, or Bearer without a key
             raise Unauthorized(f"expected Authorization: Bearer KEY, found {found}", None, WWWAuthenticate("bearer"))
         if not hmac.compare_digest(sent.strip().encode(), key.encode()):
             raise Unauthorized("expected the API key, found another key", None, WWWAuthenticate("bearer"))

@@ -14,7 +14,7 @@ def yield_to_event_loop() -> None:
 
     A request whose socket became ready resumes before this greenlet yields again. `gevent.sleep(0)` does not ensure
     that: while any greenlet is ready to run, the event loop polls the sockets only once per 50 iterations. An idle
-    watcher makes it poll in every iteration. Its priority is above the sockets', or it would wait until none is ready.
+    watcher makes it poll in every iteration. Its priority is above the sockets', or it waits until no socket is ready.
     """
     hub = gevent.get_hub()
     if hub in _polls:

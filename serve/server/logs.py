@@ -13,7 +13,7 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Characters of a message, and of the end of a traceback. A pipe writes 4,096 bytes at once: most lines have fewer.
+# Most characters of a message and of a traceback's end. Most lines thus fit in 4,096 bytes, a pipe's atomic write.
 MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written
@@ -31,7 +31,7 @@ class StandardError(logging.Handler):
 
 
 class GunicornLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's logger, which writes the same lines."""
+    """gunicorn's logger, with lines of the same form."""
 
     def setup(self, cfg: GunicornConfig) -> None:
         """Set up gunicorn's handlers."""
@@ -64,7 +64,7 @@ def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[
     line = {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
     try:
         encoded = msgspec.json.encode(line)
-    except UnicodeEncodeError:  # a path that is not UTF-8 has surrogates
+    except UnicodeEncodeError:  # the name of a folder (MODEL_DIR) that is not UTF-8 has surrogates
         encoded = json.dumps(line).encode()
     try:
         os.write(STDERR, encoded + b"\n")

@@ -2,7 +2,7 @@
 
 SIGTERM stops the service after the current requests. SIGHUP loads the model in MODEL_DIR and starts new workers.
 
-Only the workers import Flask, NumPy and ONNX Runtime, never the master: gevent must patch the worker before.
+Only the workers import Flask, NumPy and ONNX Runtime, never the master: gevent must patch the worker before that.
 """
 
 import os
@@ -27,8 +27,8 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         """Verify the release in MODEL_DIR. Raises ModelError, or OSError if no temporary folder is writable."""
         self.config = config
         self.release = verify(config.model_dir)
-        # For the metrics and gunicorn's heartbeats. On Linux it is in memory, so that a full disk does not matter.
-        # prometheus_client reads the variable when it is imported.
+        # A folder for the metrics and gunicorn's heartbeats: on Linux in memory, so that a full disk does not matter.
+        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported.
         self.folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
             prefix="serve-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         )
@@ -90,7 +90,7 @@ def child_exit(server: Master, worker: Worker) -> None:
     """Correct the metrics after a worker has exited."""
     from serve.server import metrics
 
-    # It did not die if enough workers remain (a reload replaced it) or no listener does (the service is stopping).
+    # It did not die if enough workers remain (a reload replaced it) or if no listener does (the service is stopping).
     metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)
 
 

@@ -34,14 +34,14 @@ DROPPED = Counter("digits_log_lines_dropped", "Log lines that could not be writt
 RESTARTS = Counter("digits_worker_restarts", "Workers that died and were replaced.")
 MODEL = Gauge(
     "digits_model_info",
-    "The served model and its host: the number of workers.",
+    "Workers that serve the model, by model, version and host.",
     ["model", "version", "host"],
     multiprocess_mode="livesum",
 )
 
 
 def initialise(model: str, version: str) -> None:
-    """Set the metric of the served model, and the count of every digit to 0. Call it in every worker."""
+    """Set the metric of the served model to 1, and the count of every digit to 0. Call this in every worker."""
     logs.on_drop = DROPPED.inc
     for digit in range(10):
         DIGITS.labels(digit)
@@ -65,7 +65,7 @@ def count_predictions(digits: list[int], confidences: list[float], doubtful: int
 
 
 def count_exit(pid: int, *, died: bool) -> None:
-    """Delete the live values of the worker `pid`, which has exited. If it died, count it. Call it in the master."""
+    """Delete the live values of the worker `pid`, which has exited. If it died, count it. Call this in the master."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
     if died:
         RESTARTS.inc()

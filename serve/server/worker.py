@@ -1,8 +1,8 @@
 """gunicorn's gevent worker, hardened against hostile clients: bodies, timeouts, pipelining and malformed requests.
 
-It changes three behaviours of gunicorn 27.0. After the response, gunicorn reads the rest of a request's body for as
-long as the client sends. It parses data that has already arrived without yielding to the event loop. It answers a
-malformed request in HTML.
+It enforces REQUEST_TIMEOUT and changes three behaviours of gunicorn 27.0. After the response, gunicorn reads the rest
+of a request's body for as long as the client sends. It does not yield to the event loop before it parses data that has
+already arrived. It answers a malformed request in HTML.
 """
 
 import errno
@@ -31,7 +31,7 @@ class Connection:
         self._socket = sock
         self.timeout: gevent.Timeout | None = None  # of the current request
         self.lingers = False  # whether the client may still be sending when the connection is closed
-        self.held: bytes | None = None  # a response's head, to be sent with its body: saves 4 % of a request's CPU time
+        self.held: bytes | None = None  # the response's head, sent with its body: 4 % less CPU time; b"": not sent yet
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
@@ -62,7 +62,7 @@ class Connection:
             raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
 
     def close(self) -> None:
-        """Close the connection. If the client may still be sending, first read until it stops, for LINGER seconds.
+        """Close the connection. If the client may still be sending, first read until it stops, at most LINGER seconds.
 
         Otherwise TCP would reset the connection and the client could lose the response (RFC 9112, section 9.6).
         """
@@ -77,8 +77,8 @@ class Connection:
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
-    # Pipelined requests have already arrived. The worker serves one of them, of all connections, per iteration of the
-    # event loop. Otherwise it would serve all of them before a new client's request.
+    # Pipelined requests have already arrived. The worker serves one per iteration of the event loop, over all
+    # connections together. Otherwise it would serve all of them before a new client's request.
     _pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
@@ -96,7 +96,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             # If the body is too large, "100 Continue" is not sent: the client gets 413 before it sends the body.
             req._expected_100_continue = size <= self.app.config.max_body_bytes
         seconds = self.app.config.request_timeout
-        timeout = RequestTimeout(f"expected the whole request within {seconds} seconds")
+        timeout = RequestTimeout(f"expected the whole request within {seconds} seconds, with time left to answer it")
         sock.timeout = gevent.Timeout.start_new(seconds, timeout)
         sock.held = b""
         try:
@@ -121,14 +121,14 @@ def _is_unread(body: Any) -> bool:
 
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
-    """Answer a request that gunicorn cannot parse with application/problem+json (RFC 9457)."""
+    """Send application/problem+json (RFC 9457) in answer to a request that gunicorn cannot parse."""
     from serve.server import problem  # imported in the worker: see serve.server.master
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase
     detail = (detail or title)[: logs.MAX_MESSAGE]
     body = problem.encode(status, title, detail)
-    logs.write(logging.INFO, "refused by gunicorn", request_id=request_id, status=status, detail=detail)
+    logs.write(logging.INFO, "request refused by gunicorn", request_id=request_id, status=status, detail=detail)
     head = (
         f"HTTP/1.1 {status} {title}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
         f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\nX-Request-ID: {request_id}\r\n\r\n"

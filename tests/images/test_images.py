@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 import subprocess
+from io import BytesIO
 
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from model.classifier import predict
 from model.networks import Model_3
+from serve.pictures.decode import FORMATS
 from tests.serve.conftest import RAW, Load
 from train.export import load_classifier
-from train.paths import RELEASE
+from train.paths import RELEASE, ROOT
 
 pytestmark = pytest.mark.images
 
@@ -84,6 +87,16 @@ def test_the_shipped_service(serve, images, labels):
     assert int((found == labels).sum()) == json.loads((RELEASE / "manifest.json").read_text())["test_correct"]
     assert container.workers() == 1
     container.wait(lambda: container.inspect("{{.State.Health.Status}}") == "healthy")
+
+
+def test_the_shipped_service_reads_every_format_of_picture(serve):
+    container = serve(*HARDENED)
+    seven = Image.open(ROOT / "docs" / "seven.png").convert("RGB").resize((600, 600))
+    for name in FORMATS:
+        content = BytesIO()
+        seven.save(content, name)
+        answer = requests.post(f"{container.url}/predict", files={"image": content.getvalue()})
+        assert answer.json()["predictions"][0]["digit"] == 7, name
 
 
 def test_as_many_workers_as_the_cpu_limit_has_cores(serve):

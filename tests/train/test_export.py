@@ -176,7 +176,7 @@ def restate(folder, **stated):
         ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),
         ({"settings": {"recipe": {}}}, r"expected settings as stated, .*\"recipe\": {}.*, found .*learning_rate"),
         ({"source_revision": "0" * 40}, "expected source_revision as stated, 0{40}, found"),
-        ({"model": "Model_9"}, "expected a model of Model_1, Model_2, Model_3, found 'Model_9'"),
+        ({"model": "Model_9"}, "expected one of the models Model_1, Model_2, Model_3, found 'Model_9'"),
         ({"onnx": {"sha256": "0"}}, r"expected onnx.sha256 as stated, 0, found \w+"),
         ({"weights": {"sha256": "0"}}, r"expected weights.sha256 as stated, 0, found \w+"),
     ],

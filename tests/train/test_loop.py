@@ -279,7 +279,7 @@ def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
 
 def test_data_set_smaller_than_a_batch_is_refused(data):
     few = replace(data, train=replace(data.train, images=data.train.images[:58], labels=data.train.labels[:58]))
-    message = "expected 10 or more batches of 64 training images in all, found 0: 63 images"
+    message = "expected 10 or more batches of 64 training images, found 0 in all: 63 images"
     with pytest.raises(TrainError, match=message):
         fit(PROGRESSION["Model_3"], few, seed=1, device=CPU)
 

@@ -56,7 +56,7 @@ def kill_child(training):
 def test_one_that_is_killed_is_one_line(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "max_workers", lambda *_: 2)
     monkeypatch.setattr(trainings, "_train_in_child", kill_child)
-    with pytest.raises(TrainError, match="a training process ended: the kernel may have ended it for its memory"):
+    with pytest.raises(TrainError, match="a training process ended: the kernel may have killed it for lack of memory"):
         train_all(two_trainings(tmp_path), load(tiny))
 
 

@@ -31,7 +31,7 @@ def test_the_error_has_the_number_and_places_of_the_digits():
         draw.line([(left, 60), (left + 10, 140)], fill=0, width=8)
     with pytest.raises(ImageError) as caught:
         to_mnist(np.asarray(page))
-    places = "11–16 % and 48–53 % and 86–91 % of the picture's width"
+    places = "11–16 % and 48–53 % and 86–91 % of the width"
     assert str(caught.value) == f"expected one digit, found 3 separate marks, at {places}"
 
 

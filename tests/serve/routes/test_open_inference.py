@@ -147,7 +147,7 @@ BAD_REQUESTS = [  # body, length of its JSON in the header, part of the message
     ),
     (b'{"inputs": [], "a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", None, "ecursion"),
     *(
-        (b"{}", length, f"{HEADER_LENGTH}: expected 0 to 2, the body's bytes, found ")
+        (b"{}", length, f"{HEADER_LENGTH}: expected 0 to 2, the body's size, found ")
         for length in (3, "9" * 5000, -1, "²")
     ),
 ]

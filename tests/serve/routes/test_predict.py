@@ -317,7 +317,7 @@ def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
 def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
     answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, if it were parsed
     assert answer.status_code == 413
-    assert "expected at most 4,920 numbers in 5 image(s), found more" in answer.text
+    assert "expected at most 4,920 numbers, enough for 5 images, found more" in answer.text
 
 
 def test_query_parameters(client):
