@@ -40,7 +40,7 @@ MAHALANOBIS_IMAGES = 20_000  # training images for its means and covariance
 
 
 def main() -> None:
-    """Measure every kind and form; write the page and its picture."""
+    """Measure every kind of non-digit and every form of docs/pictures.md; write the page and its picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.doubt", description=__doc__, allow_abbrev=False)
     parser.add_argument("--release", type=Path, default=RELEASE, help="(default: model/release)")
     parser.add_argument("--images", type=int, default=2_000, help="pictures of each kind (default: 2000)")
@@ -70,7 +70,7 @@ def main() -> None:
     for name, (numbers, sample, _) in load_sources(False, options.digits).items():
         images = []
         for content in render_all(name, numbers, sample):
-            with suppress(ImageError):  # refused pictures are counted in docs/pictures.md
+            with suppress(ImageError):  # docs/pictures.md counts refused pictures as wrong
                 images.append(decode(content))
         forms[FORMS[name].title] = doubted(np.stack(images))["doubt"]
     parameters = f"{parameter_count(network):,} parameters and {parameter_count(classifier.doubt)} for doubt"

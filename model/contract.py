@@ -41,7 +41,7 @@ OUTPUTS = (
 
 
 class ContractError(ValueError):
-    """A manifest or a graph breaks the contract. The message is one line: what was expected and what was found."""
+    """A manifest or a graph breaks the contract. The message is one line that says what is wrong."""
 
 
 @dataclass(frozen=True)

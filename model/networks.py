@@ -97,7 +97,7 @@ class Model_3(nn.Sequential):
     """The experiment that reaches the goal, 7,162 parameters: separable convolutions and anti-aliased pooling.
 
     The first pooling includes a blur. The second one has stride 1, and the convolution after it is dilated by 2. Thus
-    the global average includes all positions, not every second one. `channels`: widths before and after this pooling.
+    the global average includes all positions, not every second one. `channels`: before and after the first pooling.
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32)) -> None:

@@ -31,7 +31,7 @@ class Networks(tuple[IPv4Network | IPv6Network, ...]):
             address = ip_address(text)
         except ValueError:
             return False
-        mapped = getattr(address, "ipv4_mapped", None)  # IPv4 clients are ::ffff:192.0.2.1 if HOST is ::
+        mapped = getattr(address, "ipv4_mapped", None)  # if HOST is ::, IPv4 clients have the form ::ffff:192.0.2.1
         return any((mapped or address) in network for network in self)
 
 

@@ -5,7 +5,7 @@ The command line prints a TrainError or an OSError as one line and exits with 1.
 
 import os
 
-# Disable the telemetry of ONNX Runtime and Ray. Both read these variables when they are first imported.
+# Disable the telemetry of ONNX Runtime and Ray, before either is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

@@ -71,8 +71,8 @@ Results = Generator[tuple[Training, TrainError | None], None, None]  # yields ea
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
     """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
 
-    Finished trainings are not repeated; interrupted ones resume after their last epoch. Raises TrainError if a
-    training cannot start or resume (before any is trained), or if it fails for another reason than divergence.
+    Finished trainings are not repeated; interrupted ones resume after their last saved epoch. Raises TrainError before
+    any training if one cannot start or resume, and also if one fails later for another reason than divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):

@@ -76,7 +76,7 @@ class DecoderPool:
         if len(content) > MAX_BYTES:
             raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
         if _is_small(content):
-            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # its header may lie
+            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # a later IHDR may be larger
         process = self._processes.get()
         try:
             if process is None or process.child.poll() is not None:  # the OOM killer killed it
@@ -84,7 +84,7 @@ class DecoderPool:
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException:  # also the request's timeout: otherwise the next caller would get this response
+        except BaseException:  # also a timeout: if the process lived on, its next caller would get this response
             if process:
                 process.kill()
             process = _Process()

@@ -17,7 +17,7 @@ MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolu
 MIN_SIGNAL = 8  # the strongest contrast of ink must exceed this many standard deviations of the noise
 FULL = 0.75  # quantile of the digit's contrast that counts as full contrast
 
-# Limits for components, relative to the one with the most ink unless stated otherwise.
+# Limits for components, relative to the one with the most ink (of a framed one: to its frame) unless stated otherwise.
 MIN_INK = 0.05  # a component with less is dirt
 MIN_LIKENESS = 0.6  # least contrast: a fainter component outside the digit's bounding box is texture or shadow
 MIN_INNER_INK = 0.1  # a framed component has this much. If one away from the border has it, those at it are ignored

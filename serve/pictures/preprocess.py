@@ -114,7 +114,7 @@ def _fitted(foreground: Floats) -> Floats:
     # Width of the strokes' edges: the area between 0.2 and 0.8 of the maximum, divided by the length of the outline.
     edge = ((large > 0.2 * top) & (large < 0.8 * top)).sum() * width / (2 * mask.sum())
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
-    # Moving the outline by r makes the digit FINE_SIDE + 2r long and its strokes width + 2r wide. Solved for r:
+    # With an outline moved by r, (width + 2r) / (FINE_SIDE + 2r) must be goal / BOX. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
     # If the outline moves inwards by more than 2 pixels, the excess is halved, so that thin strokes do not vanish.
     offset = max(offset, offset / 2 - 1)

@@ -48,8 +48,8 @@ _body = msgspec.json.Decoder(PredictRequest)
 def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDArray[np.uint8]:
     """Return the images of `request`, uint8 [N, 28, 28], N ≥ 1, white ink on black, in the order sent.
 
-    Raises werkzeug's exceptions: 400 for a malformed body, 413 for too many images or bytes, 415 for a content type
-    or encoding that is not accepted, 422 for an invalid image, with its number.
+    Raises werkzeug's exceptions: 400 for a malformed body or query, 413 for too many images or bytes, 415 for a content
+    type or encoding that is not accepted, 422 for no image, or for an invalid one with its number.
     """
     preprocess: Preprocess = query_parameter(request, "preprocess", get_args(Preprocess), "auto")
     sources = _sources(request, config)

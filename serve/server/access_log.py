@@ -11,7 +11,7 @@ from serve.config import Networks
 from serve.server import logs, metrics
 
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-LONGEST = 600  # characters of a path in the log, each at most 6 bytes as JSON: a line then fits a pipe's atomic 4,096
+LONGEST = 600  # characters of a path, each at most 6 bytes: a log line then fits in 4,096 bytes, a pipe's atomic write
 # Routes that monitoring calls often. A request to them that succeeds is logged at level debug.
 PROBES = re.compile("/healthz|/readyz|/metrics|/v2/.*/(live|ready)")
 # Keys of a request's WSGI environment.

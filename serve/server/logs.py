@@ -31,7 +31,7 @@ class StandardError(logging.Handler):
 
 
 class GunicornLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's logger, with lines of the same form."""
+    """gunicorn's logger. Its lines are JSON, too: StandardError writes them."""
 
     def setup(self, cfg: GunicornConfig) -> None:
         """Set up gunicorn's handlers."""

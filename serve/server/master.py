@@ -90,7 +90,7 @@ def child_exit(server: Master, worker: Worker) -> None:
     """Correct the metrics after a worker has exited."""
     from serve.server import metrics
 
-    # It did not die if enough workers remain (a reload replaced it) or if no listener does (the service is stopping).
+    # An exit is no death if enough workers remain (after a reload) or if the listeners are closed (the service stops).
     metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)
 
 

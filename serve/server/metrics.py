@@ -65,7 +65,7 @@ def count_predictions(digits: list[int], confidences: list[float], doubtful: int
 
 
 def count_exit(pid: int, *, died: bool) -> None:
-    """Delete the live values of the worker `pid`, which has exited. If it died, count it. Call this in the master."""
+    """Delete the live values of worker `pid`. Count it if its exit was unintended (`died`). Call this in the master."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
     if died:
         RESTARTS.inc()

@@ -21,7 +21,7 @@ def encode(status: int, title: str, detail: str) -> bytes:
 def install(app: Flask) -> None:
     """Register error handlers for `app`: for HTTP errors, malformed bodies and unexpected exceptions."""
     app.register_error_handler(HTTPException, _answer)
-    app.register_error_handler(ParseException, lambda error: _answer(BadRequest(f"expected a body, found: {error}")))
+    app.register_error_handler(ParseException, lambda it: _answer(BadRequest(f"expected a valid body, found: {it}")))
     app.register_error_handler(Exception, _unexpected)
 
 
