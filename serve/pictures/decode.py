@@ -7,17 +7,16 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, ImageStat
+from PIL import Image, ImageOps
 
-from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, in_form, to_mnist
+from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepare, to_mnist
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _read checks `max_pixels` instead
-MAX_WEBP_PIXELS = 13_000_000  # libwebp and Pillow need 16 bytes per pixel; a decoding process has 224 MiB
+MAX_OTHER_PIXELS = 13_000_000  # of a WebP, or with transparency, palette or more than 8 bits: 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of a file; error messages name the formats that are not accepted
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
@@ -33,8 +32,7 @@ SIGNATURES = re.compile(  # the first bytes of a file; error messages name the f
     |(?P<JPEG_XL>\xff\x0a|\0\0\0\x0cJXL\x20)""",
     re.DOTALL | re.VERBOSE,
 )
-DECODED_SIDE = 512  # pixels: a larger picture is reduced by a whole factor, so that its longer side is about this
-BAND = 64  # rows of the reduced picture that are converted at a time, to save memory
+DECODED_SIDE = 512  # pixels: the longer side of a larger picture is reduced to about this
 
 
 def format_of(content: bytes) -> str | None:
@@ -52,46 +50,41 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
     than one (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
     A hostile picture may need much time and memory: serve.pictures.decoder_pool limits both.
     """
-    picture = _read(content, (SIDE, SIDE) if preprocess == "none" else None, max_pixels)
-    if preprocess != "mnist" and picture.size == (SIDE, SIDE):
-        grey = np.asarray(picture.convert("L"))
-        if preprocess == "none" or in_form(grey):
-            return grey
-    return to_mnist(np.asarray(_to_grey(picture)))
+    grey = np.asarray(_read(content, preprocess, max_pixels).convert("L"))
+    return prepare(grey, preprocess) if grey.shape == (SIDE, SIDE) else to_mnist(grey)
 
 
-def _read(content: bytes, expected: tuple[int, int] | None, max_pixels: int) -> Image.Image:
-    """Return the first frame: upright, opaque, L or RGB, reduced to about DECODED_SIDE. `expected`: required size."""
+def _read(content: bytes, preprocess: Preprocess, max_pixels: int) -> Image.Image:
+    """Return the first frame: upright, opaque, L or RGB, reduced to about DECODED_SIDE."""
     name = format_of(content)
     if name not in FORMATS:
         found = name or f"{len(content):,} bytes of another format"
         raise ImageError(f"expected a PNG, JPEG, WebP or GIF picture, found {found}")
-    limit = min(max_pixels, MAX_WEBP_PIXELS) if name == "WebP" else max_pixels
-    refusal = f"expected a whole {name} picture of at most {limit:,} pixels, found a truncated, damaged or larger one"
-    with _raising(refusal), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about damaged metadata, which does not matter here
-        image = Image.open(io.BytesIO(_without_metadata(content) if name == "PNG" else content), formats=[name])
-    width, height = image.size
-    if not 0 < width * height <= limit:
-        raise ImageError(f"expected at most {limit:,} pixels, found {width:,}×{height:,}")
-    if expected and image.size != expected:
-        raise ImageError(f"expected {expected[0]}×{expected[1]} pixels, found {width}×{height}")
-    with _raising(refusal):
-        factor = _factor(image)
-        image.draft(None, (max(1, width // factor), max(1, height // factor)))  # reduces a JPEG while it is decoded
-        image.load()
-        return _upright(_reduced(image), image)
-
-
-@contextmanager
-def _raising(refusal: str) -> Iterator[None]:
-    """Convert every exception of Pillow's parsers, except MemoryError, to ImageError with the message `refusal`."""
     try:
-        yield
-    except MemoryError:
+        return _parsed(_without_metadata(content) if name == "PNG" else content, name, preprocess, max_pixels)
+    except (ImageError, MemoryError):
         raise
-    except Exception:
-        raise ImageError(refusal) from None
+    except Exception:  # Pillow's parsers raise many kinds of exceptions
+        expected = f"expected a whole {name} picture of at most {max_pixels:,} pixels"
+        raise ImageError(f"{expected}, found a truncated, damaged or larger one") from None
+
+
+def _parsed(content: bytes, name: str, preprocess: Preprocess, max_pixels: int) -> Image.Image:
+    with warnings.catch_warnings(action="ignore"):  # Pillow warns about damaged metadata, which does not matter
+        image = Image.open(io.BytesIO(content), formats=[name])
+    width, height = image.size
+    if name == "WebP" or image.mode not in ("L", "RGB") or image.has_transparency_data:
+        max_pixels = min(max_pixels, MAX_OTHER_PIXELS)
+    if not 0 < width * height <= max_pixels:
+        raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
+    if preprocess == "none" and image.size != (SIDE, SIDE):
+        raise ImageError(f"expected {SIDE}×{SIDE} pixels, found {width}×{height}")
+    image.draft(None, (DECODED_SIDE // 2, DECODED_SIDE // 2))  # a JPEG is reduced while it is decoded
+    picture = _reduced(image)
+    picture.info = image.info
+    with suppress(Exception):  # damaged metadata is ignored, and what fails after the rotation
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _without_metadata(png: bytes) -> bytes:
@@ -107,66 +100,23 @@ def _without_metadata(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """Rotate the picture in place by the Exif orientation of its source; damaged metadata is ignored."""
-    try:
-        orientation = source.getexif().get(ExifTags.Base.Orientation)
-    except Exception:
-        return picture
-    picture.info = {}  # otherwise exif_transpose writes the metadata again, which fails for some cameras
-    picture.getexif()[ExifTags.Base.Orientation] = orientation
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
-
-
-def _factor(image: Image.Image) -> int:
-    """Return the factor that reduces the longer side to about DECODED_SIDE."""
-    return max(1, round(max(image.size) / DECODED_SIDE))
-
-
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return the picture opaque, in L or RGB, reduced to about DECODED_SIDE. Other modes are converted in bands."""
-    factor = _factor(image)
-    if image.mode in ("L", "RGB") and not image.has_transparency_data:
-        return image.reduce(factor) if factor > 1 else image
-    rows = BAND * factor
-    boxes = ((0, top, image.width, min(image.height, top + rows)) for top in range(0, image.height, rows))
-    values = np.concatenate([np.asarray(_plain(image.crop(box)).reduce(factor)) for box in boxes])
-    if values.ndim == 2:  # mode F: more than 8 bits per pixel; the values may use only part of that range
-        return Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
-    picture = Image.fromarray(values)
-    return _opaque(picture) if picture.mode == "RGBA" else picture
-
-
-def _plain(band: Image.Image) -> Image.Image:
-    """Convert the band to mode F if it has more than 8 bits, to RGBA if it has transparency, otherwise to RGB."""
-    if band.mode[0] in "IF":  # Pillow's own conversion of I;16 limits values to 255
-        return Image.fromarray(np.asarray(band, np.float32))
-    return band.convert("RGBA" if band.has_transparency_data else "RGB")
+    """Return the picture opaque, in L or RGB, reduced by a whole factor to about DECODED_SIDE."""
+    factor = max(1, round(max(image.size) / DECODED_SIDE))
+    if image.has_transparency_data:
+        return _opaque(image.convert("RGBA").reduce(factor))
+    if image.mode[0] in "IF":  # more than 8 bits per pixel, of which the values may use only a part
+        values = np.asarray(image, np.float32)  # Pillow's own conversion of I;16 limits values to 255
+        image = Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
+    return (image if image.mode == "L" else image.convert("RGB")).reduce(factor)
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
     """Fill transparent pixels with the median of the opaque ones, or with black or white if most are transparent."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
+    fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0
     if alpha.mean() > 0.5:
         fill = round(float(np.median(shades[alpha > 0.5])))
-    else:
-        fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0
     background = Image.new("RGBA", picture.size, (fill, fill, fill, 255))
     return Image.alpha_composite(background, picture).convert("RGB")
-
-
-def _to_grey(picture: Image.Image) -> Image.Image:
-    """Convert to luminance, or to the colour channel with the most contrast if luminance has less than half of it.
-
-    A channel is used, for example, for yellow on white, blue on black and red on green.
-    """
-    grey = picture.convert("L")
-    if picture.mode == "L":
-        return grey
-    factor = -(-max(picture.size) // 32)
-    contrasts = ImageStat.Stat(picture.reduce(factor)).stddev
-    if ImageStat.Stat(grey.reduce(factor)).stddev[0] >= max(contrasts) / 2:
-        return grey
-    return picture.getchannel(contrasts.index(max(contrasts)))

@@ -8,24 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from serve.pictures.sheet import Floats, Mask, perimeter
+from serve.pictures.background import Floats, Mask, perimeter
 
 # Contrast is 0 to 1.
 CONTRAST_OFFSET = 40  # added to the divisor of the contrast, so that the texture of a dark table does not count as ink
 LEVELS = 8  # thresholds of the decomposition
 MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolute, and relative to the strongest
-MIN_SIGNAL = 8  # the strongest contrast of ink must exceed this many standard deviations of the noise
 FULL = 0.75  # quantile of the digit's contrast that counts as full contrast
 
 # Limits for components, relative to the one with the most ink (of a framed one: to its frame) unless stated otherwise.
 MIN_INK = 0.05  # a component with less is dirt
-MIN_LIKENESS = 0.6  # least contrast: a fainter component outside the digit's bounding box is texture or shadow
+MIN_LIKENESS = 0.6  # least contrast: a fainter component is texture or shadow
 MIN_INNER_INK = 0.1  # a framed component has this much. If one away from the border has it, those at it are ignored
 MIN_FRAMED_SIZE = 0.25  # a component is a frame if it encloses one of at least this size relative to its own
 MIN_CHOSEN_INK = 0.25  # fraction of all ink: if the chosen components have less, the picture is noise
 MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # several digits: least height and least gap between two, relative to the tallest
 
-NO_INK = "expected a picture of a digit, found no ink in it"
 EIGHT_CONNECTED = np.ones((3, 3), np.int8)
 WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # axes: thresholds, rows, columns
 
@@ -48,13 +46,6 @@ class Component(NamedTuple):
         """The longer side of the bounding box."""
         return int(max(self.y.stop - self.y.start, self.x.stop - self.x.start))
 
-    def is_part_of(self, main: "Component") -> bool:
-        """Return whether this is a part of the digit. `main` is the digit's component with the most ink."""
-        if self.contrast >= MIN_LIKENESS * main.contrast:
-            return self.ink >= MIN_INK * main.ink
-        # A thin part of a stroke is faint, but lies inside the digit's bounding box.
-        return all(b.start <= a.start and a.stop <= b.stop for a, b in ((self.y, main.y), (self.x, main.x)))
-
 
 def threshold_decomposition(values: Floats, background: float | None) -> Floats:
     """Return the contrast, 0–1, of dark ink. `background`: the background's grey level, or None if it is not uniform.
@@ -76,8 +67,8 @@ def threshold_decomposition(values: Floats, background: float | None) -> Floats:
 
 def _components(contrast: Floats) -> tuple[NDArray[np.int32], list[Component]]:
     """Return the labels of the ink's connected components, [H, W], and the components by decreasing ink."""
-    rank = min(max(3, contrast.size // 1_000), contrast.size)
-    top = float(np.sort(contrast, axis=None)[-rank])  # faster than np.partition, because most values are equal
+    # A quantile near the maximum. np.sort is faster than np.partition, because most values are equal.
+    top = float(np.sort(contrast, axis=None)[-max(3, contrast.size // 1_000) :][0])
     labels, count = ndimage.label(contrast > max(MIN_RELATIVE_CONTRAST * top, MIN_CONTRAST), EIGHT_CONNECTED)
     inks = np.bincount(labels.ravel(), contrast.ravel(), count + 1).tolist()
     areas = np.bincount(labels.ravel(), minlength=count + 1).tolist()
@@ -95,24 +86,20 @@ def _is_frame(frame: Component, other: Component, labels: NDArray[np.int32]) -> 
     return all(frame.label in side for side in sides)
 
 
-def find_digit(contrast: Floats, least: float) -> tuple[Mask, list[Component]]:
+def find_digit(contrast: Floats) -> tuple[Mask, list[Component]]:
     """Return the digit's mask, [H, W], and its connected components by decreasing ink.
 
-    Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains, or
-    if no pixel of the component with the most ink has a contrast above `least`.
+    Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains.
     """
     labels, found = _components(contrast)
-    at_border = set(perimeter(labels).tolist())
-    inner = [component for component in found if component.label not in at_border]
+    inner = [component for component in found if component.label not in perimeter(labels)]
     found = inner if inner and inner[0].ink >= MIN_INNER_INK * found[0].ink else found
     large = found[:50]
     frames = [component for component in large if any(_is_frame(component, other, labels) for other in large)]
-    candidates = [component for component in found if component not in frames]
-    chosen = [component for component in candidates if component.is_part_of(candidates[0])]
-    if sum(component.ink for component in chosen) <= MIN_CHOSEN_INK * sum(component.ink for component in candidates):
-        raise ImageError(NO_INK)
-    if contrast[labels == chosen[0].label].max() <= least:
-        raise ImageError(NO_INK)
+    found = [component for component in found if component not in frames]
+    chosen = [c for c in found if c.ink >= MIN_INK * found[0].ink and c.contrast >= MIN_LIKENESS * found[0].contrast]
+    if sum(component.ink for component in chosen) <= MIN_CHOSEN_INK * sum(component.ink for component in found):
+        raise ImageError("expected a picture of a digit, found no ink in it")
     return np.isin(labels, [component.label for component in chosen]), chosen
 
 

@@ -12,25 +12,23 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from serve.pictures.background import WORKING_SIDE, correct_illumination, dark_on_light, noise, reduced
-from serve.pictures.ink import MIN_SIGNAL, check_single, find_digit, foreground, threshold_decomposition
+from serve.pictures.background import WORKING_SIDE, Floats, Mask, correct_illumination, dark_on_light, reduced
+from serve.pictures.background import Grey as Grey
 from serve.pictures.ink import ImageError as ImageError
-from serve.pictures.sheet import Floats, Mask
-from serve.pictures.sheet import Grey as Grey
+from serve.pictures.ink import check_single, find_digit, foreground, threshold_decomposition
 
 Preprocess = Literal["auto", "none", "mnist"]
 
 # Sizes in pixels.
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
-SECOND_PASS_SIZE = 48  # a digit smaller than this in the reduced picture is segmented again, at a higher resolution
+SECOND_PASS_SIZE = 20  # a digit smaller than this in the reduced picture is segmented again, at a higher resolution
 MIN_SIZE = 6  # of a digit. Share of wrong predictions: 2 % with 8 pixels, 14 % with 6, 30 % with 5
-FINE_SIDE, FINE_MARGIN = 80, 6  # size of the digit when strokes are measured and redrawn, and the margin around it
-STROKE_LEVEL = 0.4  # fraction of the maximum: pixels above it are strokes, when strokes are measured and redrawn
-MIN_STROKE, MAX_STROKE = 2.2, 2.8  # stroke width of the result; a third of MNIST's are thinner, a third thicker
-MAX_EDGE = 4.2  # strokes with wider edges are not redrawn: thin ones, fainter than STROKE_LEVEL, would vanish
+FINE_SIDE, FINE_MARGIN = 80, 3  # size of the digit when its strokes change; the margin is also the largest change
+MIN_STROKE, MAX_STROKE = 2.2, 3.2  # stroke width of the result; a third of MNIST's are thinner, a third thicker
 MARGIN = 0.35  # around the digit in the second segmentation, relative to the digit's size
-DOT_STROKE = 0.43  # a mark whose stroke width is more than this fraction of its size is a dot; a disc has 0.5
+INK_LEVEL, STROKE_LEVEL = 0.2, 0.4  # fraction of the maximum: pixels above it are ink, and strokes when measured
 
+DISTANCES = np.hypot(*np.mgrid[-FINE_MARGIN : FINE_MARGIN + 1, -FINE_MARGIN : FINE_MARGIN + 1])  # from the middle
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # offsets of the pixels' upper or left edges from the middle
 # [784, 3]: a flattened image times this matrix gives its mass, and its vertical and horizontal moment about the middle.
 _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
@@ -76,7 +74,7 @@ def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]
     """Return the contrast of a picture with dark ink, 0-1 [H, W], the digit's mask, and its size in pixels."""
     values = reduced(grey, WORKING_SIDE)
     contrast = threshold_decomposition(correct_illumination(values, background), background)
-    mask, chosen = find_digit(contrast, MIN_SIGNAL * noise(values))
+    mask, chosen = find_digit(contrast)
     check_single(chosen, values.shape[1])
     return contrast, mask, chosen[0].size
 
@@ -91,9 +89,9 @@ def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
     )
 
 
-def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
-    """Crop to the bounding box of the values above `level`, scale its longer side to `side`, and pad to a square."""
-    ink = foreground[ndimage.find_objects((foreground > level).astype(np.int8))[0]]
+def _fit(foreground: Floats, side: int, margin: int = 0) -> Floats:
+    """Crop to the bounding box of the ink, scale its longer side to `side`, and pad to a square."""
+    ink = foreground[ndimage.find_objects((foreground > INK_LEVEL).astype(np.int8))[0]]
     scale = side / max(ink.shape)
     height, width = (max(1, round(length * scale)) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
@@ -104,36 +102,16 @@ def _fit(foreground: Floats, level: float, side: int, margin: int) -> Floats:
 
 
 def _fitted(foreground: Floats) -> Floats:
-    """Return the ink scaled to 20×20, 0–1, with sharp strokes redrawn if they are thinner or thicker than MNIST's."""
-    large = _fit(foreground, 0.2, FINE_SIDE, FINE_MARGIN)
-    top = large.max()
-    mask = large > STROKE_LEVEL * top
-    width = _stroke_width(mask)
-    if width > DOT_STROKE * FINE_SIDE:
-        raise ImageError("expected a picture of a digit, found a dot")
-    # Width of the strokes' edges: the area between 0.2 and 0.8 of the maximum, divided by the length of the outline.
-    edge = ((large > 0.2 * top) & (large < 0.8 * top)).sum() * width / (2 * mask.sum())
+    """Return the ink scaled to 20×20, 0–1, dilated or eroded if its strokes are thinner or thicker than MNIST's."""
+    large = _fit(foreground, FINE_SIDE, FINE_MARGIN)
+    mask = large > STROKE_LEVEL * large.max()
+    outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # pixel edges: 4/π times the true length
+    width = 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # With an outline moved by r, (width + 2r) / (FINE_SIDE + 2r) must be goal / BOX. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
-    # If the outline moves inwards by more than 2 pixels, the excess is halved, so that thin strokes do not vanish.
-    offset = max(offset, offset / 2 - 1)
-    if edge <= MAX_EDGE and abs(offset) > 0.01:
-        return _fit(_redrawn(mask, offset), 0.5, BOX, 0)
-    return _fit(foreground, 0.2, BOX, 0)
-
-
-def _stroke_width(mask: Mask) -> float:
-    """Return the mean stroke width: twice the area divided by the length of the outline."""
-    outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # pixel edges: 4/π times the true length
-    return 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
-
-
-def _redrawn(mask: Mask, offset: float) -> Floats:
-    """Return the mask with its outline moved outwards by `offset`, or inwards if negative."""
-    inwards = offset < 0
-    distance = ndimage.distance_transform_edt(mask if inwards else ~mask) - 0.5  # to pixel edges, not centres
-    return np.asarray((0.5 + offset + (distance if inwards else -distance)).clip(0, 1), np.float32)
+    change = ndimage.grey_dilation if offset > 0 else ndimage.grey_erosion
+    return _fit(change(large, footprint=offset**2 + 0.5 >= DISTANCES**2), BOX)
 
 
 def _centred(digit: Floats) -> Grey:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from benchmarks.pictures import predict_digits
 from serve.pictures.decode import decode
@@ -48,7 +48,6 @@ COLOURS = {  # with little contrast of luminance
     "sepia": lambda pixels: ImageOps.colorize(drawn(pixels), (60, 30, 90), (240, 220, 170)),
     "yellow on white": lambda pixels: ImageOps.colorize(drawn(pixels), (255, 255, 0), (255, 255, 255)),
     "blue on black": lambda pixels: ImageOps.colorize(enlarge(pixels), (0, 0, 0), (0, 0, 255)),
-    "red on green": lambda pixels: ImageOps.colorize(drawn(pixels), (230, 0, 0), (0, 118, 0)),
 }
 
 
@@ -150,13 +149,11 @@ def test_dirt_is_ignored(level):
     assert accuracy(pages) >= 0.95
 
 
-@pytest.mark.parametrize("width", [3, 6, 12, 24, 40, 60])
-def test_strokes_of_any_width_are_normalised(width):
-    picture = Image.new("L", (280, 280), 255)
-    picture.paste(0, (40, 40, 240, 40 + width))
-    picture.paste(0, (240 - width, 40, 240, 240))
-    found = decode(encode(picture)).astype(float) / 255
-    assert 1.5 < found[15:22].sum(axis=1).mean() < 4
+@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])
+def test_strokes_of_any_width_are_read(width):
+    """The strokes, about 25 pixels wide, become wider or, if `width` is negative, thinner by this."""
+    change = (ImageFilter.MinFilter if width > 0 else ImageFilter.MaxFilter)(abs(width))
+    assert accuracy(ImageOps.expand(drawn(pixels), 40, 255).filter(change) for pixels in IMAGES[:COUNT]) >= 0.95
 
 
 def page_of(values: np.ndarray) -> bytes:
@@ -178,14 +175,6 @@ def test_a_picture_without_ink_is_refused(name, preprocess):
     for seed in range(10):
         with pytest.raises(ImageError, match=r"^expected a picture of a digit, found no ink in it$"):
             decode(NOTHING[name](np.random.default_rng(seed)), preprocess)
-
-
-@pytest.mark.parametrize("size", [10, 40, 150])
-def test_a_dot_is_refused(size):
-    page = Image.new("L", (280, 280), 255)
-    ImageDraw.Draw(page).ellipse((100, 90, 100 + size, 90 + size), fill=0)
-    with pytest.raises(ImageError, match=r"^expected a picture of a digit, found a dot$"):
-        decode(encode(page))
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,12 @@ def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     assert found[:, 14].max() >= 254  # the maximum, 255, is beside this column
 
 
-def test_a_faint_part_of_a_stroke_is_kept_but_faint_marks_elsewhere_are_not():
+def test_a_faint_mark_beside_the_digit_is_not_part_of_it():
     page = Image.new("L", (300, 300), 255)
     draw = ImageDraw.Draw(page)
     draw.line([(100, 60), (200, 60), (200, 240), (100, 240)], fill=0, width=16)
-    draw.line([(100, 120), (100, 180)], fill=130, width=6)  # inside the bounding box
-    draw.line([(40, 60), (40, 240)], fill=130, width=6)  # outside
+    draw.line([(40, 60), (40, 240)], fill=130, width=6)
     found = to_mnist(np.asarray(page))
-    assert found[13:15, :12].max() > 100
     assert (found.max(axis=0) > 0).sum() == 12  # 116×196 pixels scaled to fit 20×20
 
 
