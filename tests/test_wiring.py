@@ -116,6 +116,12 @@ def test_make_installs_only_what_the_lock_says():
         assert all("--require-hashes" in words for words in installs)
 
 
+def test_the_images_install_only_what_the_lock_says():
+    for file in ("Dockerfile.serve", "Dockerfile.train"):
+        (install,) = [words for name, words in instructions(file) if name == "RUN" and " install " in words]
+        assert "--require-hashes" in install
+
+
 def test_ci_lints_and_runs_every_test_that_the_readme_names(commands, tmp_path):
     for name in ("make", "docker", "apt-get", "systemctl", "service", "promtool"):
         path = commands(name)

@@ -2,7 +2,7 @@
 
 import torch
 
-from model.classifier import DigitClassifier
+from model.classifier import DigitClassifier, normalise, scale
 from model.networks import Model_3
 
 
@@ -15,4 +15,5 @@ def test_pixels_are_normalised_by_mnists_mean_and_standard_deviation():
     assert (doubt.shape, doubt.dtype) == ((6,), torch.float32)
     expected = torch.softmax(network((image[:, None] / 255 - 0.1307) / 0.3081), dim=1)
     torch.testing.assert_close(probabilities, expected)
+    torch.testing.assert_close(normalise(scale(image)), (image[:, None] / 255 - 0.1307) / 0.3081)
     assert torch.equal(digit, expected.argmax(dim=1))

@@ -21,7 +21,7 @@ from train.checkpoint import Epoch, settings
 from train.data import load
 from train.doubt import KINDS
 from train.export import compare, load_classifier, verify
-from train.files import sha256, to_json
+from train.files import sha256, to_json, write_together
 from train.progression import PROGRESSION
 from train.trainings import Trained
 
@@ -277,6 +277,22 @@ def test_probabilities_agree_within_1e_4_and_doubts_within_1e_3(output, toleranc
     for error in (1.1 * tolerance, -1.1 * tolerance, np.nan):
         with pytest.raises(TrainError, match="1 of 300 test images differ"):
             compare_with(change(error), 300)
+
+
+def test_nan_as_the_probability_of_the_right_digit_is_refused(compare_with):
+    def error(probabilities, digits, _):
+        probabilities[-1, digits[-1]] = np.nan
+
+    with pytest.raises(TrainError, match="1 of 300 test images differ"):
+        compare_with(error, 300)
+
+
+def test_the_last_file_of_a_set_is_missing_while_the_set_is_replaced(tmp_path, monkeypatch):
+    write_together(tmp_path, {"a": b"1", "b": b"1"})
+    monkeypatch.setattr(Path, "replace", lambda *_: os.stat(tmp_path / "none"))  # the machine stops here
+    with pytest.raises(TrainError):
+        write_together(tmp_path, {"a": b"2", "b": b"2"})
+    assert not (tmp_path / "b").exists()
 
 
 def test_digit_that_is_not_the_most_probable_is_refused(compare_with):

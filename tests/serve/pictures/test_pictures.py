@@ -56,6 +56,13 @@ def accuracy(pictures) -> float:
     return float(np.mean(found == LABELS[: len(found)]))
 
 
+def test_a_transparent_palette_entry_of_a_png_is_read():
+    black = Image.fromarray((np.asarray(drawn()) > 127).astype(np.uint8))
+    black.putpalette(bytes(6))  # both colours are black: they differ in transparency only
+    expected = decode(encode(drawn().point(lambda value: 255 * (value > 127))))
+    np.testing.assert_array_equal(decode(encode(black, transparency=1)), expected)
+
+
 @pytest.mark.parametrize("colours", COLOURS)
 def test_coloured_pictures_are_read(colours):
     assert accuracy(map(COLOURS[colours], IMAGES[:COUNT])) >= 0.95

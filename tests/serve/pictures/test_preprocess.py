@@ -45,6 +45,26 @@ def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     assert found[:, 14].max() >= 254  # the maximum, 255, is beside this column
 
 
+def test_a_thin_zero_is_not_a_frame_either_and_dirt_does_not_replace_a_digit_at_the_border():
+    page = Image.new("L", (80, 80), 255)
+    draw = ImageDraw.Draw(page)
+    draw.ellipse([20, 8, 58, 72], outline=0, width=2)
+    draw.rectangle([36, 36, 43, 43], fill=0)
+    assert (to_mnist(np.asarray(page)).max(axis=0) > 0).sum() == 13
+    one = np.full((80, 80), 255, np.uint8)
+    one[:60, 36:44] = one[60:62, 60:62] = 0
+    assert (to_mnist(one).max(axis=1) > 0).sum() == 20
+
+
+def test_a_blot_among_many_specks_is_no_digit():
+    page = np.full((80, 80), 255, np.uint8)
+    for top in range(2, 76, 6):
+        page[top : top + 2, 2:78][:, np.arange(76) % 6 < 2] = 0
+    page[35:45, 35:45] = 0
+    with pytest.raises(ImageError, match="found no ink"):
+        to_mnist(page)
+
+
 def test_a_faint_mark_beside_the_digit_is_not_part_of_it():
     page = Image.new("L", (300, 300), 255)
     draw = ImageDraw.Draw(page)

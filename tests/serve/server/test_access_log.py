@@ -25,6 +25,18 @@ def logged(service, request_id, path="/nowhere", method="GET", body=None, **head
     return line
 
 
+def test_a_probe_that_fails_is_logged_as_an_error(monkeypatch, capfd):
+    client = create_app().test_client()
+    monkeypatch.setattr("serve.predictor.Predictor.probe", lambda self: 1 / 0)
+    client.get("/readyz")
+    lines = map(json.loads, capfd.readouterr().err.splitlines())
+    assert [line["level"] for line in lines if line["message"] == "request"] == ["error"]
+
+
+def test_an_ipv4_address_may_come_in_the_form_of_ipv6():
+    assert Networks("10.0.0.0/8").include("::ffff:10.1.2.3")
+
+
 def test_every_request_has_one_line_of_json(service, images):
     pixels, tensor = images[:3].tobytes(), json.dumps(inference(images[:2]))
     for path, method, body, expected in (
