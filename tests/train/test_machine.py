@@ -74,8 +74,9 @@ def test_limit_of_the_container_is_read(tmp_path, name):
     assert machine.available_memory(tmp_path) == 600 * 2**20
 
 
-def test_without_a_limit_it_is_the_memory_of_the_machine(tmp_path):
-    (tmp_path / "memory.max").write_text("max\n")
+@pytest.mark.parametrize("limit", ["max\n", f"{2**60}\n"])
+def test_without_a_lower_limit_it_is_the_memory_of_the_machine(tmp_path, limit):
+    (tmp_path / "memory.max").write_text(limit)
     assert machine.available_memory(tmp_path) == machine.available_memory(tmp_path / "none") > 0
 
 

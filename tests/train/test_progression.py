@@ -67,11 +67,7 @@ def test_settings_change_any_field_of_the_recipe():
     recipe = PROGRESSION["Model_3"].recipe
     some = ["learning_rate=1", "batch_size=32", "nesterov=false", "augmentation.degrees=3"]
     assert with_settings(PROGRESSION["Model_3"], some).recipe == replace(
-        recipe,
-        learning_rate=1.0,
-        batch_size=32,
-        nesterov=False,
-        augmentation=replace(recipe.augmentation, degrees=3.0),
+        recipe, learning_rate=1.0, batch_size=32, nesterov=False, augmentation=replace(recipe.augmentation, degrees=3.0)
     )
     assert with_settings(PROGRESSION["Model_3"], ["augmentation=null"]).recipe.augmentation is None
     assert with_settings(PROGRESSION["Model_3"], []) is PROGRESSION["Model_3"]

@@ -25,7 +25,7 @@ def test_two_digits_side_by_side_are_refused(images):
 
 
 def test_the_error_has_the_number_and_places_of_the_digits():
-    page = Image.new("L", (400, 200), 255)
+    page = Image.new("L", (400, 300), 255)
     draw = ImageDraw.Draw(page)
     for left in (50, 200, 350):
         draw.line([(left, 60), (left + 10, 140)], fill=0, width=8)
@@ -33,6 +33,8 @@ def test_the_error_has_the_number_and_places_of_the_digits():
         to_mnist(np.asarray(page))
     places = "11–16 % and 48–53 % and 86–91 % of the width"
     assert str(caught.value) == f"expected one digit, found 3 separate marks, at {places}"
+    draw.line([(350, 170), (352, 240)], fill=0, width=8)
+    to_mnist(np.asarray(page))  # two marks lie above each other: the parts of one digit
 
 
 def test_a_zero_is_not_a_frame_for_dirt_inside_it():
