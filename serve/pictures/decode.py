@@ -16,7 +16,7 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _read checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # of a WebP, or with transparency, palette or more than 8 bits: 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # of a WebP, and of modes other than L and RGB: they need up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of a file; error messages name the formats that are not accepted
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
@@ -50,12 +50,12 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
     than one (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
     A hostile picture may need much time and memory: serve.pictures.decoder_pool limits both.
     """
-    grey = np.asarray(_read(content, preprocess, max_pixels).convert("L"))
+    grey = np.asarray(_read(content, preprocess, max_pixels))
     return prepare(grey, preprocess) if grey.shape == (SIDE, SIDE) else to_mnist(grey)
 
 
 def _read(content: bytes, preprocess: Preprocess, max_pixels: int) -> Image.Image:
-    """Return the first frame: upright, opaque, L or RGB, reduced to about DECODED_SIDE."""
+    """Return the first frame: upright, opaque, L, reduced to about DECODED_SIDE."""
     name = format_of(content)
     if name not in FORMATS:
         found = name or f"{len(content):,} bytes of another format"
@@ -79,10 +79,10 @@ def _parsed(content: bytes, name: str, preprocess: Preprocess, max_pixels: int) 
         raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
     if preprocess == "none" and image.size != (SIDE, SIDE):
         raise ImageError(f"expected {SIDE}×{SIDE} pixels, found {width}×{height}")
-    image.draft(None, (DECODED_SIDE // 2, DECODED_SIDE // 2))  # a JPEG is reduced while it is decoded
-    picture = _reduced(image)
+    image.draft(None, (width * 384 // max(image.size) or 1, height * 384 // max(image.size) or 1))  # reduces a JPEG
+    picture = _reduced(image).convert("L")
     picture.info = image.info
-    with suppress(Exception):  # damaged metadata is ignored, and what fails after the rotation
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata, or it fails when rotated
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
@@ -103,12 +103,12 @@ def _without_metadata(png: bytes) -> bytes:
 def _reduced(image: Image.Image) -> Image.Image:
     """Return the picture opaque, in L or RGB, reduced by a whole factor to about DECODED_SIDE."""
     factor = max(1, round(max(image.size) / DECODED_SIDE))
-    if image.has_transparency_data:
-        return _opaque(image.convert("RGBA").reduce(factor))
     if image.mode[0] in "IF":  # more than 8 bits per pixel, of which the values may use only a part
         values = np.asarray(image, np.float32)  # Pillow's own conversion of I;16 limits values to 255
         image = Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
-    return (image if image.mode == "L" else image.convert("RGB")).reduce(factor)
+    if image.has_transparency_data:  # convert() always copies, and the memory may be too small for a copy
+        return _opaque((image if image.mode == "RGBA" else image.convert("RGBA")).reduce(factor))
+    return (image if image.mode in ("L", "RGB") else image.convert("RGB")).reduce(factor)
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

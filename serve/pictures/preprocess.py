@@ -21,14 +21,13 @@ Preprocess = Literal["auto", "none", "mnist"]
 
 # Sizes in pixels.
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
-SECOND_PASS_SIZE = 20  # a digit smaller than this in the reduced picture is segmented again, at a higher resolution
 MIN_SIZE = 6  # of a digit. Share of wrong predictions: 2 % with 8 pixels, 14 % with 6, 30 % with 5
 FINE_SIDE, FINE_MARGIN = 80, 3  # size of the digit when its strokes change; the margin is also the largest change
 MIN_STROKE, MAX_STROKE = 2.2, 3.2  # stroke width of the result; a third of MNIST's are thinner, a third thicker
-MARGIN = 0.35  # around the digit in the second segmentation, relative to the digit's size
+SECOND_PASS_SIZE, MARGIN = 20, 0.35  # a smaller digit is segmented again, finer, with a margin relative to its size
 INK_LEVEL, STROKE_LEVEL = 0.2, 0.4  # fraction of the maximum: pixels above it are ink, and strokes when measured
 
-DISTANCES = np.hypot(*np.mgrid[-FINE_MARGIN : FINE_MARGIN + 1, -FINE_MARGIN : FINE_MARGIN + 1])  # from the middle
+SQUARES = (np.mgrid[-FINE_MARGIN : FINE_MARGIN + 1, -FINE_MARGIN : FINE_MARGIN + 1] ** 2).sum(axis=0)  # distance²
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # offsets of the pixels' upper or left edges from the middle
 # [784, 3]: a flattened image times this matrix gives its mass, and its vertical and horizontal moment about the middle.
 _MOMENTS = np.stack(np.broadcast_arrays(np.float32(1), _PLACES[:, None], _PLACES), axis=-1).reshape(-1, 3)
@@ -92,8 +91,7 @@ def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
 def _fit(foreground: Floats, side: int, margin: int = 0) -> Floats:
     """Crop to the bounding box of the ink, scale its longer side to `side`, and pad to a square."""
     ink = foreground[ndimage.find_objects((foreground > INK_LEVEL).astype(np.int8))[0]]
-    scale = side / max(ink.shape)
-    height, width = (max(1, round(length * scale)) for length in ink.shape)
+    height, width = (max(1, round(length * side / max(ink.shape))) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
     result = np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
     resampled = Image.fromarray(ink).resize((width, height), Image.Resampling.HAMMING)  # anti-aliased if it shrinks
@@ -107,11 +105,14 @@ def _fitted(foreground: Floats) -> Floats:
     mask = large > STROKE_LEVEL * large.max()
     outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # pixel edges: 4/π times the true length
     width = 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
+    if width > 0.43 * FINE_SIDE:  # the stroke width of a disc is half of its size
+        raise ImageError("expected a picture of a digit, found a dot")
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # With an outline moved by r, (width + 2r) / (FINE_SIDE + 2r) must be goal / BOX. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
     change = ndimage.grey_dilation if offset > 0 else ndimage.grey_erosion
-    return _fit(change(large, footprint=offset**2 + 0.5 >= DISTANCES**2), BOX)
+    changed = change(large, footprint=offset**2 + 0.5 >= SQUARES)
+    return _fit(changed if changed.max() > INK_LEVEL else large, BOX)  # erosion may remove all ink
 
 
 def _centred(digit: Floats) -> Grey:

@@ -76,15 +76,6 @@ def test_a_faint_mark_beside_the_digit_is_not_part_of_it():
     assert (found.max(axis=0) > 0).sum() == 12  # 116×196 pixels scaled to fit 20×20
 
 
-def test_thinning_thick_strokes_does_not_remove_a_thinner_one():
-    page = Image.new("L", (280, 280), 255)
-    draw = ImageDraw.Draw(page)
-    draw.ellipse([90, 20, 190, 120], fill=0)
-    draw.ellipse([90, 160, 190, 260], fill=0)
-    draw.rectangle([129, 100, 151, 180], fill=0)  # joins the discs
-    assert to_mnist(np.asarray(page))[14].max() > 100
-
-
 def test_a_digit_of_three_percent_of_the_side_is_read_and_a_smaller_one_is_refused(images, labels):
     def page(pixels, size):
         """Return a page of 533×400 with the digit's ink so many pixels long."""
