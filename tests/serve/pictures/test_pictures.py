@@ -158,9 +158,8 @@ def test_dirt_is_ignored(level):
     assert accuracy(pages) >= 0.95
 
 
-@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])
+@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # pixels that strokes of about 25 become wider or thinner
 def test_strokes_of_any_width_are_read(width):
-    """The strokes, about 25 pixels wide, become wider or, if `width` is negative, thinner by this."""
     change = (ImageFilter.MinFilter if width > 0 else ImageFilter.MaxFilter)(abs(width))
     assert accuracy(ImageOps.expand(drawn(pixels), 40, 255).filter(change) for pixels in IMAGES[:COUNT]) >= 0.95
 
@@ -175,6 +174,7 @@ NOTHING = {
     "noise in a gradient": lambda random: page_of(np.linspace(90, 200, 300) + random.normal(0, 8, (400, 300))),
     "transparent": lambda random: encode(Image.new("RGBA", (100, 100), (0, 0, 0, 0))),
     "dot": lambda random: page_of(255 * (np.hypot(*np.mgrid[-100:180, -100:180]) > random.integers(8, 90))),
+    "shadow": lambda random: page_of(255 - 150 * np.multiply.outer(np.arange(280) < 28, np.arange(280) < 105)),
     "vignette": lambda random: page_of(230 - 90 * sum(np.ogrid[-1:1:400j, -1:1:300j][i] ** 2 for i in (0, 1))),
 }
 
