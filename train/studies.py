@@ -71,7 +71,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
 
 
 def _networks() -> list[tuple[Experiment, int]]:
-    """Return the experiments and their numbers of seeds. The one with Model_3's own width keeps its name."""
+    """Return each experiment and its number of seeds. The one with Model_3's own width is named just Model_3."""
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():

@@ -123,7 +123,7 @@ def _cropped(grey: Grey, sheet: Mask) -> Grey:
 
 
 def correct_illumination(values: Floats, background: float | None) -> Floats:
-    """Correct the illumination: divide by the background, which a morphological closing estimates. The ink is dark.
+    """Correct the illumination: divide by the background, which a morphological closing estimates. Expects dark ink.
 
     A picture with a uniform background is returned unchanged.
     """

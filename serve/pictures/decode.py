@@ -82,7 +82,7 @@ def _parsed(content: bytes, name: str, preprocess: Preprocess, max_pixels: int) 
     image.draft(None, (width * 384 // max(image.size) or 1, height * 384 // max(image.size) or 1))  # reduces a JPEG
     picture = _reduced(image).convert("L")
     picture.info = image.info
-    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata, or it fails when rotated
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata, or Pillow cannot update it
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 

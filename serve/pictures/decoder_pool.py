@@ -38,7 +38,7 @@ MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
-TIMEOUT = 30  # seconds per picture, in case a process hangs; on an overloaded machine, its start may take ten
+TIMEOUT = 30  # seconds per picture if a process hangs; includes its start: up to 10 s on an overloaded machine
 STOP = (signal.SIGINT, signal.SIGTERM)  # decoders block these: Ctrl-C reaches them too, but requests must finish
 # With these, glibc returns every freed block of 4 MiB or more: a picture cannot use an earlier one's beyond its limit.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
