@@ -75,7 +75,7 @@ frontier: $(VENV) ## train Model_3's family in six widths and write docs/frontie
 release: $(VENV) ## promote the verified export in artifacts/release to model/release
 	$(RUN) -m train release $(ARGS)
 
-test: $(VENV) ## run all tests except those of the images (ARGS="-k parity" and so on)
+test: $(VENV) ## run all tests except those of the images (ARGS="-k every_test_image" and so on)
 	$(PYTEST) $(PARALLEL) -m "not images" $(ARGS)
 
 test-fast: $(VENV) ## run the tests that take seconds
