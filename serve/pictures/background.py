@@ -69,7 +69,7 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
     is_light = level < (float(values.min()) + float(values.max())) / 2
     border = perimeter(values - level if is_light else level - values)
     is_ink = border > max(border.max() / 2, UNIFORM)
-    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # the length of each
+    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # length of each run
     longest = max(MAX_SHARE * len(border), min(values.shape) if len(places) > 1 else 0)
     is_uniform = places.max(initial=0) <= longest and max(border.max(), UNIFORM) >= -border.min()
     return (level, is_light) if is_uniform else (None, False)
