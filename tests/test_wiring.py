@@ -109,14 +109,11 @@ def test_make_test_images_builds_what_it_tests_and_run_train_writes_to_artifacts
     assert command[-5:] == ["-v", f"{ROOT}/artifacts:/artifacts", "train", "--models", "Model_3"]
 
 
-def test_make_installs_only_what_the_lock_says():
+def test_make_and_the_images_install_only_what_the_lock_says():
     for target, lock in (("setup", "dev"), ("serve", "serve"), ("bench", "bench")):
         installs = [words for words in dry_run(target) if "install" in words]
         assert any(words[-2:] == ["-r", f"requirements/{lock}.txt"] for words in installs)
         assert all("--require-hashes" in words for words in installs)
-
-
-def test_the_images_install_only_what_the_lock_says():
     for file in ("Dockerfile.serve", "Dockerfile.train"):
         (install,) = [words for name, words in instructions(file) if name == "RUN" and " install " in words]
         assert "--require-hashes" in install

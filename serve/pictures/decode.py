@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepare, to_mnist
 
 MAX_PIXELS = 25_000_000
-Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _read checks `max_pixels` instead
+Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
 MAX_OTHER_PIXELS = 13_000_000  # of a WebP, and of modes other than L and RGB: they need up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of a file; error messages name the formats that are not accepted
