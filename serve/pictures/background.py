@@ -43,6 +43,12 @@ def perimeter(values: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([values[0], values[1:, -1], values[-1, -2::-1], values[-2:0:-1, 0]])
 
 
+def closing(values: Floats) -> Floats:
+    """Return the light without the ink: a morphological closing removes what is dark and narrower than its window."""
+    side = max(3, int(CLOSING_WINDOW * min(values.shape))) | 1
+    return np.asarray(ndimage.grey_closing(values, (side, side), mode="nearest"), np.float32)
+
+
 def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
     """Return the picture with dark ink on a light background, and the background's grey level if it is uniform.
 
@@ -51,7 +57,7 @@ def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
     values = reduced(grey, WORKING_SIDE)
     if sheet := _find_sheet(values):
         mask, is_light = sheet
-        grey, level = _cropped(grey, mask), None
+        grey, level = _cropped(grey, mask, 255 if is_light else 0), None
     else:
         level, is_light = _uniform(values)
     return (255 - grey, None if level is None else 255 - level) if is_light else (grey, level)
@@ -62,17 +68,20 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
 
     On a uniform background, ink may cross the border in short places (MAX_SHARE). If the picture is cropped to the
     digit, each place may be as long as the shorter side. The background is not uniform if a longer part of the border
-    looks like ink (a table, a shadow), or if the border differs more from its median in the other direction (uneven
-    light). Then the level is None, and the ink is assumed to be darker.
+    looks like ink (a table, a shadow), if the border differs more from its median in the other direction (uneven light)
+    or if lighter pixels have softer edges than darker ones (glare). Then the level is None, and dark ink is assumed.
     """
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2
+    # The closing removes dark ink, which has steep edges where it crosses glare.
+    parts = closing(values).clip(level), values.clip(None, level)
+    light, dark = (ndimage.morphological_gradient(part, 3).max() for part in parts)
     border = perimeter(values - level if is_light else level - values)
     is_ink = border > max(border.max() / 2, UNIFORM)
     places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # length of each run
     longest = max(MAX_SHARE * len(border), min(values.shape) if len(places) > 1 else 0)
     is_uniform = places.max(initial=0) <= longest and max(border.max(), UNIFORM) >= -border.min()
-    return (level, is_light) if is_uniform else (None, False)
+    return (level, is_light) if is_uniform and not (is_light and light < dark) else (None, False)
 
 
 def _find_sheet(values: Floats) -> tuple[Mask, bool] | None:
@@ -113,22 +122,9 @@ def _overlap(sheet: Mask) -> float:
     return float(sheet.sum() / inside.sum())
 
 
-def _cropped(grey: Grey, sheet: Mask) -> Grey:
-    """Crop to the sheet, and fill the pixels that are not part of the sheet with its median."""
+def _cropped(grey: Grey, sheet: Mask, fill: int) -> Grey:
+    """Crop to the sheet, and set the pixels that are not part of the sheet to `fill`."""
     inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # leaves out the sheet's blurred edge
     mask = np.asarray(Image.fromarray(inner).resize(grey.shape[::-1]))
     (box,) = ndimage.find_objects(mask.astype(np.int8))
-    cropped, mask = grey[box], mask[box]
-    return np.where(mask, cropped, np.uint8(np.median(cropped[mask])))
-
-
-def correct_illumination(values: Floats, background: float | None) -> Floats:
-    """Correct the illumination: divide by the background, which a morphological closing estimates. Expects dark ink.
-
-    A picture with a uniform background is returned unchanged.
-    """
-    if background is not None:
-        return values
-    side = max(3, int(CLOSING_WINDOW * min(values.shape))) | 1
-    closing = ndimage.grey_closing(values, (side, side), mode="nearest")
-    return np.asarray(values / np.maximum(closing, 1) * 255, np.float32)
+    return np.where(mask[box], grey[box], np.uint8(fill))

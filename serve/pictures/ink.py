@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from serve.pictures.background import Floats, Mask, perimeter
+from serve.pictures.background import Floats, Mask, closing, perimeter
 
 # Contrast is 0 to 1.
 CONTRAST_OFFSET = 40  # added to the divisor of the contrast, so that the texture of a dark table does not count as ink
@@ -47,16 +47,18 @@ class Component(NamedTuple):
         return int(max(self.y.stop - self.y.start, self.x.stop - self.x.start))
 
 
-def threshold_decomposition(values: Floats, background: float | None) -> Floats:
+def measure_contrast(values: Floats, background: float | None) -> Floats:
     """Return the contrast, 0–1, of dark ink. `background`: the background's grey level, or None if it is not uniform.
 
-    If `background` is None, threshold decomposition finds ink as dark regions inside lighter ones. At each of LEVELS
-    thresholds, it finds the darker connected components that do not touch the border. Each adds one step to its depth.
+    If `background` is None, the values are divided by their closing, which corrects uneven light. Then threshold
+    decomposition finds ink as dark regions inside lighter ones. At each of LEVELS thresholds, it finds the darker
+    connected components that do not touch the border. Each adds one step to its depth.
     """
-    thresholds, step = np.linspace(values.min(), values.max(), LEVELS, endpoint=False, retstep=True)
     if background is not None:
         depth = (background - values).clip(0)
     else:
+        values = np.asarray(values / np.maximum(closing(values), 1) * 255, np.float32)
+        thresholds, step = np.linspace(values.min(), values.max(), LEVELS, endpoint=False, retstep=True)
         labels, count = ndimage.label(values < (thresholds + step / 2)[:, None, None], WITHIN_LEVELS)
         depths = np.full(count + 1, step, np.float32)
         depths[0] = 0
@@ -92,7 +94,8 @@ def find_digit(contrast: Floats) -> tuple[Mask, list[Component]]:
     Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains.
     """
     labels, found = _components(contrast)
-    inner = [component for component in found if component.label not in perimeter(labels)]
+    at_border = set(perimeter(labels).tolist())
+    inner = [component for component in found if component.label not in at_border]
     found = inner if inner and inner[0].ink >= MIN_INNER_INK * found[0].ink else found
     large = found[:50]
     frames = [component for component in large if any(_is_frame(component, other, labels) for other in large)]

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from serve.pictures.background import WORKING_SIDE, Floats, Mask, correct_illumination, dark_on_light, reduced
+from serve.pictures.background import WORKING_SIDE, Floats, Mask, dark_on_light, reduced
 from serve.pictures.background import Grey as Grey
 from serve.pictures.ink import ImageError as ImageError
-from serve.pictures.ink import check_single, find_digit, foreground, threshold_decomposition
+from serve.pictures.ink import check_single, find_digit, foreground, measure_contrast
 
 Preprocess = Literal["auto", "none", "mnist"]
 
@@ -72,7 +72,7 @@ def to_mnist(grey: Grey) -> Grey:
 def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]:
     """Return the contrast of a picture with dark ink, 0-1 [H, W], the digit's mask, and its size in pixels."""
     values = reduced(grey, WORKING_SIDE)
-    contrast = threshold_decomposition(correct_illumination(values, background), background)
+    contrast = measure_contrast(values, background)
     mask, chosen = find_digit(contrast)
     check_single(chosen, values.shape[1])
     return contrast, mask, chosen[0].size
