@@ -1,4 +1,4 @@
-"""The version of this project. /v2, the container images' labels and the model card state it."""
+"""The version of this project, which /v2, the labels of the container images and the model card state."""
 
 import tomllib
 from pathlib import Path
