@@ -34,7 +34,7 @@ from serve.pictures.decode import decode
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess
 
 PROCESSES = 2  # per worker: while one decodes a hostile picture, the other decodes the pictures of other clients
-MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
+MAX_BYTES = 8 * 2**20  # most bytes of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself

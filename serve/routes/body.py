@@ -16,7 +16,7 @@ CURL = "curl -F image=@7.png"
 
 
 def read_body(request: Request) -> bytes:
-    """Return the decompressed body. Raises 413 if it is too large, 415 for another encoding, 400 if it is damaged."""
+    """Return the decompressed body. Raises werkzeug's 413 (too large), 415 (unknown encoding) or 400 (damaged)."""
     encoding, limit = request.headers.get("Content-Encoding", "").strip().lower(), request.max_content_length or 0
     body = _read(request, limit)
     if encoding in ("gzip", "x-gzip", "deflate"):

@@ -19,8 +19,8 @@ from serve.routes.body import CURL, read_body, read_form
 from serve.server.event_loop import yield_to_event_loop
 
 YIELD_EVERY = 10  # images sent as pixels: after so many, yield to the event loop; preprocessing ten takes up to 20 ms
-EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
-OTHER_FIELDS = 100  # parts that a form may have besides its images
+EXTRA_COMMAS = 1_000  # a JSON body may have so many commas more than MAX_BATCH images need
+OTHER_FIELDS = 100  # a form may have so many parts more than MAX_BATCH
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 BASE64URL = bytes.maketrans(b"-_", b"+/")

@@ -74,7 +74,7 @@ _pixels = msgspec.json.Decoder(list[UInt8])
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
-    """Return the routes of /v2. The model's name is `digits`, its only version is the release's."""
+    """Return the routes of /v2. The model's name is `digits`, its only version is the version of the release."""
     routes = Blueprint("inference", __name__, url_prefix="/v2")
 
     @routes.get("")

@@ -26,7 +26,7 @@ def install(app: Flask) -> None:
 
 
 def _answer(error: HTTPException) -> Response:
-    """Return the response for `error`, with its headers."""
+    """Return the response for `error`, with the headers of `error`."""
     status = error.code or 500
     detail = error.description or error.name
     if error is request.routing_exception:

@@ -1,6 +1,6 @@
 // The drawing page: sends the drawing or picture to POST /predict and shows the prediction.
 //
-// The page shows one sheet at a time: the strokes of a drawing, or a picture. `past` contains the earlier sheets, so that
+// The page shows one sheet at a time: the strokes of a drawing, or a picture. `past` has the earlier sheets, so that
 // undo can also restore a picture or a cleared drawing. A stroke on a picture starts a new drawing.
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
@@ -21,7 +21,7 @@ const [status, spoken, chooseButton, fileInput, keyForm, keyInput, curl, modelTe
 const paper = canvas.getContext("2d", { alpha: false, willReadFrequently: true }); // every request reads the pixels
 const address = new URL("predict", document.baseURI);
 
-let sheet = { strokes: [] }; // or { picture: File, image: ImageBitmap }, with `image` null if the browser cannot show the picture
+let sheet = { strokes: [] }; // or { picture: File, image: ImageBitmap }; if the browser cannot show it, image: null
 const past = [];
 let pen = null; // the id of the pointer that is drawing
 let key = "";
