@@ -65,7 +65,7 @@ class DoubtHead(nn.Module):
         return cls(*(part.shape[1] for part in features))
 
     def forward(self, features: Features, probabilities: Tensor) -> Tensor:
-        """Map features and probabilities, [N, 10], to doubts, float32 [N]. A larger doubt means less like a digit."""
+        """Return the doubts, float32 [N]. `probabilities`: [N, 10]. Images that are no digits have larger doubts."""
         detected, shared = features
         doubt: Tensor = (probabilities * self.detectors(detected)).sum(dim=1) + self.shared(shared).squeeze(1)
         return doubt

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the smaller of the cores in the process's CPU affinity and the container's CPU limit, but at least 1.
+    """Return the number of cores in the CPU affinity, or the container's CPU limit if this is lower; at least 1.
 
     A fractional limit is rounded down. The limit is in cpu.max of cgroup v2, or in the quota and period of cgroup v1
     (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).

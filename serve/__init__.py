@@ -1,7 +1,7 @@
 """HTTP service for one exported model, with Flask, gunicorn and ONNX Runtime. It never imports torch or train.
 
-`python -m serve` or `make serve` starts it. serve.app creates the Flask application; serve.server.master runs it with
-gunicorn.
+`python -m serve` or `make serve` starts the service. serve.app creates the Flask application; serve.server.master runs
+the application with gunicorn.
 """
 
 import os

@@ -11,7 +11,7 @@ from serve.release import ModelError
 
 
 def check_address(host: str, port: int) -> None:
-    """Exit with an error that names HOST or PORT if the service cannot listen there. gunicorn's error names neither."""
+    """Exit with an error that names HOST or PORT if one of them is unusable. gunicorn's error would not name them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:

@@ -39,7 +39,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """The settings of the service. Each setting has an environment variable: MAX_BATCH for `max_batch`, and so on."""
 
     model_dir: Annotated[Path, Meta(description="a folder with a verified export")] = RELEASE
-    host: str = "127.0.0.1"  # serve.__main__ checks that the service can listen there
+    host: str = "127.0.0.1"  # serve.__main__ checks that the service can listen at this address
     port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
     web_concurrency: Annotated[int, Meta(ge=0, le=1_024)] = 0  # number of worker processes; 0: one per core
     max_body_bytes: Annotated[int, Meta(ge=1, le=2**31)] = 16 * 2**20

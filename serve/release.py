@@ -46,7 +46,7 @@ def read(folder: Path) -> Release:
 
 
 def verify(folder: Path) -> Release:
-    """Return the release in `folder`, after a separate process has predicted with its graph. Raises ModelError.
+    """Return the release in `folder`, and test the graph in a separate process. Raises ModelError if the test fails.
 
     gunicorn's master process must not load the graph. Otherwise the master would fork workers while the threads of ONNX
     Runtime exist, and a graph that crashes ONNX Runtime would crash the master.

@@ -16,7 +16,7 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, and modes other than L and RGB: up to 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, modes other than L and RGB: up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of each format; formats that are not in FORMATS are only named in errors
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
@@ -55,7 +55,7 @@ def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MA
 
 
 def _read(content: bytes, preprocess: Preprocess, max_pixels: int) -> Image.Image:
-    """Return the first frame as a grey picture (mode L): upright, opaque, its longer side reduced to DECODED_SIDE."""
+    """Return the first frame as a grey picture (mode L): upright, opaque, reduced if larger than DECODED_SIDE."""
     name = format_of(content)
     if name not in FORMATS:
         found = name or f"{len(content):,} bytes of another format"
@@ -89,7 +89,7 @@ def _parsed(content: bytes, name: str, preprocess: Preprocess, max_pixels: int) 
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """Remove ancillary chunks, which Pillow refuses if they are large or damaged. Keep intact tRNS and eXIf chunks."""
+    """Remove ancillary chunks, because Pillow refuses large or damaged ones. Keep undamaged tRNS and eXIf chunks."""
     kept, start = [png[:8]], 8
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
@@ -113,7 +113,7 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Fill transparent pixels with the median of the opaque pixels. If few are opaque, use black or white instead."""
+    """Fill transparent pixels with the median of the opaque pixels. If most are transparent, use black or white."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0

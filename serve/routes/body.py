@@ -58,7 +58,7 @@ def read_form(request: Request) -> Iterator[tuple[bytes, bool]]:
 
 def _read(request: Request, limit: int) -> bytes:
     """Return the body, which may still be compressed."""
-    size = request.content_length  # None: chunked, or no body
+    size = request.content_length  # None: the body is chunked, or there is no body
     if (size or 0) > limit:
         raise _too_large(limit)
     body: bytes | None = None
@@ -82,7 +82,7 @@ def _pieces(content: bytes) -> Iterator[bytes]:
 
 def _unpacked(packed: bytes, encoding: str, limit: int) -> bytes:
     """Decompress `packed`. Raises 413 if the result has more than `limit` bytes, 400 if `packed` is damaged."""
-    # By RFC 9110, `deflate` starts with zlib's header: the low four bits of the first byte are 8. Some clients omit it.
+    # By RFC 9110, `deflate` starts with zlib's header: the low four bits of byte 0 are 8. Some clients omit the header.
     bits = 31 if "gzip" in encoding else 15 if packed[:1] and packed[0] & 15 == 8 else -15
     unpacker, body = zlib.decompressobj(bits), bytearray()
     try:

@@ -18,9 +18,9 @@ from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
 from serve.routes.body import CURL, read_body, read_form
 from serve.server.event_loop import yield_to_event_loop
 
-YIELD_EVERY = 10  # images sent as pixels: after so many, yield to the event loop; preprocessing ten takes up to 20 ms
-EXTRA_COMMAS = 1_000  # a JSON body may have so many commas more than MAX_BATCH images need
-OTHER_FIELDS = 100  # a form may have so many parts more than MAX_BATCH
+YIELD_EVERY = 10  # after so many images sent as pixels, yield to the event loop: ten images take up to 20 ms
+EXTRA_COMMAS = 1_000  # a JSON body may have this many more commas than MAX_BATCH images need
+OTHER_FIELDS = 100  # a form may have this many more parts than MAX_BATCH
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 BASE64URL = bytes.maketrans(b"-_", b"+/")
@@ -156,9 +156,9 @@ def _json_sources(content: bytes, config: Config) -> list[Source]:
 
 
 def _pixels(numbers: list[Any]) -> Pixels:
-    """Convert 28 rows of 28 numbers, or 784 numbers, to uint8 [28, 28], rounded. Axes of length 1 are removed.
+    """Convert and round 28 rows of 28 numbers, or 784 numbers, to uint8 [28, 28]. Axes of length 1 are removed.
 
-    If no number exceeds 1, the numbers mean 0 (black) to 1 (white): as 0 to 255, the image would be nearly black.
+    If no number exceeds 1, the numbers mean 0 (black) to 1 (white). With 0 to 255, the image would be nearly black.
     Raises ImageError for another shape, ValueError or OverflowError for a number out of range.
     """
     with suppress(TypeError, ValueError):  # integers from 0 to 255: a request takes 6 % less time than with np.array
@@ -197,7 +197,7 @@ def _base64(text: str | bytes) -> bytes:
 
 
 def _from_text(text: bytes) -> bytes | None:
-    """Return the picture in `text`, which has the form of base64 or of a data URL, or None if there is none."""
+    """Return the picture that `text` contains as base64 or as a data URL, or None if `text` contains no picture."""
     with suppress(ImageError):
         content = _base64(text)
         if text.startswith(b"data:") or format_of(content):
@@ -206,5 +206,5 @@ def _from_text(text: bytes) -> bytes | None:
 
 
 def unprocessable(index: int, count: int, error: ImageError) -> UnprocessableEntity:
-    """Return the 422 error for image `index` of `count`. `index` counts from 0, the error's text from 1."""
+    """Return the 422 error for image `index` of `count`. `index` starts at 0, the number in the message at 1."""
     return UnprocessableEntity(f"image {index + 1} of {count}: {error}")

@@ -44,12 +44,12 @@ class Parameters(Struct):
 
 
 class RequestInput(Struct):
-    """The input tensor: images, white ink on black. The input has `data` or `parameters.binary_data_size`."""
+    """The input tensor: images, white ink on black. It has either `data` or `parameters.binary_data_size`."""
 
     name: str
     datatype: str
     shape: list[int]
-    data: Raw = Raw(b"null")  # as many pixels as the shape states, nested like the shape or flat
+    data: Raw = Raw(b"null")  # as many pixels as the shape states, nested like the shape, or flat
     parameters: Parameters | None = None
 
 

@@ -36,7 +36,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
-        readable = found.probabilities.astype(np.float64).round(6).tolist()  # unlike here, /v2 does not round
+        readable = found.probabilities.astype(np.float64).round(6).tolist()  # rounded here, but not in /v2
         digits, doubtful = found.digits.tolist(), found.doubtful.tolist()
         predictions = [
             Prediction(digit, probabilities[digit], doubt, probabilities)

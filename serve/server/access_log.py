@@ -64,7 +64,7 @@ def install(app: Flask, proxies: Networks) -> None:
 
 
 def _client(address: str, forwarded: str, proxies: Networks) -> str:
-    """Return the client's address: in the list of `forwarded` and `address`, the last that is not in `proxies`.
+    """Return the client's address: the last address that is not in `proxies`, in the list of `forwarded` and `address`.
 
     `address` is the connection's. `forwarded` is X-Forwarded-For: each proxy appends the address of its own client.
     """

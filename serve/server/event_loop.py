@@ -6,7 +6,7 @@ from gevent.hub import Hub
 
 ABOVE_SOCKETS = 1  # a priority of libev, gevent's event loop; sockets have priority 0, which is lower
 
-_polls: dict[Hub, Event] = {}  # for the hub of each thread: this event is set after the next poll of the sockets
+_polls: dict[Hub, Event] = {}  # for the hub of each thread, an event that is set after the next poll of the sockets
 
 
 def yield_to_event_loop() -> None:
@@ -14,7 +14,7 @@ def yield_to_event_loop() -> None:
 
     A greenlet whose socket is ready runs before the calling greenlet yields again. `gevent.sleep(0)` does not ensure
     this: while greenlets are ready to run, gevent runs at least 50 of them before it polls the sockets. gevent.idle()
-    waits for a poll. Its priority must be above that of sockets: otherwise it would wait until no socket is ready.
+    waits for the next poll. With the priority of sockets, it would wait until no socket is ready.
     """
     hub = gevent.get_hub()
     if hub in _polls:

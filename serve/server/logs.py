@@ -54,7 +54,7 @@ def prepare_standard_error() -> None:
 
 
 def write(level: int, message: str, **fields: object) -> None:
-    """Write a line as the logger `serve` would. Without a LogRecord, a JSON request takes 6 % less CPU time."""
+    """Write a log line as the logger `serve` would. Without a LogRecord, a JSON request takes 6 % less CPU time."""
     if logger.isEnabledFor(level):
         _write(time.time(), logging.getLevelName(level), logger.name, message, fields)
 

@@ -24,7 +24,7 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """The service as a gunicorn application. Each forked worker inherits the configuration and the release."""
 
     def __init__(self, config: Config) -> None:
-        """Verify the release in MODEL_DIR. Raises ModelError, and OSError if no temporary folder is writable."""
+        """Verify the release. Raises ModelError if it is invalid, OSError if no temporary folder is writable."""
         self.config = config
         self.release = verify(config.model_dir)
         # This folder holds the metrics and gunicorn's heartbeat files. On Linux, it is in memory, so that a full disk
@@ -43,12 +43,12 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_connections": 1_000,
             "worker_tmp_dir": self.folder,
             "keepalive": self.config.keep_alive,
-            "timeout": 30,  # after so many seconds without a heartbeat, a worker is killed
+            "timeout": 30,  # seconds without a heartbeat, after which a worker is killed
             "graceful_timeout": self.config.request_timeout,
             "loglevel": self.config.log_level,
             "logger_class": logs.GunicornLogger,
             "control_socket_disable": True,
-            "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the URL scheme; by default, local ones may
+            "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the URL scheme; by default, local clients may
             "post_fork": post_fork,
             "child_exit": child_exit,
             "on_exit": on_exit,
@@ -79,7 +79,7 @@ class Master(Arbiter):  # type: ignore[misc]
             return
         for _ in range(self.num_workers):
             self.spawn_worker()
-        self.manage_workers()  # there are too many workers now: stops the oldest workers
+        self.manage_workers()  # stops the oldest workers, because there are now too many
 
 
 def post_fork(_server: Master, _worker: Worker) -> None:

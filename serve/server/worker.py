@@ -47,7 +47,7 @@ class Connection:
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Send or hold `data`. Raises ConnectionResetError if the client does not read it before the timeout."""
+        """Send or hold `data`. Raises ConnectionResetError if the client does not read `data` in time."""
         if self.held == b"":
             self.held = data
             return
@@ -138,4 +138,4 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
     util.write_nonblock(sock, head.encode() + body)
 
 
-util.write_error = _write_problem  # gunicorn calls this function for every error response of its own
+util.write_error = _write_problem  # gunicorn calls this function for each error response that gunicorn itself sends
