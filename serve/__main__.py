@@ -27,7 +27,7 @@ def check_address(host: str, port: int) -> None:
 
 if __name__ == "__main__":
     if find_spec("fcntl") is None:
-        sys.exit("serve: expected Linux or macOS, found another system; on Windows, use WSL or Docker")
+        sys.exit("serve: expected Linux or macOS, found another system; use WSL or Docker (docs/containers.md)")
     if sys.argv[1:]:
         sys.exit(f"serve: expected no arguments, found {sys.argv[1]}: the settings are environment variables")
     try:

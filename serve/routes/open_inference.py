@@ -179,7 +179,7 @@ def _images(inference: InferenceRequest, binary: bytes, config: Config) -> NDArr
     check_count(count, config)
     pixels = _values(tensor, binary)
     if pixels.size != count * SIDE * SIDE:
-        raise _invalid(f"expected {count * SIDE * SIDE} values for its shape, found {pixels.size}")
+        raise _invalid(f"expected {count * SIDE * SIDE} values for the shape, found {pixels.size}")
     return pixels.reshape(count, SIDE, SIDE)
 
 
