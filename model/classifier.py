@@ -1,4 +1,4 @@
-"""The exported classifier: raw pixels in; probabilities, digit and doubt out."""
+"""The exported classifier. Its input is raw pixels; its outputs are probabilities, digits and doubts."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.contract import CLASSES, SIDE
 
-MEAN, STD = 0.1307, 0.3081  # of MNIST's training pixels, scaled to 0–1
+MEAN, STD = 0.1307, 0.3081  # mean and standard deviation of MNIST's training pixels, scaled to 0–1
 
 
 def scale(pixels: Tensor) -> Tensor:
@@ -18,20 +18,20 @@ def scale(pixels: Tensor) -> Tensor:
 
 
 def normalise(scaled: Tensor) -> Tensor:
-    """Normalise float32 pixels of 0–1: subtract MNIST's mean and divide by its standard deviation."""
+    """Normalise float32 pixels between 0 and 1: subtract MNIST's mean and divide by its standard deviation."""
     return (scaled - MEAN) / STD
 
 
 Outputs = tuple[NDArray[Any], ...]  # probabilities [N, 10], digits [N] and doubts [N]
-Features = tuple[Tensor, Tensor]  # of the doubt head: [N, F] for the detectors and [N, S] for the shared term
+Features = tuple[Tensor, Tensor]  # inputs of the doubt head: [N, F] for the detectors, [N, S] for the shared term
 
 
 def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
     """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features of the doubt head.
 
-    The detectors' features are the means of the last two ReLU layers' maps. The shared features are the sorted logits,
-    the mean squares and maxima of the first and the middle ReLU layer's maps, and the mean squares of the last but one.
-    `network` is an nn.Sequential with at least one ReLU layer. If it has few, one layer may be used several times.
+    The detectors get the means of the maps after the last two ReLU layers. The shared term gets the sorted logits, the
+    mean squares and maxima of the maps after the first and the middle ReLU layer, and the mean squares of the maps
+    after the second-to-last ReLU layer. `network` is an nn.Sequential with at least one ReLU layer.
     """
     maps = []
     for layer in network.children():
@@ -47,9 +47,9 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
 
 
 class DoubtHead(nn.Module):
-    """Out-of-distribution score: ten linear detectors, weighted by the digits' probabilities, and a shared linear term.
+    """Out-of-distribution score: ten linear detectors, weighted by the probabilities, plus a shared linear term.
 
-    `features` is the number of features of each detector, `shared` that of the shared term.
+    `features` is the number of inputs of each detector. `shared` is the number of inputs of the shared term.
     """
 
     def __init__(self, features: int, shared: int) -> None:
@@ -59,13 +59,13 @@ class DoubtHead(nn.Module):
 
     @classmethod
     def of(cls, network: nn.Module) -> "DoubtHead":
-        """Return an unfitted head for the features of `network`."""
+        """Return a doubt head for the features of `network`. The head is not fitted yet."""
         with torch.no_grad():
             _, features = logits_and_features(network.eval(), torch.zeros(1, 1, SIDE, SIDE))
         return cls(*(part.shape[1] for part in features))
 
     def forward(self, features: Features, probabilities: Tensor) -> Tensor:
-        """Map features and probabilities, [N, 10], to the doubt, float32 [N]. The larger, the less like a digit."""
+        """Return the doubts, float32 [N]. `probabilities`: [N, 10]. Images that are no digits have larger doubts."""
         detected, shared = features
         doubt: Tensor = (probabilities * self.detectors(detected)).sum(dim=1) + self.shared(shared).squeeze(1)
         return doubt
@@ -74,7 +74,7 @@ class DoubtHead(nn.Module):
 class DigitClassifier(nn.Module):
     """A network with normalisation, softmax and doubt head. By default, the doubt head is not fitted.
 
-    Normalisation is part of the graph, so that training and serving cannot disagree about it.
+    Normalisation is part of the graph, so that training and serving always normalise in the same way.
     """
 
     def __init__(self, network: nn.Module, doubt: DoubtHead | None = None) -> None:
@@ -90,7 +90,7 @@ class DigitClassifier(nn.Module):
 
 
 def predict(classifier: DigitClassifier, images: Tensor) -> Outputs:
-    """Return the outputs of `classifier`, on the CPU, for uint8 [N, 28, 28] `images`; see DigitClassifier.forward."""
+    """Return the outputs of DigitClassifier.forward for `images`, uint8 [N, 28, 28]. Moves `classifier` to the CPU."""
     classifier = classifier.cpu().eval()
     with torch.inference_mode():
         outputs = zip(*(classifier(batch) for batch in images.cpu().split(1_000)), strict=True)

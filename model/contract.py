@@ -1,6 +1,6 @@
 """The contract between training and serving: file names, manifest, and the graph's inputs and outputs.
 
-train writes these files. serve reads the graph and the manifest. Both validate them with this module.
+train writes these files. serve reads the graph and the manifest. Both packages check the files with this module.
 """
 
 import json
@@ -36,12 +36,12 @@ INPUTS = (IMAGE,)
 OUTPUTS = (
     TensorSpec("probabilities", "float32", (CLASSES,)),
     TensorSpec("digit", "int64", ()),
-    TensorSpec("doubt", "float32", ()),  # how unlike a digit the image is: larger is less like a digit
+    TensorSpec("doubt", "float32", ()),  # the larger, the less the image looks like a digit
 )
 
 
 class ContractError(ValueError):
-    """A manifest or a graph breaks the contract. The message is one line that says what is wrong."""
+    """A manifest or a graph breaks the contract. The message is one line that states the error."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class GraphFile(File):
 
 @dataclass(frozen=True)
 class Parity:
-    """The differences between the ONNX graph and its PyTorch network on `images` test images."""
+    """The differences between the outputs of the ONNX graph and of the PyTorch network for `images` test images."""
 
     images: int
     label_mismatches: int
@@ -74,9 +74,9 @@ class Parity:
 class Doubt:
     """The quality of the output `doubt`. An image is doubted if its doubt is above `threshold`."""
 
-    parameters: int  # of the doubt head only, without the network's
+    parameters: int  # number of parameters of the doubt head
     threshold: float  # chosen on the validation images
-    validation_doubted: float  # fraction of the validation images that are doubted; all of them are digits
+    validation_doubted: float  # fraction of the validation images, all of them digits, that are doubted
     test_doubted: float  # fraction of the test images that are doubted
     caught: dict[str, float]  # for each kind of non-digit in train.doubt, the fraction that is doubted
 
@@ -115,7 +115,7 @@ class Manifest:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Parse a manifest from JSON. Unknown fields are ignored. Raises ContractError."""
+    """Parse a manifest from JSON. Unknown fields are ignored. Raises ContractError if the JSON is invalid."""
     try:
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -131,7 +131,7 @@ def metadata(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def check_graph(session: Any) -> None:
-    """Raise ContractError unless the graph in the ONNX Runtime `session` has exactly INPUTS and OUTPUTS."""
+    """Check that the graph in the ONNX Runtime `session` has exactly INPUTS and OUTPUTS, or raise ContractError."""
     for part, specs, values in ("inputs", INPUTS, session.get_inputs()), ("outputs", OUTPUTS, session.get_outputs()):
         expected = [(spec.name, ONNX_TYPES[spec.dtype], ["batch", *spec.shape]) for spec in specs]
         found = [(value.name, value.type, value.shape) for value in values]

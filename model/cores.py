@@ -1,16 +1,16 @@
-"""The number of CPU cores that a process may use, for training and serving. This file imports no torch."""
+"""The number of CPU cores that a process may use, for training and serving. This file does not import torch."""
 
 import os
 from pathlib import Path
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of cores in the process's CPU affinity, or the container's CPU limit if lower; at least 1.
+    """Return the number of cores in the CPU affinity, or the container's CPU limit if this is lower; at least 1.
 
-    A fractional limit is rounded down. Reads cgroup v2's cpu.max, or v1's quota and period
+    A fractional limit is rounded down. The limit is in cpu.max of cgroup v2, or in the quota and period of cgroup v1
     (https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files).
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # on Linux only
+    affinity = getattr(os, "sched_getaffinity", None)  # exists on Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     try:
         if (limit := cgroup / "cpu.max").exists():

@@ -1,8 +1,8 @@
-"""The three networks of the progression, each a list of layers in the order of the report's layer table.
+"""The three networks. Each network is a list of layers, in the order of the layer table in the training report.
 
 Every network maps normalised pixels, float32 [N, 1, 28, 28], to one logit per digit, float32 [N, 10].
-Model_1 and Model_2 equal those of the reference (README.md names it), layer by layer. Model_3 is our own. A network is
-trained if train/progression.py lists it.
+Model_1 and Model_2 have the same layers as two networks of the reference, a course assignment that README.md names.
+Model_3 is this project's own network. train/progression.py lists the networks that are trained.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 def block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
     """Convolution without padding, batch normalisation, ReLU: [N, inputs, H, W] → [N, outputs, H', W']."""
-    # No bias: batch normalisation subtracts the mean and would cancel it.
+    # No bias: batch normalisation subtracts the mean and would thus cancel a bias.
     return [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
@@ -20,17 +20,17 @@ def separable_block(inputs: int, outputs: int, *, padding: int = 0, dilation: in
     """Depthwise separable convolution and ReLU: [N, inputs, H, W] → [N, outputs, H', W'].
 
     A 3×3 convolution within each channel, then a 1×1 convolution across the channels, each with batch normalisation.
-    Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017; no ReLU between the two.
+    Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017. ReLU comes only at the end.
     """
     depthwise = nn.Conv2d(inputs, inputs, 3, padding=padding, dilation=dilation, groups=inputs, bias=False)
-    # No scale and shift: the 1×1 convolution can represent the scale, and its batch normalisation cancels the shift.
+    # affine=False: the 1×1 convolution can learn a scale, and the second batch normalisation would cancel a shift.
     return [depthwise, nn.BatchNorm2d(inputs, affine=False), *block(inputs, outputs, kernel=1)]
 
 
 class BinomialBlur(nn.Module):
-    """Blur that halves the maps: depthwise 3×3 binomial filter (1 2 1) with stride 2. Its weights are constants."""
+    """Blur that halves the size of maps: depthwise 3×3 binomial filter (1 2 1) with stride 2 and constant weights."""
 
-    weight: Tensor  # [channels, 1, 3, 3]; a buffer, neither a parameter nor part of a checkpoint
+    weight: Tensor  # [channels, 1, 3, 3]; a buffer: not trained, and not saved in checkpoints
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class BinomialBlur(nn.Module):
 
 
 def max_blur_pool(channels: int) -> list[nn.Module]:
-    """Anti-aliased max pooling: [N, channels, H, W] → [N, channels, H/2, W/2]. No parameters.
+    """Anti-aliased max pooling: [N, channels, H, W] → [N, channels, H // 2, W // 2]. No parameters.
 
     A 2×2 maximum of stride 1, then a blur of stride 2. Source: Zhang, "Making Convolutional Networks Shift-Invariant
     Again", 2019.
@@ -70,9 +70,9 @@ class Model_1(nn.Sequential):
 
 
 class Model_2(nn.Sequential):
-    """The reference's second experiment, 6,664 parameters: dropout; global average pooling instead of the 7×7 layer.
+    """The reference's second experiment, 6,664 parameters: dropout, and average pooling instead of the 7×7 convolution.
 
-    The reference does not state its dropout rate; 0.1 is our choice.
+    The reference does not state the dropout rate. This project uses 0.1.
     """
 
     def __init__(self) -> None:
@@ -94,10 +94,10 @@ class Model_2(nn.Sequential):
 
 
 class Model_3(nn.Sequential):
-    """The experiment that reaches the goal, 7,162 parameters: separable convolutions and anti-aliased pooling.
+    """The network of this project, 7,162 parameters: separable convolutions and anti-aliased pooling.
 
-    The first pooling includes a blur. The second one has stride 1, and the convolution after it is dilated by 2. Thus
-    the global average includes all positions, not every second one. `channels`: before and after the first pooling.
+    The first pooling includes a blur. The second pooling has stride 1, and the next convolution is dilated by 2. Thus
+    the global average includes all positions. `channels`: the numbers of channels before and after the first pooling.
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32)) -> None:

@@ -1,4 +1,4 @@
-"""The version of this project. /v2, the container images' labels and the model card state it."""
+"""The version of this project. It appears in /v2, in the labels of the container images, and in the model card."""
 
 import tomllib
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""HTTP service for one exported model: Flask, gunicorn and ONNX Runtime. Imports neither torch nor train.
+"""HTTP service for one exported model, with Flask, gunicorn and ONNX Runtime. It never imports torch or train.
 
-`python -m serve` or `make serve` starts it. serve.app creates the Flask application; serve.server.master runs it with
-gunicorn.
+`python -m serve` or `make serve` starts the service. serve.app creates the Flask application; serve.server.master runs
+the application with gunicorn.
 """
 
 import os
 
-# These must be set before onnxruntime and numpy are imported.
+# These variables must be set before the first import of onnxruntime and numpy.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no thread pool for NumPy
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # OpenBLAS, which NumPy uses, then starts no thread pool

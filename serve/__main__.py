@@ -1,4 +1,4 @@
-"""Start the service: `python -m serve`. Its configuration is read from the environment; it has no options."""
+"""Start the service: `python -m serve`. Environment variables configure the service; the command has no options."""
 
 import errno
 import os
@@ -11,13 +11,13 @@ from serve.release import ModelError
 
 
 def check_address(host: str, port: int) -> None:
-    """Exit with one line if the service cannot listen at this address: gunicorn's error would not name HOST or PORT."""
+    """Exit with an error that names HOST or PORT if one of them is unusable. gunicorn's error would not name them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), port))
-    except (OSError, TypeError, UnicodeError) as error:  # the last two: a label of HOST is empty or too long
+    except (OSError, TypeError, UnicodeError) as error:  # TypeError, UnicodeError: a part of HOST is empty or too long
         reason = getattr(error, "strerror", None) or error
         if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
             sys.exit(f"serve: PORT: expected a port that is free and allowed, found {port}: {reason}; set another PORT")
@@ -27,18 +27,18 @@ def check_address(host: str, port: int) -> None:
 
 if __name__ == "__main__":
     if find_spec("fcntl") is None:
-        sys.exit("serve: expected Linux or macOS, found neither: on Windows use WSL, or Docker (docs/containers.md)")
+        sys.exit("serve: expected Linux or macOS, found another system; use WSL or Docker (docs/containers.md)")
     if sys.argv[1:]:
         sys.exit(f"serve: expected no arguments, found {sys.argv[1]}: the settings are environment variables")
     try:
         config = Config.from_environment(os.environ)
     except ConfigError as error:
         sys.exit(f"serve: {error}")
-    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn also reads it, and an empty value makes it fail with a traceback
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads this variable, too, and would fail if it were empty
     from serve.server import logs, master
 
     logs.prepare_standard_error()
-    if "LISTEN_FDS" not in os.environ:  # if it is set, systemd has already opened the socket
+    if "LISTEN_FDS" not in os.environ:  # if LISTEN_FDS is set, systemd has already opened the socket
         check_address(config.host, config.port)
     try:
         service = master.Service(config)

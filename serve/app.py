@@ -16,15 +16,15 @@ from serve.server import access_log, api_key, logs, metrics, problem
 def create_app(config: Config | None = None, release: Release | None = None) -> Flask:
     """Return the application that serves `release`.
 
-    Without `config`, every setting has its default. Without `release`, it is read from `config.model_dir`. Raises
-    ModelError if the release is damaged, or if the inputs or outputs of its graph are not those of model.contract.
+    By default, every setting has its default value, and the release is read from `config.model_dir`. Raises ModelError
+    if the release is invalid, or if its graph does not run or does not have the inputs and outputs of model.contract.
     """
     config = config or Config()
     release = release or read(config.model_dir)
     predictor = Predictor(release.graph, release.manifest.doubt.threshold)
     app = Flask("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch + OTHER_FIELDS)
-    app.url_map.merge_slashes = False  # /v2/models//ready is 404, not a redirect
+    app.url_map.merge_slashes = False  # /v2/models//ready returns 404; Flask's default is a redirect
     logs.logger.setLevel(config.log_level.upper())
     metrics.initialise(release.manifest.model, release.version)
     served = {"model": release.manifest.model, "version": release.version, "authentication": bool(config.api_key)}
@@ -43,7 +43,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
 
 
 def _allow_origins(app: Flask, origins: list[str]) -> None:
-    """Cross-origin resource sharing (CORS): allow pages from `origins`, or from any (`*`), to call the service."""
+    """Allow web pages of `origins` to call the service (cross-origin resource sharing). `*` allows every origin."""
 
     @app.after_request
     def allow(response: Response) -> Response:

@@ -1,4 +1,4 @@
-"""Configuration: environment variables, validated once at start."""
+"""Configuration of the service by environment variables, which are validated once, at the start."""
 
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -15,14 +15,14 @@ ORIGIN = r"\*|[a-z][a-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,
 
 
 class ConfigError(ValueError):
-    """An environment variable is invalid. The message names it, what was expected and what was found."""
+    """An environment variable is invalid. The message names the variable, what was expected and what was found."""
 
 
 class Networks(tuple[IPv4Network | IPv6Network, ...]):
-    """IP addresses and networks, parsed from a text with spaces or commas between them. Raises ValueError."""
+    """IP networks, such as 10.0.0.0/8. A single IP address counts as a network with one address."""
 
     def __new__(cls, text: str = "") -> "Networks":
-        """Parse `text`."""
+        """Parse `text`: IP addresses and networks, separated by spaces or commas. Raises ValueError."""
         return super().__new__(cls, map(ip_network, text.replace(",", " ").split()))
 
     def include(self, text: str) -> bool:
@@ -31,22 +31,22 @@ class Networks(tuple[IPv4Network | IPv6Network, ...]):
             address = ip_address(text)
         except ValueError:
             return False
-        mapped = getattr(address, "ipv4_mapped", None)  # if HOST is ::, IPv4 clients have the form ::ffff:192.0.2.1
+        mapped = getattr(address, "ipv4_mapped", None)  # with HOST=::, IPv4 addresses look like ::ffff:192.0.2.1
         return any((mapped or address) in network for network in self)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
-    """The settings of the service. Each field is set by the environment variable of the same name in capitals."""
+    """The settings of the service. Each setting has an environment variable: MAX_BATCH for `max_batch`, and so on."""
 
     model_dir: Annotated[Path, Meta(description="a folder with a verified export")] = RELEASE
-    host: str = "127.0.0.1"  # serve.__main__ checks it
+    host: str = "127.0.0.1"  # serve.__main__ checks that the service can listen at this address
     port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
-    web_concurrency: Annotated[int, Meta(ge=0, le=1_024)] = 0  # workers; 0: one per core
+    web_concurrency: Annotated[int, Meta(ge=0, le=1_024)] = 0  # number of worker processes; 0: one per core
     max_body_bytes: Annotated[int, Meta(ge=1, le=2**31)] = 16 * 2**20
-    max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # images per request
-    max_pixels: Annotated[int, Meta(ge=784, le=2**28)] = 25_000_000  # per image
-    request_timeout: Annotated[int, Meta(ge=1, le=3_600)] = 30  # seconds
-    keep_alive: Annotated[int, Meta(ge=1, le=3_600)] = 5  # seconds
+    max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # most images per request
+    max_pixels: Annotated[int, Meta(ge=784, le=2**28)] = 25_000_000  # most pixels per picture
+    request_timeout: Annotated[int, Meta(ge=1, le=3_600)] = 30  # seconds, from the head of a request to its response
+    keep_alive: Annotated[int, Meta(ge=1, le=3_600)] = 5  # seconds that an idle connection stays open
     api_key: Annotated[str, Meta(pattern=r"^[!-~]*\Z", description="printable ASCII without spaces")] = ""
     cors_origins: Annotated[
         str, Meta(pattern=rf"^\s*(({ORIGIN})(\s+|\Z))*\Z", description="* or origins like https://example.org")
@@ -58,7 +58,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
-        """Return the configuration in `environment`. A variable that is empty or not set gets its default.
+        """Return the configuration from `environment`. If a variable is empty or not set, the default value is used.
 
         Raises ConfigError if a variable is invalid.
         """
@@ -71,7 +71,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
             name = str(error).rpartition("$.")[2].rstrip("`")
             (meta,) = get_type_hints(cls, include_extras=True)[name.lower()].__metadata__
             expected = meta.description or f"a whole number from {meta.ge} to {meta.le}"
-            found = "other characters" if name == "API_KEY" else repr(environment[name])  # the key is never shown
+            found = "other characters" if name == "API_KEY" else repr(environment[name])  # never reveal the key
             raise ConfigError(f"{name}: expected {expected}, found {found}") from error
 
     @property

@@ -1,7 +1,7 @@
-"""Run the exported model in ONNX Runtime. Independent of HTTP.
+"""Run the exported model in ONNX Runtime. This module does not depend on HTTP.
 
-`python -m serve.predictor < digits.onnx` checks that a graph can be served: exit status 0, or 1 and one
-line on standard error.
+`python -m serve.predictor < digits.onnx` checks that the service can run a graph. The exit status is 0, or 1 after an
+error; one line on standard error then states the reason.
 """
 
 import sys
@@ -15,34 +15,34 @@ from model.contract import IMAGE, OUTPUTS, ContractError, check_graph
 from serve.release import ModelError
 from serve.server.event_loop import yield_to_event_loop
 
-NAMES = [output.name for output in OUTPUTS]  # otherwise ONNX Runtime looks up the names at each run
+NAMES = [output.name for output in OUTPUTS]  # without this list, ONNX Runtime would look up the names in each run
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
-CHUNK = 100  # images per run: more do not fit the CPU's cache; with 100, the event loop runs every 2 ms
+CHUNK = 100  # images per run: more do not fit in the CPU's cache. A run takes about 4 ms; then the event loop runs
 
 
 class Predictions(NamedTuple):
-    """The model's outputs for N images, in the order of model.contract, and which images are doubtful."""
+    """The model's outputs for N images, in the order of model.contract, and whether each image is doubtful."""
 
     probabilities: NDArray[np.float32]  # [N, 10]
     digits: NDArray[np.int64]  # [N]
-    doubts: NDArray[np.float32]  # [N], how unlike a digit
+    doubts: NDArray[np.float32]  # [N]; the larger, the less the image looks like a digit
     doubtful: NDArray[np.bool_]  # [N], whether the doubt is above the threshold
 
 
 class Predictor:
-    """An ONNX Runtime session. Create it after a fork, never before."""
+    """An ONNX Runtime session. Create it after a fork: a forked process would lack the threads of ONNX Runtime."""
 
     def __init__(self, graph: bytes, threshold: float) -> None:
-        """Load `graph` to run on one thread; an image with a doubt above `threshold` is doubtful.
+        """Load `graph`, which then runs on one thread. An image is doubtful if its doubt is above `threshold`.
 
         Raises ModelError if the graph does not have the inputs and outputs of model.contract, or does not run.
         """
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # more are slower for such a small network
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # a small network runs slower on more threads
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has many exception types
+        except Exception as error:  # ONNX Runtime raises many types of exceptions
             raise ModelError(f"expected an ONNX graph, found: {' '.join(str(error).split())}") from error
         try:
             check_graph(self._session)
@@ -66,7 +66,7 @@ class Predictor:
         return Predictions(probabilities, digits, doubts, doubts > self._threshold)
 
     def probe(self) -> None:
-        """Predict a blank image; raises the runtime's exception if the model fails."""
+        """Predict a blank image. Raises ONNX Runtime's exception if the prediction fails."""
         self._run(BLANK)
 
     def _run(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:

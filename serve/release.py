@@ -24,7 +24,7 @@ class Release:
 
     @property
     def version(self) -> str:
-        """Return the model version: the first 12 digits of the graph's SHA-256."""
+        """Return the model version: the first 12 hexadecimal digits of the graph's SHA-256."""
         return self.manifest.onnx.sha256[:12]
 
 
@@ -37,25 +37,25 @@ def read(folder: Path) -> Release:
         raise ModelError(f"{path}: expected the manifest of a verified export, found: {error}") from error
     file = folder / manifest.onnx.file
     if file.parent != folder or not file.name.isprintable():
-        raise ModelError(f"{path}: expected onnx.file to be a file beside it, found {manifest.onnx.file!r}")
+        raise ModelError(f"{path}: expected onnx.file to name a file in the same folder, found {manifest.onnx.file!r}")
     graph = _read(file)
     found = hashlib.sha256(graph).hexdigest()
     if found != manifest.onnx.sha256:
-        raise ModelError(f"{file}: expected SHA-256 {manifest.onnx.sha256}, as {path} says, found {found}")
+        raise ModelError(f"{file}: expected SHA-256 {manifest.onnx.sha256}, as {path} states, found {found}")
     return Release(manifest, graph)
 
 
 def verify(folder: Path) -> Release:
-    """Read the release in `folder`; a separate process loads its graph and predicts with it. Raises ModelError.
+    """Return the release in `folder`, and test the graph in a separate process. Raises ModelError if the test fails.
 
-    gunicorn's master must not load the model itself. Otherwise it would fork while the threads of ONNX Runtime exist,
-    and a graph that crashes ONNX Runtime would crash the master.
+    gunicorn's master process must not load the graph. Otherwise the master would fork workers while the threads of ONNX
+    Runtime exist, and a graph that crashes ONNX Runtime would crash the master.
     """
     release = read(folder)
     check, root = [sys.executable, "-m", "serve.predictor"], Path(__file__).parent.parent
     try:
         subprocess.run(check, input=release.graph, capture_output=True, timeout=VERIFY_TIMEOUT_S, cwd=root, check=True)
-    except subprocess.SubprocessError as error:  # it exited, was killed by a signal, or timed out
+    except subprocess.SubprocessError as error:  # the process failed, was killed by a signal, or timed out
         reason = (getattr(error, "stderr", None) or str(error).encode()).decode(errors="replace").strip().splitlines()
         raise ModelError(f"{folder / release.manifest.onnx.file}: {reason[-1]}") from error
     return release

@@ -1,1 +1,1 @@
-"""Convert the bytes of a picture to an image in MNIST's form. Independent of HTTP and of the model."""
+"""Convert the bytes of a picture to an image in MNIST's form. This package does not depend on HTTP or the model."""

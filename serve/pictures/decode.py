@@ -16,9 +16,9 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # of a WebP, and of modes other than L and RGB: they need up to 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, modes other than L and RGB: up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
-SIGNATURES = re.compile(  # the first bytes of a file; error messages name the formats that are not accepted
+SIGNATURES = re.compile(  # the first bytes of each format; formats that are not in FORMATS are only named in errors
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
     |(?P<JPEG>\xff\xd8\xff)
     |(?P<WebP>RIFF....WEBP)
@@ -32,30 +32,30 @@ SIGNATURES = re.compile(  # the first bytes of a file; error messages name the f
     |(?P<JPEG_XL>\xff\x0a|\0\0\0\x0cJXL\x20)""",
     re.DOTALL | re.VERBOSE,
 )
-DECODED_SIDE = 512  # pixels: the longer side of a larger picture is reduced to about this
+DECODED_SIDE = 512  # pixels: the longer side of a larger picture is reduced to about this length
 
 
 def format_of(content: bytes) -> str | None:
-    """Return the name of the format that the first bytes of `content` indicate, or None if SIGNATURES lacks it."""
+    """Return the name of the format that the first bytes of `content` indicate, or None if none of SIGNATURES match."""
     found = SIGNATURES.match(content)
     return str(found.lastgroup).replace("_", " ") if found else None
 
 
 def decode(content: bytes, preprocess: Preprocess = "auto", max_pixels: int = MAX_PIXELS) -> Grey:
-    """Decode a PNG, JPEG, WebP or GIF into the model's input, uint8 [28, 28]; of an animation, the first frame.
+    """Decode a PNG, JPEG, WebP or GIF (the first frame of an animation) into the model's input, uint8 [28, 28].
 
     `preprocess`: `none` only converts a picture of 28×28 to grey; `mnist` applies serve.pictures.preprocess.to_mnist;
-    `auto` also applies it, unless the picture already has MNIST's form.
-    Raises ImageError if the content has another format, is damaged, has more than `max_pixels`, shows no digit or more
-    than one (`auto`, `mnist`) or is not 28×28 (`none`); MemoryError if it exceeds the process's memory limit.
-    A hostile picture may need much time and memory: serve.pictures.decoder_pool limits both.
+    `auto` applies to_mnist only to a picture that is not in MNIST's form yet.
+    Raises ImageError if the content has another format, is damaged or has more than `max_pixels` pixels; with `none`,
+    also if the picture is not 28×28; with `auto` and `mnist`, also if it does not show exactly one digit. Raises
+    MemoryError at the process's memory limit. serve.pictures.decoder_pool limits the time and the memory of decoding.
     """
     grey = np.asarray(_read(content, preprocess, max_pixels))
     return prepare(grey, preprocess) if grey.shape == (SIDE, SIDE) else to_mnist(grey)
 
 
 def _read(content: bytes, preprocess: Preprocess, max_pixels: int) -> Image.Image:
-    """Return the first frame: upright, opaque, L, reduced to about DECODED_SIDE."""
+    """Return the first frame as a grey picture (mode L): upright, opaque, reduced if larger than DECODED_SIDE."""
     name = format_of(content)
     if name not in FORMATS:
         found = name or f"{len(content):,} bytes of another format"
@@ -79,16 +79,17 @@ def _parsed(content: bytes, name: str, preprocess: Preprocess, max_pixels: int) 
         raise ImageError(f"expected at most {max_pixels:,} pixels, found {width:,}×{height:,}")
     if preprocess == "none" and image.size != (SIDE, SIDE):
         raise ImageError(f"expected {SIDE}×{SIDE} pixels, found {width}×{height}")
-    image.draft(None, (width * 384 // max(image.size) or 1, height * 384 // max(image.size) or 1))  # reduces a JPEG
+    # Decode a JPEG at a reduced size, which saves time and memory. Other formats are decoded at their full size.
+    image.draft(None, (width * 384 // max(image.size) or 1, height * 384 // max(image.size) or 1))
     picture = _reduced(image).convert("L")
     picture.info = image.info
-    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata, or Pillow cannot update it
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # the metadata may be damaged: ignore it then
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """Remove ancillary chunks, except transparency and Exif. Pillow refuses a PNG if they are large or damaged."""
+    """Remove ancillary chunks, because Pillow refuses large or damaged ones. Keep undamaged tRNS and eXIf chunks."""
     kept, start = [png[:8]], 8
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
@@ -101,18 +102,18 @@ def _without_metadata(png: bytes) -> bytes:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return the picture opaque, in L or RGB, reduced by a whole factor to about DECODED_SIDE."""
+    """Return an opaque picture in mode L or RGB, reduced by an integer factor to a side of about DECODED_SIDE."""
     factor = max(1, round(max(image.size) / DECODED_SIDE))
-    if image.mode[0] in "IF":  # more than 8 bits per pixel, of which the values may use only a part
-        values = np.asarray(image, np.float32)  # Pillow's own conversion of I;16 limits values to 255
+    if image.mode[0] in "IF":  # more than 8 bits per pixel: scale the largest value to 255
+        values = np.asarray(image, np.float32)  # Pillow's own conversion of mode I;16 would clip values at 255
         image = Image.fromarray((values * (255 / max(values.max(), 1))).round().astype(np.uint8))
-    if image.has_transparency_data:  # convert() always copies, and the memory may be too small for a copy
+    if image.has_transparency_data:  # an RGBA picture is not converted: convert() would need memory for a copy
         return _opaque((image if image.mode == "RGBA" else image.convert("RGBA")).reduce(factor))
     return (image if image.mode in ("L", "RGB") else image.convert("RGB")).reduce(factor)
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Fill transparent pixels with the median of the opaque ones, or with black or white if most are transparent."""
+    """Fill transparent pixels with the median of the opaque pixels. If most are transparent, use black or white."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0

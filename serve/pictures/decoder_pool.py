@@ -1,14 +1,14 @@
-"""Sandboxed image decoding: a pool of processes with limits of CPU time and memory per picture.
+"""Sandboxed image decoding: a pool of processes with limits on CPU time and memory per picture.
 
-A picture can be a decompression bomb or trigger a bug in a decoder, but it cannot block or kill a worker. Each process,
-`python -m serve.pictures.decoder_pool`, calls serve.pictures.decode. It reads requests from standard input and writes
-responses to standard output. Both consist of a header, which states the payload's length, and the payload.
+A picture that is a decompression bomb or triggers a bug in a decoder thus cannot block or kill a worker. Each process,
+`python -m serve.pictures.decoder_pool`, calls serve.pictures.decode. The process reads requests from standard input and
+writes responses to standard output. A request and a response have a header with the payload's length, then the payload.
 
-Exception: the worker itself decodes a small PNG, such as the drawing page sends. This takes less than 0.1 s and 20 MiB.
-A process would add 0.35 ms of CPU time, a quarter of what a request with a PNG of 28×28 takes.
+Exception: the worker itself decodes small PNGs, such as those of the drawing page, in less than 0.1 s and 20 MiB. A
+separate process would add 0.35 ms of CPU time, which is a quarter of the time for a request with a PNG of 28×28.
 
-Two alternatives do not work here. The timeout of gunicorn's dirty workers does not stop a worker that is computing.
-The library pebble waits for its processes on pipes that gevent does not patch: it would block the event loop.
+Two alternatives do not work here. gunicorn's dirty workers are also separate processes, but their timeout does not stop
+a computation. The library pebble waits on pipes that gevent does not patch, and would block the event loop.
 """
 
 import logging
@@ -33,30 +33,32 @@ from PIL import Image
 from serve.pictures.decode import decode
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess
 
-PROCESSES = 2  # per worker: while one decodes a hostile picture, the other serves the other clients
-MAX_BYTES = 8 * 2**20  # of an encoded picture; a phone's photo has 2 to 6 MB
+PROCESSES = 2  # per worker: while one decodes a hostile picture, the other decodes the pictures of other clients
+MAX_BYTES = 8 * 2**20  # most bytes of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
 SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
-TIMEOUT = 30  # seconds per picture if a process hangs; includes its start: up to 10 s on an overloaded machine
-STOP = (signal.SIGINT, signal.SIGTERM)  # decoders block these: Ctrl-C reaches them too, but requests must finish
-# With these, glibc returns every freed block of 4 MiB or more: a picture cannot use an earlier one's beyond its limit.
+TIMEOUT = 30  # seconds until a process that hangs is killed. On a busy machine, its start may take 10 seconds
+# Decoding processes block these signals, which may be sent to all processes: the worker's requests must still finish.
+STOP = (signal.SIGINT, signal.SIGTERM)
+# With these variables, glibc returns every freed block of 4 MiB or more to the system. Otherwise the memory of earlier
+# pictures would count as used before the next picture, and would raise its limit (see _limit_memory).
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
 
-USAGE = Path("/proc/self/statm")  # its first number is the size of the address space, in pages
-PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # width and height
-REQUEST = struct.Struct("<BIQ")  # index of preprocess, max_pixels, length of the payload
+USAGE = Path("/proc/self/statm")  # the first number in this file is the size of the address space, in pages
+PNG_START, PNG_HEADER = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")  # the header has width and height
+REQUEST = struct.Struct("<BIQ")  # index of `preprocess` in Preprocess, max_pixels, length of the payload
 RESPONSE = struct.Struct("<BQ")  # DECODED, REFUSED, TOO_LARGE or FAILED; length of the payload
 DECODED, REFUSED, TOO_LARGE, FAILED = range(4)
 
 EXCEEDED = (
     f"expected a picture that is decoded within {CPU_SECONDS:g} s of CPU time and {MEMORY // 2**20} MiB of memory, "
-    "found one that is not"
+    "found one that exceeds a limit"
 )
 
 
 class DecoderPool:
-    """The decoding processes of one worker. The first starts immediately, the others on demand."""
+    """The decoding processes of one worker. The first process starts immediately, the others on demand."""
 
     def __init__(self, max_pixels: int) -> None:
         if not USAGE.exists():
@@ -70,21 +72,22 @@ class DecoderPool:
     def decode(self, content: bytes, preprocess: Preprocess = "auto") -> Grey:
         """Return serve.pictures.decode.decode(content, preprocess), uint8 [28, 28].
 
-        Raises ImageError as that function does, and if the picture exceeds a limit. Raises RuntimeError, with the
-        traceback, if the process fails with another exception, which is a bug.
+        Raises ImageError if that function does, or if the picture exceeds a limit. Any other exception in the process
+        is a bug: it is raised here as a RuntimeError with the traceback.
         """
         if len(content) > MAX_BYTES:
             raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found {len(content):,}")
         if _is_small(content):
-            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))  # a later IHDR may be larger
+            # The pixels are limited again, because a second IHDR chunk, later in the file, may state a larger size.
+            return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))
         process = self._processes.get()
         try:
-            if process is None or process.child.poll() is not None:  # the OOM killer killed it
+            if process is None or process.child.poll() is not None:  # not started, or killed by the OOM killer
                 process = _Process()
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException:  # also a timeout: if the process lived on, its next caller would get this response
+        except BaseException:  # the process must end: its next caller would get the response to this call
             if process:
                 process.kill()
             process = _Process()
@@ -118,7 +121,7 @@ class _Process:
                 [sys.executable, "-m", "serve.pictures.decoder_pool"],
                 stdin=remote.fileno(),
                 stdout=remote.fileno(),
-                stderr=subprocess.DEVNULL,  # the decoding libraries print warnings
+                stderr=subprocess.DEVNULL,  # discards the warnings of the decoding libraries
                 cwd=Path(__file__).parent.parent.parent,
                 env={**os.environ, **MALLOC},
             )
@@ -130,7 +133,7 @@ class _Process:
         self.kill = weakref.finalize(self, _kill, self.child, self._responses, self._socket)
 
     def call(self, header: bytes, content: bytes) -> tuple[int, bytes]:
-        """Return the response's kind and payload. Raises ImageError if the process exited or timed out."""
+        """Send a request. Return the response's kind and payload. Raises ImageError if the process exits or hangs."""
         try:
             self._socket.sendall(header)
             self._socket.sendall(content)  # sent separately: header + content would copy content, which may be large

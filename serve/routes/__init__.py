@@ -1,1 +1,1 @@
-"""The HTTP routes, one blueprint per file. They use HTTP and the predictor, and also run without gunicorn."""
+"""The HTTP routes, in several blueprints, and the parsing of bodies. The routes also work without gunicorn workers."""

@@ -1,4 +1,4 @@
-"""Read the body of a request, decompress it, and split a form into its parts, within the limits of each step."""
+"""Read the body of a request, decompress the body, and split a form into its parts. Every step limits the size."""
 
 import zlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CURL = "curl -F image=@7.png"
 
 
 def read_body(request: Request) -> bytes:
-    """Return the decompressed body. Raises 413 if it is too large, 415 for another encoding, 400 if it is damaged."""
+    """Return the decompressed body. Raises werkzeug's 413 (too large), 415 (unknown encoding) or 400 (damaged)."""
     encoding, limit = request.headers.get("Content-Encoding", "").strip().lower(), request.max_content_length or 0
     body = _read(request, limit)
     if encoding in ("gzip", "x-gzip", "deflate"):
@@ -27,13 +27,13 @@ def read_body(request: Request) -> bytes:
 
 
 def read_form(request: Request) -> Iterator[tuple[bytes, bool]]:
-    """Yield each part of a form, in the order sent, and whether it has a file name or a picture's content type.
+    """Yield the content of each part of a form, and whether the part has a file name or a picture's content type.
 
-    Raises the errors of read_body, and 413 for too many or too large parts.
+    Raises the errors of read_body, 400 for a malformed form, and 413 for too many parts or too large headers of a part.
     """
     if "boundary" not in request.mimetype_params:
         raise BadRequest("expected the boundary of the form's parts in Content-Type, found none")
-    # Not werkzeug's own parser: it loses the order of files and texts, and the bytes of a file without a name.
+    # Request.files and .form are not used: they lose the order of the parts, and the bytes of a file without a name.
     boundary, size, count = request.mimetype_params["boundary"], request.max_form_memory_size, request.max_form_parts
     decoder = MultipartDecoder(boundary.encode(), size, max_parts=count)
     content: list[bytes] = []
@@ -57,8 +57,8 @@ def read_form(request: Request) -> Iterator[tuple[bytes, bool]]:
 
 
 def _read(request: Request, limit: int) -> bytes:
-    """Return the body as sent."""
-    size = request.content_length  # None: chunked, or no body
+    """Return the body, which may still be compressed."""
+    size = request.content_length  # None: the body is chunked, or there is no body
     if (size or 0) > limit:
         raise _too_large(limit)
     body: bytes | None = None
@@ -81,14 +81,14 @@ def _pieces(content: bytes) -> Iterator[bytes]:
 
 
 def _unpacked(packed: bytes, encoding: str, limit: int) -> bytes:
-    """Decompress `packed`, which is in `encoding`. Raises 413 if the result exceeds `limit`, 400 if it is damaged."""
-    # `deflate` has zlib's header (RFC 9110): the low four bits of its first byte are 8. Some clients leave it out.
+    """Decompress `packed`. Raises 413 if the result has more than `limit` bytes, 400 if `packed` is damaged."""
+    # By RFC 9110, `deflate` starts with zlib's header: the low four bits of byte 0 are 8. Some clients omit the header.
     bits = 31 if "gzip" in encoding else 15 if packed[:1] and packed[0] & 15 == 8 else -15
     unpacker, body = zlib.decompressobj(bits), bytearray()
     try:
         for piece in _pieces(packed):
             while piece:
-                if unpacker.eof:  # gzip may consist of several members
+                if unpacker.eof:  # gzip data may consist of several members, one after the other
                     unpacker = zlib.decompressobj(bits)
                 body += unpacker.decompress(piece, PIECE)
                 if len(body) > limit:

@@ -1,4 +1,4 @@
-"""The images of a request to /predict, from a body of any accepted content type."""
+"""Get the images of a request to /predict from a body of any accepted content type."""
 
 import base64
 from codecs import BOM_UTF8
@@ -18,14 +18,14 @@ from serve.pictures.preprocess import SIDE, ImageError, Preprocess, prepare
 from serve.routes.body import CURL, read_body, read_form
 from serve.server.event_loop import yield_to_event_loop
 
-YIELD_EVERY = 10  # images sent as pixels between two yields to the event loop: preparing ten takes up to 20 ms
-EXTRA_COMMAS = 1_000  # commas that a JSON body may have besides those between the numbers of its images
-OTHER_FIELDS = 100  # parts that a form may have besides its images
+YIELD_EVERY = 10  # after so many images sent as pixels, yield to the event loop: ten images take up to 20 ms
+EXTRA_COMMAS = 1_000  # a JSON body may have this many more commas than MAX_BATCH images need
+OTHER_FIELDS = 100  # a form may have this many more parts than MAX_BATCH
 PICTURES = tuple(f"image/{format.lower()}" for format in FORMATS)
 ACCEPTED = ("application/json", "application/octet-stream", "multipart/form-data", *PICTURES)
 BASE64URL = bytes.maketrans(b"-_", b"+/")
 
-# What msgspec raises: ValueError includes its own errors and invalid UTF-8; RecursionError is for deep nesting.
+# What msgspec raises: subclasses of ValueError for invalid JSON or invalid UTF-8, RecursionError for deep nesting.
 UNREADABLE = (ValueError, RecursionError)
 
 Pixels = NDArray[np.uint8]  # [28, 28]
@@ -36,7 +36,7 @@ JSONImage = list[Number | list[Number | list[Number | list[Number]]]] | str  # n
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A JSON body: either `image` or `images`."""
+    """A JSON body, which has either `image` or `images`."""
 
     image: JSONImage | msgspec.UnsetType = msgspec.UNSET
     images: list[JSONImage] | msgspec.UnsetType = msgspec.UNSET
@@ -49,7 +49,7 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
     """Return the images of `request`, uint8 [N, 28, 28], N ≥ 1, white ink on black, in the order sent.
 
     Raises werkzeug's exceptions: 400 for a malformed body or query, 413 for too many images or bytes, 415 for a content
-    type or encoding that is not accepted, 422 for no image, or for an invalid one with its number.
+    type or encoding that is not accepted, 422 if there is no image or if an image is invalid (with the image's number).
     """
     preprocess: Preprocess = query_parameter(request, "preprocess", get_args(Preprocess), "auto")
     sources = _sources(request, config)
@@ -70,7 +70,7 @@ def read_images(request: Request, config: Config, decoders: DecoderPool) -> NDAr
 
 
 def check_count(count: int, config: Config) -> None:
-    """Raise werkzeug's 413 if `count` images are too many for a request, 422 if there are none."""
+    """Raise werkzeug's 413 if `count` is greater than `config.max_batch`, and werkzeug's 422 if `count` is 0."""
     if count > config.max_batch:
         raise RequestEntityTooLarge(f"expected at most {config.max_batch} images, found {count}")
     if count == 0:
@@ -88,7 +88,7 @@ def check_numbers(json: bytes, images: int) -> None:
 
 
 def query_parameter(request: Request, name: str, values: tuple[str, ...], default: str) -> Any:
-    """Return the query parameter `name`. Raises werkzeug's 400 if its value is not in `values`."""
+    """Return the query parameter `name`, or `default`. Raises werkzeug's 400 if the value is not in `values`."""
     value = request.args.get(name, default)
     if value not in values:
         raise BadRequest(f"{name}: expected {' or '.join(values)}, found {value!r}")
@@ -96,7 +96,7 @@ def query_parameter(request: Request, name: str, values: tuple[str, ...], defaul
 
 
 def _sources(request: Request, config: Config) -> list[Source]:
-    """Return the encoded pictures or pixels in the body. Content-Type and the first bytes determine its type."""
+    """Return the images in the body. Content-Type and the first bytes tell whether they are pictures or pixels."""
     if request.mimetype == "multipart/form-data":
         return _form(request)
     body = read_body(request)
@@ -122,7 +122,7 @@ def _raw_pixels(content: bytes) -> list[Source]:
 
 
 def _form(request: Request) -> list[Source]:
-    """Return the pictures of a form, in the order sent: files in any field, and texts in base64."""
+    """Return the pictures of a form, in the order sent: files in any field, and text fields with base64."""
     pictures: list[Source] = []
     for content, is_file in read_form(request):
         picture = content if is_file or format_of(content) in FORMATS else _from_text(content)
@@ -156,12 +156,12 @@ def _json_sources(content: bytes, config: Config) -> list[Source]:
 
 
 def _pixels(numbers: list[Any]) -> Pixels:
-    """Return 28 rows of 28 numbers, or 784 numbers, as uint8 [28, 28]. Axes of length 1 are dropped, fractions rounded.
+    """Convert and round 28 rows of 28 numbers, or 784 numbers, to uint8 [28, 28]. Axes of length 1 are removed.
 
-    If no number exceeds 1, the range is 0 to 1: with the range 0 to 255, such an image would be nearly black.
+    If no number exceeds 1, the numbers mean 0 (black) to 1 (white). With 0 to 255, the image would be nearly black.
     Raises ImageError for another shape, ValueError or OverflowError for a number out of range.
     """
-    with suppress(TypeError, ValueError):  # integers from 0 to 255: 6 % less time per request than with np.array
+    with suppress(TypeError, ValueError):  # integers from 0 to 255: a request takes 6 % less time than with np.array
         rows = numbers if len(numbers) == SIDE else [numbers]
         if {*map(len, rows)} == {SIDE**2 // len(rows)}:
             pixels = b"".join(map(bytes, rows))
@@ -183,7 +183,7 @@ def _pixels(numbers: list[Any]) -> Pixels:
 
 
 def _base64(text: str | bytes) -> bytes:
-    """Decode a text in base64 or base64url. It may have a data URL's prefix (RFC 2397) and line breaks."""
+    """Decode base64 or base64url. The text may have a data URL's prefix (RFC 2397) and white space."""
     head, comma, data = (text.encode() if isinstance(text, str) else text).partition(b",")
     if comma and not (head.startswith(b"data:") and head.endswith(b";base64")):
         raise ImageError("expected base64 or a data URL, data:…;base64,…, found neither")
@@ -197,7 +197,7 @@ def _base64(text: str | bytes) -> bytes:
 
 
 def _from_text(text: bytes) -> bytes | None:
-    """Return the picture that `text` holds as base64 or as a data URL, or None."""
+    """Return the picture that `text` contains as base64 or as a data URL, or None if `text` contains no picture."""
     with suppress(ImageError):
         content = _base64(text)
         if text.startswith(b"data:") or format_of(content):
@@ -206,5 +206,5 @@ def _from_text(text: bytes) -> bytes | None:
 
 
 def unprocessable(index: int, count: int, error: ImageError) -> UnprocessableEntity:
-    """Return the 422 error for image `index` of `count`. `index` counts from 0, the error's text from 1."""
+    """Return the 422 error for image `index` of `count`. `index` starts at 0, the number in the message at 1."""
     return UnprocessableEntity(f"image {index + 1} of {count}: {error}")

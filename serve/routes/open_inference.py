@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (V2, REST) with its binary tensor data extension, for KServe, Triton, MLServer clients.
+"""The Open Inference Protocol (V2, REST) with its binary tensor data extension, for clients of KServe and Triton.
 
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol/binary-tensor-data-extension
@@ -28,28 +28,28 @@ from serve.server.api_key import public
 
 SERVER, MODEL, PLATFORM, EXTENSION = "mnist-progression", "digits", "onnxruntime_onnx", "binary_tensor_data"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # from NumPy's name to the protocol's
+DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}  # from NumPy's names to the protocol's names
 OUTPUT_NAMES = [tensor.name for tensor in OUTPUTS]
 
 UInt8 = Annotated[int, Meta(ge=0, le=255)]
 
 
 class Parameters(Struct):
-    """The parameters that the service reads, of a request, an input or an output. Null means absent."""
+    """The parameters that the service uses, in a request, an input or an output. Null means absent."""
 
-    binary_data_size: int | None = None  # of an input: its number of bytes
-    binary_data: bool | None = None  # of an output
-    binary_data_output: bool | None = None  # of a request: the default for outputs without `binary_data`
-    classification: Any = None
+    binary_data_size: int | None = None  # in an input: the number of bytes of its binary data
+    binary_data: bool | None = None  # in an output: whether to send the output as binary data
+    binary_data_output: bool | None = None  # in a request: the value for outputs without `binary_data`
+    classification: Any = None  # in an output; not supported
 
 
 class RequestInput(Struct):
-    """Images, white ink on black. It has either `data` or `parameters.binary_data_size`."""
+    """The input tensor: images, white ink on black. It has either `data` or `parameters.binary_data_size`."""
 
     name: str
     datatype: str
     shape: list[int]
-    data: Raw = Raw(b"null")  # as many pixels as the shape states, nested like the shape or flat
+    data: Raw = Raw(b"null")  # as many pixels as the shape states, nested like the shape, or flat
     parameters: Parameters | None = None
 
 
@@ -65,7 +65,7 @@ class InferenceRequest(Struct):
 
     inputs: list[RequestInput]
     id: str | None = None
-    outputs: list[RequestOutput] | None = None  # all if absent, null or empty
+    outputs: list[RequestOutput] | None = None  # if absent, null or empty, all outputs are sent
     parameters: Parameters | None = None
 
 
@@ -74,7 +74,7 @@ _pixels = msgspec.json.Decoder(list[UInt8])
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
-    """Return the routes of /v2. The model's name is `digits`, its only version is the release's."""
+    """Return the routes of /v2. The model's name is `digits`, its only version is the version of the release."""
     routes = Blueprint("inference", __name__, url_prefix="/v2")
 
     @routes.get("")
@@ -136,12 +136,12 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
 
 
 def _metadata(tensor: TensorSpec) -> dict[str, Any]:
-    """Return a tensor's description in the protocol's terms."""
+    """Return the protocol's metadata of a tensor. -1 stands for the number of images."""
     return {"name": tensor.name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape]}
 
 
 def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[InferenceRequest, bytes]:
-    """Return the decoded JSON request, and the binary data after it."""
+    """Return the decoded JSON of a request, and the binary data after the JSON."""
     size = len(body)
     if header_length is not None:
         if not re.fullmatch("[0-9]{1,10}", header_length) or int(header_length) > len(body):
@@ -155,7 +155,7 @@ def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[Infe
 
 
 def _requested(inference: InferenceRequest) -> dict[str, bool]:
-    """Return the names of the requested outputs (by default all), and whether to send each as binary data."""
+    """Return the names of the requested outputs (by default all), and whether to send each output as binary data."""
     default = bool(inference.parameters and inference.parameters.binary_data_output)
     requested = {}
     for output in inference.outputs or map(RequestOutput, OUTPUT_NAMES):
@@ -169,7 +169,7 @@ def _requested(inference: InferenceRequest) -> dict[str, bool]:
 
 
 def _images(inference: InferenceRequest, binary: bytes, config: Config) -> NDArray[np.uint8]:
-    """Return the input tensor, uint8 [N, 28, 28], exactly as sent."""
+    """Return the input tensor, uint8 [N, 28, 28], without preprocessing."""
     found = [(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in inference.inputs]
     if found != [(IMAGE.name, DATATYPES[IMAGE.dtype], list(IMAGE.shape))] or inference.inputs[0].shape[0] < 0:
         sent = ", ".join(f"{tensor.name!r}: {tensor.datatype} {tensor.shape}" for tensor in inference.inputs)
@@ -179,12 +179,12 @@ def _images(inference: InferenceRequest, binary: bytes, config: Config) -> NDArr
     check_count(count, config)
     pixels = _values(tensor, binary)
     if pixels.size != count * SIDE * SIDE:
-        raise _invalid(f"expected {count * SIDE * SIDE} values for its shape, found {pixels.size}")
+        raise _invalid(f"expected {count * SIDE * SIDE} values for the shape, found {pixels.size}")
     return pixels.reshape(count, SIDE, SIDE)
 
 
 def _values(tensor: RequestInput, binary: bytes) -> NDArray[np.uint8]:
-    """Return a tensor's values, flat, uint8, of any number: from binary data, or from JSON, which may be nested."""
+    """Return a tensor's values, flat, uint8, from binary data or JSON. The caller checks the number of values."""
     size, data = tensor.parameters and tensor.parameters.binary_data_size, bytes(tensor.data)
     if (size is None) == (data == b"null"):
         raise _invalid(f"expected either data or binary_data_size, found {'neither' if size is None else 'both'}")
@@ -195,7 +195,7 @@ def _values(tensor: RequestInput, binary: bytes) -> NDArray[np.uint8]:
     try:  # the inner brackets are removed: decoding millions of empty lists would take seconds
         return np.array(_pixels.decode(b"[" + data.translate(None, b"[]") + b"]"), np.uint8)
     except UNREADABLE as error:
-        raise _invalid(f"expected numbers 0–255 of its shape, nested or flat, found: {error}") from error
+        raise _invalid(f"expected integers from 0 to 255, nested or flat, found: {error}") from error
 
 
 def _invalid(detail: str) -> BadRequest:
@@ -203,7 +203,7 @@ def _invalid(detail: str) -> BadRequest:
 
 
 def _outputs(found: Predictions, requested: dict[str, bool]) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Return the response's outputs, and the binary data of those that are sent as binary data."""
+    """Return the outputs for the response's JSON, and the bytes of each output that is sent as binary data."""
     outputs: list[dict[str, Any]] = []
     parts: list[bytes] = []
     for name, is_binary in requested.items():

@@ -10,18 +10,18 @@ from serve.server.api_key import public
 
 FOLDER = Path(__file__).parent
 HEADERS = {
-    # Forbids content from other hosts, inline scripts and styles, and embedding in a frame.
+    # This policy forbids content from other hosts, inline scripts and styles, and embedding in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # the browser revalidates each time: 304 if the file has not changed
+    "Cache-Control": "no-cache",  # the browser asks again each time, and gets 304 if the file has not changed
 }
 
 
 def blueprint() -> Blueprint:
-    """Return the routes. This call reads the files, once."""
+    """Return the routes. The files are read once, when this function is called."""
     routes = Blueprint("page", __name__)
     files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
     description = (FOLDER.parent / "openapi.json").read_bytes()
@@ -43,7 +43,7 @@ def blueprint() -> Blueprint:
 
 
 def _answer(name: str, content: bytes) -> Response:
-    """Return the file, or 304 or 412 if the condition of If-None-Match or If-Match requires it (ETag)."""
+    """Return the file with an ETag; 304 if If-None-Match matches the ETag; 412 if If-Match does not match it."""
     response = Response(content, mimetype=mimetypes.guess_type(name)[0])
     response.headers.extend(HEADERS)
     response.add_etag()

@@ -1,4 +1,4 @@
-"""POST /predict: decode the images, predict them, encode the answer."""
+"""POST /predict: decode the images, predict their digits, encode the response."""
 
 import msgspec
 import numpy as np
@@ -18,10 +18,10 @@ class Prediction(msgspec.Struct):
     """The prediction for one image."""
 
     digit: int  # the most probable digit
-    confidence: float  # its probability
+    confidence: float  # the probability of `digit`
     doubtful: bool  # whether the image is probably not a digit
     probabilities: list[float]  # [10]
-    pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], the model's input
+    pixels: list[list[int]] | msgspec.UnsetType = msgspec.UNSET  # [28, 28], the model's input; only on request
 
 
 def blueprint(config: Config, release: Release, predictor: Predictor) -> Blueprint:
@@ -36,7 +36,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
-        readable = found.probabilities.astype(np.float64).round(6).tolist()  # /v2 does not round
+        readable = found.probabilities.astype(np.float64).round(6).tolist()  # rounded here, but not in /v2
         digits, doubtful = found.digits.tolist(), found.doubtful.tolist()
         predictions = [
             Prediction(digit, probabilities[digit], doubt, probabilities)

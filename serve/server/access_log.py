@@ -1,4 +1,4 @@
-"""Access log: gives each request an id, logs it as one line of JSON, and counts it."""
+"""Access log: gives each request an id, writes one line of JSON per request, and counts the requests."""
 
 import logging
 import re
@@ -11,17 +11,20 @@ from serve.config import Networks
 from serve.server import logs, metrics
 
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-LONGEST = 600  # characters of a path, each at most 6 bytes: a log line then fits in 4,096 bytes, a pipe's atomic write
-# Routes that monitoring calls often. A request to them that succeeds is logged at level debug.
+# Most characters of a path in the log. In JSON, a character has at most 6 bytes, so a log line has at most 4,096 bytes.
+# Linux writes a line of this size to a pipe in one piece, never mixed with the lines of other processes.
+LONGEST = 600
+# Routes that monitoring calls often. Successful requests to these routes are logged at level debug.
 PROBES = re.compile("/healthz|/readyz|/metrics|/v2/.*/(live|ready)")
-# Keys of a request's WSGI environment.
+# Keys that this module and the routes add to a request's WSGI environment.
 REQUEST_ID, IMAGES_PREDICTED, START = "serve.request_id", "serve.images", "serve.start"
 
 
 def install(app: Flask, proxies: Networks) -> None:
-    """Give each request to `app` an id, log and count it. Call this before other hooks of `app` are registered.
+    """Make `app` give each request an id, log the request and count it.
 
-    X-Forwarded-For is used only if it comes from one of `proxies`.
+    Call this function before other hooks are registered. Requests that another hook refuses are then logged, too. The
+    log has the client's address from X-Forwarded-For only if the connection comes from one of `proxies`.
     """
 
     @app.before_request
@@ -61,7 +64,10 @@ def install(app: Flask, proxies: Networks) -> None:
 
 
 def _client(address: str, forwarded: str, proxies: Networks) -> str:
-    """Return the connection's address. If that is one of `proxies`, return the last in X-Forwarded-For that is not."""
+    """Return the client's address: the last address that is not in `proxies`, in the list of `forwarded` and `address`.
+
+    `address` is the connection's. `forwarded` is X-Forwarded-For: each proxy appends the address of its own client.
+    """
     addresses = forwarded.split(",")
     while addresses and proxies and proxies.include(address):
         address = addresses.pop().strip()[:LONGEST] or address

@@ -1,4 +1,4 @@
-"""Authentication: if API_KEY is set, every route requires it, except those marked `@public`."""
+"""Authentication: if API_KEY is set, every route requires this key, except the routes with the decorator `@public`."""
 
 import hmac
 from collections.abc import Callable
@@ -12,23 +12,23 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def public(view: View) -> View:
-    """Exempt a view from authentication. Write it below `@routes.get(…)`."""
+    """Exempt a view from authentication. This is a decorator."""
     view.public = True  # type: ignore[attr-defined]
     return view
 
 
 def require_key(app: Flask, key: str) -> None:
-    """Make every view of `app` that is not public return 401 unless the request has `Authorization: Bearer KEY`."""
+    """Require `Authorization: Bearer KEY` for every view of `app` without `@public`. Otherwise the response is 401."""
 
     @app.before_request
     def check_key() -> None:
         view = app.view_functions.get(request.endpoint or "")
-        if view is None or hasattr(view, "public") or request.method == "OPTIONS":  # None: 404 or 405 follows
+        if view is None or hasattr(view, "public") or request.method == "OPTIONS":  # no view: Flask returns 404 or 405
             return
-        # request.authorization is not used: it parses a key that contains "=" as parameters.
+        # Flask's request.authorization is not used, because it parses a key that contains "=" as parameters.
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
-            found = "another form" if scheme else "none"  # another form: another scheme, or Bearer without a key
+            found = "another form" if scheme else "none"  # another scheme, or Bearer without a key
             raise Unauthorized(f"expected Authorization: Bearer KEY, found {found}", None, WWWAuthenticate("bearer"))
         if not hmac.compare_digest(sent.strip().encode(), key.encode()):
             raise Unauthorized("expected the API key, found another key", None, WWWAuthenticate("bearer"))

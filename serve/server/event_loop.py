@@ -1,20 +1,20 @@
-"""Cooperative scheduling: long computations yield to gevent's event loop, so that other requests are not starved."""
+"""Cooperative scheduling: long computations yield to gevent's event loop, so that it serves other requests, too."""
 
 import gevent
 from gevent.event import Event
 from gevent.hub import Hub
 
-ABOVE_SOCKETS = 1  # libev priority; sockets have 0, which is lower
+ABOVE_SOCKETS = 1  # a priority of libev, gevent's event loop; sockets have priority 0, which is lower
 
-_polls: dict[Hub, Event] = {}  # one event per hub (thread), set after the next poll of the sockets
+_polls: dict[Hub, Event] = {}  # for the hub of each thread, an event that is set after the next poll of the sockets
 
 
 def yield_to_event_loop() -> None:
     """Return after the event loop has polled the sockets. Waiting greenlets resume in the order in which they yielded.
 
-    A request whose socket became ready resumes before this greenlet yields again. `gevent.sleep(0)` does not ensure
-    that: while any greenlet is ready to run, the event loop polls the sockets only once per 50 iterations. An idle
-    watcher makes it poll in every iteration. Its priority is above the sockets', or it waits until no socket is ready.
+    A greenlet whose socket is ready runs before the calling greenlet yields again. `gevent.sleep(0)` does not ensure
+    this: while greenlets are ready to run, gevent runs at least 50 of them before it polls the sockets. gevent.idle()
+    waits for the next poll. With the priority of sockets, it would wait until no socket is ready.
     """
     hub = gevent.get_hub()
     if hub in _polls:

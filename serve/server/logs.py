@@ -1,4 +1,4 @@
-"""JSON logging: one object per line on standard error, for the service and for gunicorn."""
+"""JSON logging: one JSON object per line on standard error, for the service and for gunicorn."""
 
 import json
 import logging
@@ -13,17 +13,18 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Most characters of a message and of a traceback's end. Most lines thus fit in 4,096 bytes, a pipe's atomic write.
+# Most characters of a message, and of a traceback, whose end is kept. Most lines then have at most 4,096 bytes, so that
+# Linux writes a line to a pipe in one piece.
 MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written
 
 
 class StandardError(logging.Handler):
-    """Writes log records, with the members of `record.fields` if there are any, as JSON lines to standard error."""
+    """Log handler that writes each record, and the members of its attribute `fields`, as JSON to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record."""
+        """Write `record` as one line."""
         fields = dict(getattr(record, "fields", {}))
         if record.exc_info:
             fields["traceback"] = logging.Formatter().formatException(record.exc_info)[-MAX_TRACEBACK:]
@@ -31,19 +32,19 @@ class StandardError(logging.Handler):
 
 
 class GunicornLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's logger. Its lines are JSON, too: StandardError writes them."""
+    """gunicorn's logger, but with StandardError as its handler: gunicorn's lines are JSON, too."""
 
     def setup(self, cfg: GunicornConfig) -> None:
-        """Set up gunicorn's handlers."""
+        """Set up gunicorn's logging, then replace the handlers of its error log."""
         super().setup(cfg)
         self.error_log.handlers = [StandardError()]
 
 
 def prepare_standard_error() -> None:
-    """Make standard error non-blocking, so that the service does not hang if nobody reads its log.
+    """Make standard error non-blocking, so that the service does not hang if nobody reads the log.
 
-    This applies to pipes and sockets, and to every process that shares them. If standard error is closed, descriptor 2
-    is opened read-only. Otherwise a socket or a metrics file could get this number and receive log lines.
+    Only pipes and sockets become non-blocking, for every process that shares them. If standard error is closed, file
+    descriptor 2 is opened read-only. Otherwise a socket or a metrics file could get number 2 and receive log lines.
     """
     while os.open(os.devnull, os.O_RDONLY) < STDERR:
         pass
@@ -53,18 +54,18 @@ def prepare_standard_error() -> None:
 
 
 def write(level: int, message: str, **fields: object) -> None:
-    """Write a line as the logger `serve` does, without a LogRecord: that saves 6 % of a JSON request's CPU time."""
+    """Write a log line as the logger `serve` would. Without a LogRecord, a JSON request takes 6 % less CPU time."""
     if logger.isEnabledFor(level):
         _write(time.time(), logging.getLevelName(level), logger.name, message, fields)
 
 
 def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[str, object]) -> None:
-    """Write a line. If that fails, count it as dropped: the disk or the pipe is full, or the reader is gone."""
+    """Write a line. If the disk or the pipe is full, or the pipe's reader has exited, count the line as dropped."""
     moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     line = {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
     try:
         encoded = msgspec.json.encode(line)
-    except UnicodeEncodeError:  # the name of a folder (MODEL_DIR) that is not UTF-8 has surrogates
+    except UnicodeEncodeError:  # surrogates, from a folder's name (MODEL_DIR) that is not UTF-8
         encoded = json.dumps(line).encode()
     try:
         os.write(STDERR, encoded + b"\n")

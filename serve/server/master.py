@@ -1,8 +1,8 @@
 """gunicorn's master process: its settings, its hooks, and a reload that verifies the new model first.
 
-SIGTERM stops the service after the current requests. SIGHUP loads the model in MODEL_DIR and starts new workers.
+SIGTERM stops the service after the current requests. SIGHUP verifies the model in MODEL_DIR and starts new workers.
 
-Only the workers import Flask, NumPy and ONNX Runtime, never the master: gevent must patch the worker before that.
+The master never imports Flask, NumPy or ONNX Runtime. Each worker imports them after gevent's monkey patching.
 """
 
 import os
@@ -21,14 +21,14 @@ from serve.server.worker import Worker
 
 
 class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """The service as gunicorn runs it. The workers inherit its configuration and its release when they are forked."""
+    """The service as a gunicorn application. Each forked worker inherits the configuration and the release."""
 
     def __init__(self, config: Config) -> None:
-        """Verify the release in MODEL_DIR. Raises ModelError, or OSError if no temporary folder is writable."""
+        """Verify the release. Raises ModelError if it is invalid, OSError if no temporary folder is writable."""
         self.config = config
         self.release = verify(config.model_dir)
-        # A folder for the metrics and gunicorn's heartbeats: on Linux in memory, so that a full disk does not matter.
-        # prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported.
+        # This folder holds the metrics and gunicorn's heartbeat files. On Linux, it is in memory, so that a full disk
+        # stops no worker. prometheus_client reads PROMETHEUS_MULTIPROC_DIR when prometheus_client is imported.
         self.folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(
             prefix="serve-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         )
@@ -43,12 +43,12 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "worker_connections": 1_000,
             "worker_tmp_dir": self.folder,
             "keepalive": self.config.keep_alive,
-            "timeout": 30,  # seconds without a heartbeat before a worker is killed
+            "timeout": 30,  # seconds without a heartbeat, after which a worker is killed
             "graceful_timeout": self.config.request_timeout,
             "loglevel": self.config.log_level,
             "logger_class": logs.GunicornLogger,
             "control_socket_disable": True,
-            "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the scheme; by default 127.0.0.1 and ::1 may
+            "forwarded_allow_ips": "",  # no client may set SCRIPT_NAME or the URL scheme; by default, local clients may
             "post_fork": post_fork,
             "child_exit": child_exit,
             "on_exit": on_exit,
@@ -57,43 +57,44 @@ class Service(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        """Return the application of a worker."""
+        """Return the Flask application. Each worker calls this method once."""
         from serve.app import create_app
 
         return create_app(self.config, self.release)
 
 
 class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's master with its own implementation of a reload.
+    """gunicorn's master process with a different reload, which SIGHUP starts.
 
-    gunicorn's reload verifies nothing. While it waits for the old workers, it handles neither SIGTERM nor dead workers.
+    gunicorn's own reload does not verify the model. While gunicorn waits for the old workers to exit, it does not react
+    to SIGTERM and does not replace workers that die.
     """
 
     def handle_hup(self) -> None:
-        """Verify the release in MODEL_DIR and start new workers. If the release is refused, keep the current one."""
+        """Verify the release in MODEL_DIR and start new workers. If the release is invalid, keep the old workers."""
         try:
             self.app.release = verify(self.app.config.model_dir)
         except (ModelError, OSError) as error:
-            self.log.error("the new model is refused, the current one is kept: %s", error)  # noqa: TRY400
+            self.log.error("the new model is refused, the current model is kept: %s", error)  # noqa: TRY400
             return
         for _ in range(self.num_workers):
             self.spawn_worker()
-        self.manage_workers()  # there are too many workers now: this stops the oldest
+        self.manage_workers()  # stops the oldest workers, because there are now too many
 
 
 def post_fork(_server: Master, _worker: Worker) -> None:
-    """Let SIGTERM end a worker that is still starting. The handler inherited from the master would lose the signal."""
+    """Make SIGTERM end a worker that is still starting. The handler inherited from the master would not do so."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def child_exit(server: Master, worker: Worker) -> None:
-    """Correct the metrics after a worker has exited."""
+    """Update the metrics after a worker has exited."""
     from serve.server import metrics
 
-    # An exit is no death if enough workers remain (after a reload) or if the listeners are closed (the service stops).
+    # The exit is intended if enough workers remain (after a reload) or if the listeners are closed (the service stops).
     metrics.count_exit(worker.pid, died=bool(server.LISTENERS) and len(server.WORKERS) < server.num_workers)
 
 
 def on_exit(server: Master) -> None:
-    """Delete the folder of the metrics when the service has ended."""
+    """Delete the folder of the metrics when the service stops."""
     shutil.rmtree(server.app.folder, ignore_errors=True)

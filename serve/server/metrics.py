@@ -1,7 +1,7 @@
-"""Prometheus metrics: defined, counted and rendered here.
+"""Prometheus metrics of the service: definitions, counting, and the text format.
 
-With gunicorn, each process writes its values to a file in the folder PROMETHEUS_MULTIPROC_DIR, and every worker renders
-the sum of all processes. The variable must be set before this module is imported.
+With gunicorn, each process writes its values to files in the folder that PROMETHEUS_MULTIPROC_DIR names, and every
+worker returns the sums over all processes. This variable must be set before this module is imported.
 """
 
 import os
@@ -26,7 +26,7 @@ DIGITS = Counter("digits_predictions", "Images predicted, by digit.", ["digit"])
 CONFIDENCE = Histogram(
     "digits_confidence",
     "Probability of the predicted digit, per image.",
-    # The confidence of nearly all digits is above 0.99, that of other images often below.
+    # Nearly all digits have a confidence above 0.99. Many images that are not digits have a lower confidence.
     buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1),
 )
 DOUBTFUL = Counter("digits_doubtful", "Images predicted whose doubt is above the model's threshold.")
@@ -41,7 +41,7 @@ MODEL = Gauge(
 
 
 def initialise(model: str, version: str) -> None:
-    """Set the metric of the served model to 1, and the count of every digit to 0. Call this in every worker."""
+    """Set the served model's metric to 1, and the count of every digit to 0. Call this function in every worker."""
     logs.on_drop = DROPPED.inc
     for digit in range(10):
         DIGITS.labels(digit)
@@ -65,14 +65,14 @@ def count_predictions(digits: list[int], confidences: list[float], doubtful: int
 
 
 def count_exit(pid: int, *, died: bool) -> None:
-    """Delete the live values of worker `pid`. Count it if its exit was unintended (`died`). Call this in the master."""
+    """Delete the live metrics of worker `pid`. If the worker `died`, count a restart. Call this in the master."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
     if died:
         RESTARTS.inc()
 
 
 def render() -> bytes:
-    """Return the metrics of all processes (without gunicorn: of this one) in Prometheus' text format."""
+    """Return the metrics of all processes (without gunicorn: of this process) in Prometheus' text format."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()

@@ -9,7 +9,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
 from serve.server.access_log import REQUEST_ID
 
-LONGEST = 1_000  # characters of an error's detail
+LONGEST = 1_000  # most characters of an error's detail
 logger = logging.getLogger("serve")
 
 
@@ -26,12 +26,12 @@ def install(app: Flask) -> None:
 
 
 def _answer(error: HTTPException) -> Response:
-    """Return the response for `error`, with its headers."""
+    """Return the response for `error`, with the headers of `error`."""
     status = error.code or 500
     detail = error.description or error.name
     if error is request.routing_exception:
         detail = f"expected a path and a method that /openapi.json lists, found {request.method} {request.path}"
-    if len(detail) > LONGEST:  # it may quote the request, which may be long
+    if len(detail) > LONGEST:  # the detail may quote a long request
         detail = detail[:LONGEST] + " …"
     if request.path == "/v2" or request.path.startswith("/v2/"):
         body, content_type = msgspec.json.encode({"error": detail}), "application/json"
@@ -45,6 +45,6 @@ def _answer(error: HTTPException) -> Response:
 
 
 def _unexpected(error: Exception) -> Response:
-    """Return 500 and log the exception with its traceback; the response does not reveal it."""
+    """Log the exception with its traceback and return 500. The response does not reveal the exception."""
     logger.exception("unexpected error", extra={"fields": {"request_id": request.environ[REQUEST_ID]}})
     return _answer(InternalServerError("the service failed; its log has the request id and the reason"))

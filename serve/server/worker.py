@@ -1,8 +1,8 @@
 """gunicorn's gevent worker, hardened against hostile clients: bodies, timeouts, pipelining and malformed requests.
 
-It enforces REQUEST_TIMEOUT and changes three behaviours of gunicorn 27.0. After the response, gunicorn reads the rest
-of a request's body for as long as the client sends. It does not yield to the event loop before it parses data that has
-already arrived. It answers a malformed request in HTML.
+The worker enforces REQUEST_TIMEOUT and changes three behaviours of gunicorn 27.0. After the response, gunicorn reads
+the rest of a request's body for as long as the client sends. Before gunicorn parses data that has already arrived, it
+does not yield to the event loop. gunicorn answers a malformed request in HTML.
 """
 
 import errno
@@ -21,23 +21,24 @@ from gunicorn.workers.ggevent import GeventWorker
 from serve.server import logs
 from serve.server.event_loop import yield_to_event_loop
 
-LINGER = 5  # seconds: a client that is still sending has this long to read the response before the connection closes
+LINGER = 5  # seconds that a connection stays open after the response if the client is still sending
 
 
 class Connection:
-    """A client's socket. Each read yields to the event loop; close() lets the client read the response first."""
+    """A client's socket. Each read yields to the event loop. close() lets the client read the response first."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.timeout: gevent.Timeout | None = None  # of the current request
+        self.timeout: gevent.Timeout | None = None  # the timeout of the current request
         self.lingers = False  # whether the client may still be sending when the connection is closed
-        self.held: bytes | None = None  # the response's head, sent with its body: 4 % less CPU time; b"": not sent yet
+        # The head of a response is kept here and sent with the body: 4 % less CPU time. b"": the head comes next.
+        self.held: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
 
     def recv(self, size: int) -> bytes:
-        """Return at most `size` bytes. gevent alone does not yield if data is already available."""
+        """Receive at most `size` bytes, and always yield. gevent's recv does not yield if data is already available."""
         loop = gevent.get_hub().loop
         iteration = loop.iteration
         data = self._socket.recv(size)
@@ -46,13 +47,13 @@ class Connection:
         return data
 
     def sendall(self, data: bytes) -> None:
-        """Send `data`. Raises ConnectionResetError if the client does not read it before the request's timeout."""
+        """Send or hold `data`. Raises ConnectionResetError if the client does not read `data` in time."""
         if self.held == b"":
             self.held = data
             return
         data, self.held = (self.held or b"") + data, None
         try:
-            if self.timeout and not self.timeout.pending:  # it has expired, and `data` is the response 408
+            if self.timeout and not self.timeout.pending:  # the timeout has expired, and `data` is the response 408
                 self.timeout = gevent.Timeout.start_new(self.timeout.seconds, self.timeout.exception)
             self._socket.sendall(data)
         except Exception as error:
@@ -62,7 +63,7 @@ class Connection:
             raise ConnectionResetError(errno.ECONNRESET, "the client did not read its response in time") from None
 
     def close(self) -> None:
-        """Close the connection. If the client may still be sending, first read until it stops, at most LINGER seconds.
+        """Close the connection. If the client may still be sending, first read its data, for at most LINGER seconds.
 
         Otherwise TCP would reset the connection and the client could lose the response (RFC 9112, section 9.6).
         """
@@ -77,8 +78,8 @@ class Connection:
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
-    # Pipelined requests have already arrived. The worker serves one per iteration of the event loop, over all
-    # connections together. Otherwise it would serve all of them before a new client's request.
+    # A pipelined request arrives before the previous response is sent. In each iteration of the event loop, the worker
+    # serves one pipelined request, over all connections. Otherwise a new client would wait for all pipelined requests.
     _pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
@@ -87,7 +88,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
         """Serve a request within REQUEST_TIMEOUT seconds, including the time to receive its body."""
-        from werkzeug.exceptions import RequestTimeout  # imported in the worker: see serve.server.master
+        from werkzeug.exceptions import RequestTimeout  # the master must not import it: see serve.server.master
 
         should_close = req.should_close
         req.should_close = lambda: should_close() or _is_unread(req.body)
@@ -102,7 +103,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             super().handle_request(listener_name, req, sock, addr)
         finally:
-            if sock.held:  # a response without a body
+            if sock.held:  # the response has no body, so its head is not sent yet
                 with suppress(OSError):
                     sock.sendall(b"")
             sock.held = None
@@ -122,7 +123,7 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Send application/problem+json (RFC 9457) in answer to a request that gunicorn cannot parse."""
-    from serve.server import problem  # imported in the worker: see serve.server.master
+    from serve.server import problem  # the master must not import it: see serve.server.master
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase
@@ -137,4 +138,4 @@ def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> N
     util.write_nonblock(sock, head.encode() + body)
 
 
-util.write_error = _write_problem  # gunicorn calls this function for every error response of its own
+util.write_error = _write_problem  # gunicorn calls this function for each error response that gunicorn itself sends

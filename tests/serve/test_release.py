@@ -42,8 +42,8 @@ FORM = "manifest.json: expected the manifest of a verified export, found: "
         (manifest(b'{"model": "Model_3"}'), f"{FORM}Object missing required field `parameters`"),
         (manifest(b'{"model": 3}'), rf"{FORM}Expected `str`, got `int` - at `\$.model`"),
         (manifest(b'{"model": "\\ud800"}'), f"{FORM}Input data was truncated"),
-        (with_file("../digits.onnx"), "manifest.json: expected onnx.file to be a file beside it"),
-        (with_file("a\0b"), "manifest.json: expected onnx.file to be a file beside it"),
+        (with_file("../digits.onnx"), "manifest.json: expected onnx.file to name a file in the same folder"),
+        (with_file("a\0b"), "manifest.json: expected onnx.file to name a file in the same folder"),
         (lambda folder: put_graph(folder, b"no graph"), "digits.onnx: expected an ONNX graph, found"),
         (
             lambda folder: put_graph(folder, make_graph(name="pixels")),

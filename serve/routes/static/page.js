@@ -1,16 +1,16 @@
 // The drawing page: sends the drawing or picture to POST /predict and shows the prediction.
 //
-// The page shows one sheet at a time: the strokes of a drawing, or a picture. `past` holds the earlier sheets, so undo
-// works across strokes, pictures and clearing. A stroke on a picture starts a new drawing.
+// The page shows one sheet at a time: the strokes of a drawing, or a picture. `past` has the earlier sheets, so that
+// undo can also restore a picture or a cleared drawing. A stroke on a picture starts a new drawing.
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const PAPER = "#fff";
 const INK = "#000";
 const PEN_WIDTH = 0.075; // as a share of the canvas's side: about MNIST's stroke width
 const PAUSE = 40; // milliseconds between two requests during a stroke
-const TIMEOUT = 30_000; // milliseconds until a request is given up
+const TIMEOUT = 30_000; // milliseconds until the page cancels a request
 const DOUBTFUL = "not sure that this is a digit";
-const UNREACHABLE = "The service cannot be reached. Every further stroke tries again.";
+const UNREACHABLE = "The service cannot be reached. The page tries again at the next stroke.";
 
 const [canvas, seen, note, digitText, confidenceText, doubtfulText, bars, undoButton, clearButton] = [
   "canvas", "seen", "note", "digit", "confidence", "doubtful", "bars", "undo", "clear",
@@ -18,10 +18,10 @@ const [canvas, seen, note, digitText, confidenceText, doubtfulText, bars, undoBu
 const [status, spoken, chooseButton, fileInput, keyForm, keyInput, curl, modelText] = [
   "status", "spoken", "choose", "file", "key-form", "key", "curl", "model",
 ].map((id) => document.getElementById(id));
-const paper = canvas.getContext("2d", { alpha: false, willReadFrequently: true }); // its pixels are read for every request
+const paper = canvas.getContext("2d", { alpha: false, willReadFrequently: true }); // every request reads the pixels
 const address = new URL("predict", document.baseURI);
 
-let sheet = { strokes: [] }; // or { picture: File, image: ImageBitmap, or null if the browser cannot show it }
+let sheet = { strokes: [] }; // or { picture: File, image: ImageBitmap }; if the browser cannot show it, image: null
 const past = [];
 let pen = null; // the id of the pointer that is drawing
 let key = "";
@@ -30,7 +30,7 @@ let key = "";
 
 const isEmpty = () => !sheet.picture && sheet.strokes.length === 0;
 
-// A dot is not sent: it may become a stroke, and the service would refuse it.
+// A dot is not sent: the service would refuse a dot, and the dot may still become a stroke.
 function isDot() {
   const points = sheet.strokes?.flat() ?? [];
   const lengths = ["x", "y"].map((axis) => points.map((point) => point[axis]));
@@ -40,7 +40,7 @@ function isDot() {
 function turnTo(next) {
   pen = null;
   sheet = next;
-  request?.abort(); // it is about the earlier sheet
+  request?.abort(); // cancels the request for the previous sheet
   if (sheet.picture || isEmpty() || isDot()) showNothing(isEmpty() ? "The paper is empty." : "");
   say("");
   paint();
@@ -68,16 +68,16 @@ function paint() {
   if (sheet.image) {
     const { width, height } = sheet.image;
     const scale = side / Math.max(width, height);
-    paper.imageSmoothingEnabled = scale < 4; // a tiny picture is shown as its pixels
+    paper.imageSmoothingEnabled = scale < 4; // a tiny picture is shown with sharp pixels
     const [w, h] = [width * scale, height * scale];
     paper.drawImage(sheet.image, (side - w) / 2, (side - h) / 2, w, h);
   }
   let words = isEmpty() ? "Draw here" : "";
-  if (sheet.image === null) words = `This browser cannot show ${sheet.picture.name}; it is sent as it is.`;
+  if (sheet.image === null) words = `This browser cannot show ${sheet.picture.name}. The file is sent unchanged.`;
   note.textContent = words;
   const content = sheet.picture ? `the picture ${sheet.picture.name}` : isEmpty() ? "empty" : "a drawing";
   canvas.setAttribute("aria-label", `Paper: ${content}`);
-  undoButton.setAttribute("aria-disabled", past.length === 0); // not `disabled`: the button would lose the focus
+  undoButton.setAttribute("aria-disabled", past.length === 0); // with `disabled`, the button would lose the focus
   clearButton.setAttribute("aria-disabled", isEmpty());
 }
 
@@ -86,7 +86,7 @@ function draw(points) {
   paper.lineWidth = PEN_WIDTH * canvas.width;
   paper.lineCap = paper.lineJoin = "round";
   paper.beginPath();
-  paper.moveTo(points[0].x + 0.01, points[0].y); // a line of length zero might not be drawn: a tap is a dot
+  paper.moveTo(points[0].x + 0.01, points[0].y); // browsers may not draw a line of length 0, but a tap is a dot
   for (const { x, y } of points) paper.lineTo(x, y);
   paper.stroke();
 }
@@ -119,7 +119,7 @@ for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
   canvas.addEventListener(end, (event) => {
     if (event.pointerId !== pen) return;
     pen = null;
-    paint(); // the stroke as one path, as undo will paint it
+    paint(); // paints the stroke as one path: undo paints strokes in this way, too
     ask();
   });
 }
@@ -158,7 +158,7 @@ document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dragging");
 });
 document.addEventListener("drop", (event) => {
-  event.preventDefault(); // the browser would open the file instead of the page
+  event.preventDefault(); // otherwise, the browser would leave the page and open the file
   document.body.classList.remove("dragging");
   takeFrom(event.dataTransfer);
 });
@@ -181,7 +181,7 @@ keyForm.addEventListener("submit", (event) => {
   ask();
 });
 
-// Requests: one at a time, and a last one for the final state of the canvas
+// Requests: one at a time. The last request contains the final state of the canvas.
 
 let request = null; // AbortController of the request in flight
 let asking = false;
@@ -234,7 +234,7 @@ function askForKey() {
   throw new Error(key ? "The service does not know this key." : "This service asks for a key.");
 }
 
-// Output: shown, and announced to screen readers
+// Output: the page shows the prediction and announces the prediction to screen readers
 
 let speaking; // timer of the next announcement
 
@@ -264,7 +264,7 @@ function showNothing(words) {
 
 function fail(error) {
   showNothing("");
-  const words = error.message.replace(/^image 1 of 1: /, ""); // the page sends one image only
+  const words = error.message.replace(/^image 1 of 1: /, ""); // no number is needed: the page sends one image only
   say(words[0].toUpperCase() + words.slice(1));
 }
 
@@ -278,20 +278,20 @@ function showBars(probabilities, digit) {
 }
 
 function showPixels(rows) {
-  const image = new ImageData(28, 28); // transparent if there is nothing to show
+  const image = new ImageData(28, 28); // transparent if `rows` is empty
   rows.flat().forEach((grey, index) => image.data.set([grey, grey, grey, 255], 4 * index));
   seen.getContext("2d").putImageData(image, 0, 0);
 }
 
 function percent(share) {
-  return share >= 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`; // never 100 %
+  return share >= 0.9995 ? "> 99.9 %" : `${(100 * share).toFixed(1)} %`; // so that the page never shows 100 %
 }
 
 function say(words) {
   if (status.textContent !== words) status.textContent = words;
 }
 
-// Announced once drawing pauses, not at every point of a stroke.
+// Announce `words` when the user pauses, not at every point of a stroke.
 function speak(words) {
   clearTimeout(speaking);
   if (pen === null) speaking = setTimeout(() => (spoken.textContent = words), 600);

@@ -38,7 +38,7 @@ def refused(*options, **environment):
         (["-m", "serve"], {"HOST": "é..b"}, HOST.format("é..b")),
         (["-m", "serve"], {"MAX_BATCH": "x"}, "MAX_BATCH: expected a whole number from 1 to 100000, found 'x'"),
         (["-m", "serve", "--bind", "0.0.0.0:80"], {}, "expected no arguments, found --bind: .*"),
-        (["-c", WITHOUT_FCNTL], {}, "expected Linux or macOS, found neither: .*"),
+        (["-c", WITHOUT_FCNTL], {}, "expected Linux or macOS, found another system; .*"),
     ],
     ids=["conda's host", "host", "setting", "argument", "Windows"],
 )
