@@ -1,4 +1,4 @@
-"""The machine: its device for training, its memory, and the provenance that a checkpoint states."""
+"""The machine: its device for training, its memory, and the provenance of a training, which a checkpoint records."""
 
 import os
 import platform
@@ -67,7 +67,7 @@ def _processor() -> str:
 
 
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of memory of this machine, or of its container if fewer.
+    """Return the memory of this machine in bytes, or the memory limit of its container if that is lower.
 
     Reads cgroup v2's memory.max, or v1's memory.limit_in_bytes.
     """

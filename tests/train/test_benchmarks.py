@@ -13,8 +13,8 @@ from serve.pictures.preprocess import ImageError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--forms", "coarse"], "--forms coarse: expected a form measured with --train"),
-        (["--forms", "other_hands", "--train"], "--forms other_hands: expected a form measured without --train"),
+        (["--forms", "coarse"], "--forms coarse: can be measured only with --train"),
+        (["--forms", "other_hands", "--train"], "--forms other_hands: can be measured only without --train"),
     ],
 )
 def test_form_that_is_not_measured_is_refused_and_nothing_is_written(options, message, tmp_path, monkeypatch, capfd):

@@ -264,7 +264,7 @@ def test_second_run_in_the_same_folder_is_refused(subset, tmp_path, capfd):
     with locked(tmp_path):
         assert main(["--data", str(subset), "--out", str(tmp_path)]) == 1
     assert capfd.readouterr().err == (
-        f"error: {tmp_path} is in use by another run: wait for it, or choose another --out\n"
+        f"error: {tmp_path} is in use by another run: wait for its end, or choose another --out\n"
     )
 
 

@@ -120,6 +120,6 @@ def test_file_that_is_not_idx_is_refused_by_name(tmp_path, subset, content):
     for path in subset.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
-    message = "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte: expected images and labels, IDX of uint8"
+    message = "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte: expected images and labels in IDX format, uint8"
     with pytest.raises(TrainError, match=message):
         load(tmp_path)

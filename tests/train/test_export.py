@@ -168,17 +168,17 @@ def restate(folder, **stated):
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"test_correct": 301}, r"expected test_correct as stated, 301, found \d+"),
-        ({"parameters": 1}, r"expected parameters as stated, 1, found \d+"),
+        ({"test_correct": 301}, r"expected test_correct 301, as the manifest states, found \d+"),
+        ({"parameters": 1}, r"expected parameters 1, as the manifest states, found \d+"),
         ({"doubt": None}, r"Expected `object`, got `null` - at `\$\.doubt`"),
-        ({"seed": 999}, "expected seed as stated, 999, found 1$"),
-        ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
-        ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),
-        ({"settings": {"recipe": {}}}, r"expected settings as stated, .*\"recipe\": {}.*, found .*learning_rate"),
-        ({"source_revision": "0" * 40}, "expected source_revision as stated, 0{40}, found"),
+        ({"seed": 999}, "expected seed 999, as the manifest states, found 1$"),
+        ({"epochs": 15}, "expected epochs 15, as the manifest states, found 2$"),
+        ({"recipe": "by\nmagic"}, "expected recipe by magic, as the manifest states, found 2 epochs of SGD"),
+        ({"settings": {"recipe": {}}}, r"expected settings .*\"recipe\": {}.*, as the manifest .*learning_rate"),
+        ({"source_revision": "0" * 40}, "expected source_revision 0{40}, as the manifest states, found"),
         ({"model": "Model_9"}, "expected one of the models Model_1, Model_2, Model_3, found 'Model_9'"),
-        ({"onnx": {"sha256": "0"}}, r"expected onnx.sha256 as stated, 0, found \w+"),
-        ({"weights": {"sha256": "0"}}, r"expected weights.sha256 as stated, 0, found \w+"),
+        ({"onnx": {"sha256": "0"}}, r"expected onnx.sha256 0, as the manifest states, found \w+"),
+        ({"weights": {"sha256": "0"}}, r"expected weights.sha256 0, as the manifest states, found \w+"),
     ],
 )
 def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, release, data):

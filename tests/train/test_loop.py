@@ -198,7 +198,7 @@ def test_checkpoint_of_another_training_is_neither_resumed_nor_overwritten(name,
     experiment, seed = change.get("experiment", MODEL_2), change.get("seed", 1)
     other = replace(finished, settings=settings(experiment, replace(data, **change.get("data", {})), seed))
     before = contents(finished.path)
-    with pytest.raises(TrainError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
+    with pytest.raises(TrainError, match=f"Model_2 holds a training with {name} .*, but this training has {name} "):
         fit(experiment, data, seed=seed, device=CPU, checkpoints=other)
     assert contents(finished.path) == before
 
@@ -273,7 +273,7 @@ def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
         def forward(self, images):
             return super().forward(images) / self.training
 
-    with pytest.raises(DivergenceError, match="Model_2, seed 1: the loss became nan in epoch 1, when evaluated"):
+    with pytest.raises(DivergenceError, match="Model_2, seed 1: the loss became nan in epoch 1, during the evaluation"):
         fit(replace(MODEL_2, network=Broken), data, seed=1, device=CPU)
 
 

@@ -58,9 +58,9 @@ def test_figures_are_those_of_the_checkpoints_and_the_manifest(trained):
     [
         ({}, "at epoch 1, the last: the goal is reached."),
         ({"test_accuracy": 0.9921}, "the goal is missed: accuracy 0.19 points too low."),
-        ({"train_accuracy": 0.9985}, "0.40 points above test accuracy: over-fitting, given"),
-        ({"train_accuracy": 0.99}, "0.45 points below test accuracy: no sign of over-fitting, given"),
-        ({"train_accuracy": 0.995}, "0.05 points above test accuracy: no sign of over-fitting, given"),
+        ({"train_accuracy": 0.9985}, "0.40 points above test accuracy: over-fitting\n  (judged"),
+        ({"train_accuracy": 0.99}, "0.45 points below test accuracy: no sign of over-fitting\n  (judged"),
+        ({"train_accuracy": 0.995}, "0.05 points above test accuracy: no sign of over-fitting\n  (judged"),
     ],
 )
 def test_findings_follow_from_the_metrics(changes, finding):

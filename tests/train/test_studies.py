@@ -87,14 +87,14 @@ def test_trains_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path
     capfd.readouterr()
     assert main(options(tiny, tmp_path, seeds=3)) == 0
     output = capfd.readouterr().out
-    assert "2 of 3 trainings were finished before" in output
+    assert "2 of 3 trainings were already finished" in output
     assert "seed 1, epoch" not in output
     assert "seed 2, epoch" not in output
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
     assert consistency_json(tmp_path)["seeds"] == 3
 
     assert main(options(tiny, tmp_path, seeds=3, epochs=EPOCHS + 1)) == 1
-    assert f"holds a training with epochs {EPOCHS}, this one has epochs {EPOCHS + 1}" in capfd.readouterr().err
+    assert f"holds a training with epochs {EPOCHS}, but this training has epochs {EPOCHS + 1}" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_other_seeds_finish_if_one_diverges(tiny, tmp_path, capfd, monkeypatch):
     assert len(before) == 2
 
     assert main(options(tiny, tmp_path, seeds=3)) == 0
-    assert "2 of 3 trainings were finished before" in capfd.readouterr().out
+    assert "2 of 3 trainings were already finished" in capfd.readouterr().out
     assert "n = 3 seeds" in (folder / "consistency.md").read_text()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -265,7 +265,7 @@ def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_
     assert main(["consistency", "--seeds", "1", *options]) == 0
     assert main(["frontier", *options]) == 0
     output = capfd.readouterr().out
-    assert "1 of 5 trainings were finished before" in output
+    assert "1 of 5 trainings were already finished" in output
     assert "Model_3-3-6, seed 2, epoch 4/4; " in output
     folder = tmp_path / "frontier"
     figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())["networks"]}
