@@ -1,4 +1,4 @@
-"""The commands and programs that README.md and docs/operation.md show for a running service work as they are."""
+"""The commands and programs that the documentation shows for a running service work without changes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The data set is read whole and checked, or refused with a line that names the file."""
+"""A data set is loaded completely and checked, or refused with one line that names the file."""
 
 import gzip
 import hashlib
@@ -72,7 +72,7 @@ def test_sums_are_read_as_any_tool_writes_them(prefix, gzipped, mnist):
     assert load(gzipped).sha256 == mnist.sha256
 
 
-@pytest.mark.parametrize("layout", ["", "MNIST/raw"])  # the second is torchvision's
+@pytest.mark.parametrize("layout", ["", "MNIST/raw"])  # the second layout is torchvision's
 def test_drop_in_set_is_read_plain(layout, tmp_path, write_idx):
     random = np.random.default_rng(0)
     sets = [(random.integers(0, 256, (n, 28, 28), np.uint8), (np.arange(n) % 10).astype(np.uint8)) for n in (240, 30)]

@@ -1,4 +1,4 @@
-"""The table of the progression keeps to the goal's budgets and to the reference's recipe."""
+"""The experiments in PROGRESSION keep within the budgets of the goal and to the reference's recipe."""
 
 from dataclasses import replace
 

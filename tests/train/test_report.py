@@ -88,7 +88,7 @@ def test_thresholds_are_chosen_on_the_validation_images_and_measured_on_both_set
     def outputs(split, wrong):
         digits = split.labels.numpy().copy()
         confidence = np.linspace(0.5, 0.99, len(split), dtype=np.float32)
-        digits[:wrong] = (digits[:wrong] + 1) % 10  # the least confident are wrong
+        digits[:wrong] = (digits[:wrong] + 1) % 10  # the least confident predictions are wrong
         return np.eye(10, dtype=np.float32)[digits] * confidence[:, None], digits
 
     validation, test = outputs(data.validation, 2), outputs(data.test, 25)

@@ -32,7 +32,7 @@ def options(data: Path, out: Path, *, seeds: int, epochs: int = EPOCHS) -> list[
 
 
 def finished(out: Path) -> list[Path]:
-    """Return the checkpoints of the seeds with all epochs."""
+    """Return the file checkpoint.json of each seed that has finished all epochs."""
     paths = (out / "consistency" / "trials").glob("*/checkpoint.json")
     return [path for path in paths if len(json.loads(path.read_text())["history"]) == EPOCHS]
 
@@ -46,7 +46,7 @@ def trained_seeds(figures: dict) -> list[int]:
 
 
 def test_summary_counts_the_seeds_that_reach_the_target():
-    best = {"test_accuracy": 1.0, "validation_accuracy": 1.0}  # but not the last
+    best = {"test_accuracy": 1.0, "validation_accuracy": 1.0}  # not the last epoch, so it does not count
     trials = [
         {"history": [best, {"test_accuracy": accuracy, "validation_accuracy": 0.99}]}
         for accuracy in (0.9939, 0.9940, 0.9956)
@@ -109,7 +109,7 @@ def test_error_for_an_unused_address_is_one_line(address, tiny, tmp_path, capfd,
 @pytest.mark.slow
 def test_terminated_run_keeps_the_finished_seeds(tiny, tmp_path):
     process = subprocess.Popen(
-        # The signal is sent after the first of 200 seeds, when the run is still running, on a fast machine too.
+        # The signal is sent after the first of 200 seeds. Even on a fast machine, the run has not ended then.
         [sys.executable, "-m", "train", *options(tiny, tmp_path, seeds=200)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -192,14 +192,14 @@ def cluster():
 
 
 def task_on(node) -> int | None:
-    """Return the process of a running task on `node`, a child of its raylet, or None."""
+    """Return the process id of a running task on `node`, or None. It is a child of the node's daemon, raylet."""
     raylet = node.all_processes["raylet"][0].process.pid
     found = (p for p in children(raylet) if Path(f"/proc/{p}/cmdline").read_bytes().startswith(b"ray::_train_remotely"))
     return next(found, None)
 
 
 def stop_task_on(node) -> int | None:
-    """Stop the process of a running task on `node` and return it, or None if no task is running."""
+    """Stop the process of a running task on `node`. Return its process id, or None if no task is running."""
     if (pid := task_on(node)) is None:
         return None
     os.kill(pid, signal.SIGSTOP)
@@ -231,7 +231,7 @@ def test_every_seed_finishes_once_if_a_node_of_the_cluster_is_killed(cluster, ti
         return f"finished: {finished(tmp_path)}"
 
     try:
-        # A stopped task is still running when its node is killed, on a fast machine too.
+        # A stopped task cannot finish before its node is killed, not even on a fast machine.
         stopped = wait(lambda: running(lambda: stop_task_on(node)), 300, progress)
         wait(lambda: running(lambda: len(finished(tmp_path)) >= 2), 300, progress)
         cluster.remove_node(node, allow_graceful=False)
@@ -244,7 +244,7 @@ def test_every_seed_finishes_once_if_a_node_of_the_cluster_is_killed(cluster, ti
     assert driver.returncode == 0, error
     figures = consistency_json(tmp_path)
     assert trained_seeds(figures) == [1, 2, 3, 4, 5, 6]
-    # The nodes have no checkout; the driver sends them its source revision.
+    # The nodes have no checkout; the driver sends its own source revision to the nodes.
     assert {trial["provenance"]["source_revision"] for trial in figures["trials"]} == {source_revision()}
     assert "n = 6 seeds" in output
 

@@ -21,7 +21,7 @@ from train.paths import ROOT
 from train.progression import experiments
 from train.trainings import Training, train_all
 
-pytestmark = pytest.mark.slow  # each starts processes that import torch
+pytestmark = pytest.mark.slow  # each test starts processes that import torch
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +77,11 @@ def test_children_end_with_a_parent_that_is_killed(training, tiny, tmp_path):
     try:
         if training:
             next(line for line in parent.stdout if "Test set:" in line)
-        else:  # the resource tracker is the third
+        else:  # two trainings and multiprocessing's resource tracker
             wait(lambda: len(children(parent.pid)) == 3, 240, lambda: "the children have not started")
         parent.kill()
         parent.wait()
-        wait(lambda: not alive(parent.pid), 60, lambda: "a child goes on")
+        wait(lambda: not alive(parent.pid), 60, lambda: "a child is still running")
     finally:
         parent.stdout.close()
         with suppress(ProcessLookupError):
