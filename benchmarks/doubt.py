@@ -1,4 +1,4 @@
-"""Measure out-of-distribution detection: which share of non-digits, and of digits, is doubtful by the output `doubt`.
+"""Measure how many non-digits, and how many digits, are doubtful by the output `doubt` (out-of-distribution detection).
 
 Pictures are preprocessed as in the service. Three methods that are not fitted to non-digits are the baselines. The
 threshold of each method is exceeded by 1 % of the validation images. Writes docs/doubt.md, .json and .png.
@@ -70,7 +70,7 @@ def main() -> None:
     for name, (numbers, sample, _) in load_sources(False, options.digits).items():
         images = []
         for content in render_all(name, numbers, sample):
-            with suppress(ImageError):  # left out here; docs/pictures.md counts refused pictures as wrong
+            with suppress(ImageError):  # refused pictures are left out here; docs/pictures.md counts them as wrong
                 images.append(decode(content))
         forms[FORMS[name].title] = doubted(np.stack(images))["doubt"]
     parameters = f"{parameter_count(network):,} parameters and {parameter_count(classifier.doubt)} for doubt"

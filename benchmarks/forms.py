@@ -2,7 +2,7 @@
 
 Each form in FORMS is a function of a digit, 28×28, white on black, and a random generator; it returns an encoded PNG or
 JPEG. docs/pictures.md describes each form. Keep the order in which a form's function calls
-the generator: another order changes the form's pictures and figures.
+the generator: another order changes the pictures, and so the measured accuracy.
 """
 
 import io
@@ -50,7 +50,7 @@ def _scaled(ink: Picture, scale: float, filter: Resampling = Resampling.BICUBIC,
 
 def _page(digit: Picture, random: Generator, height: int) -> bytes:
     ink = _cropped(digit)
-    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # a wide digit fits on the page
+    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # the second limit is for wide digits
     page = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(page.size, ink.size, strict=True))
     page.paste(0, (left, top), ink)
@@ -75,7 +75,7 @@ def _at_8x8(digit: Picture, _: Generator) -> bytes:
 def _counted(digit: Picture, random: Generator, stretched: bool = False) -> bytes:
     """Reduce a digit to 8×8 like scikit-learn's load_digits: scale it to 32×32 bits, count the ink per 4×4 block."""
     ink = _cropped(digit)
-    if stretched:  # to 32 high and 20 wide, or to double its width if that is less
+    if stretched:  # 32 high and 20 wide, or less: at most twice the width that keeps the aspect ratio
         ink = ink.resize((max(2, min(20, round(64 * ink.width / ink.height))), 32), Resampling.BICUBIC)
     else:
         ink = _scaled(ink, 32 / max(ink.size), least=1)
@@ -146,7 +146,7 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def _uneven_light(random: Generator, fall: tuple[float, float], size: tuple[int, int] = SIZE) -> Floats:
-    """Return the brightness of each pixel: it falls from 1, in a random direction, by a random share within `fall`."""
+    """Return the brightness of each pixel. It falls from 1 in a random direction, by a random share in `fall`."""
     across, _ = _turned(*_axes(size), random.uniform(0, 2 * np.pi))
     return 1 - random.uniform(*fall) * (0.5 + across / math.hypot(*size))
 
@@ -222,7 +222,7 @@ def _boxed(digit: Picture, random: Generator) -> bytes:
 def _hard_shadow(digit: Picture, random: Generator) -> bytes:
     mask, box = _scene(digit, random)
     angle = random.uniform(0, 2 * np.pi)
-    x, y = _near(box, random, 20)  # relative to a point of the edge, which is slightly curved
+    x, y = _near(box, random, 20)  # positions relative to a point on the shadow's edge, which is slightly curved
     side = _turned(x, y, angle)[0] + random.uniform(-0.001, 0.001) * (x**2 + y**2)
     shade = 1 / (1 + np.exp((-side / random.uniform(0.3, 2)).clip(-50, 50)))
     light = 1 - (1 - random.uniform(0.35, 0.7)) * shade
@@ -290,7 +290,7 @@ def _poor_jpeg(digit: Picture, random: Generator) -> bytes:
 
 
 def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, int] = SIZE) -> list[Floats]:
-    """Return the coverage of each pixel by a sheet with `corners` (clockwise, [4, 2]), and by its digit."""
+    """Return the coverage of each pixel by a sheet with `corners` (clockwise, [4, 2]), and by the sheet's digit."""
     width, height = np.ptp(corners, axis=0).round().astype(int).tolist()
     ink, _ = _scene(digit, random, (0.35, 0.75), (width, height))
     rows, goals = [], []  # linear equations of the transform from the picture's coordinates to the sheet's

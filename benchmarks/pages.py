@@ -1,4 +1,4 @@
-"""Write figures into the pages of docs/: each figure stands between two comments in the prose, written by hand."""
+"""Write figures into the pages of docs/. A page's text is written by hand; its figures stand between two comments."""
 
 import io
 import re

@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 REQUESTS = Counter("http_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram("http_request_duration_seconds", "Time until the response starts.", ["route"])
-METRICS = CollectorRegistry()  # of all workers, from PROMETHEUS_MULTIPROC_DIR
+METRICS = CollectorRegistry()  # metrics of all workers, from PROMETHEUS_MULTIPROC_DIR
 MultiProcessCollector(METRICS)
 
 
@@ -115,7 +115,7 @@ class Duties:
 
         async def respond(message):
             if message["type"] == "http.response.start":
-                route = scope["path"] if "endpoint" in scope else "unmatched"  # no route here has parameters
+                route = scope["path"] if "endpoint" in scope else "unmatched"  # path = route: no route has parameters
                 remote = scope["client"] and scope["client"][0]
                 record(start, remote, scope["method"], scope["path"], route, message["status"])
             await send(message)

@@ -1,7 +1,7 @@
 """Measure the seconds per epoch of our training and of usual ways to train the same networks; see docs/benchmarks.md.
 
 For the usual ways, the time of an epoch is the time of STEPS training steps, scaled to all steps of an epoch, plus the
-evaluation of the test set. For ours, one whole epoch is timed. It also includes the evaluation of the validation set.
+evaluation of the test set. For our training, a whole epoch is timed, including the evaluation of the validation set.
 """
 
 import argparse

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run make in the repository, without the environment variables of `make test`, which may have started us."""
+    """Run make in the repository, without the environment variables of `make test`, which may run these tests."""
     environ = {"PATH": os.environ["PATH"], **environment}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True)
 

@@ -49,7 +49,7 @@ def directive(name):
 
 @pytest.fixture
 def commands(tmp_path):
-    """Return a function that creates a program `name`, which prints its arguments and environment; returns a PATH."""
+    """Return a function that creates a program, which prints its arguments and environment, and returns the PATH."""
     code = f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
 
     def replace(name):
@@ -214,7 +214,7 @@ def test_compose_confines_the_services_and_publishes_their_ports_to_this_machine
 
 
 def test_compose_creates_no_folder():
-    """Docker would create a missing folder as root. Therefore each one is in the repository, or Docker must refuse."""
+    """Docker would create a missing folder as root. So each folder is in the repository, or Docker must refuse."""
     for volume in (volume for service in COMPOSE.values() for volume in service.get("volumes", [])):
         if isinstance(volume, str):
             assert (ROOT / volume.partition(":")[0]).exists()

@@ -18,7 +18,7 @@ from train import TrainError, paths
 COMMANDS = {
     "": ("run.run", "Train the progression, export the best model, write a report."),
     "consistency": ("studies.consistency", "Train one model with seeds 1 to N; write a table and a plot."),
-    "frontier": ("studies.frontier", "Train Model_1, Model_2 and widths of Model_3; write accuracy by parameters."),
+    "frontier": ("studies.frontier", "Train Model_1, Model_2 and several widths of Model_3; plot accuracy by size."),
     "verify": ("run.verify", "Verify an export: hashes, contract, test accuracy, predictions on every test image."),
     "release": ("run.release", "Verify OUT/release again and copy it to model/release with a model card."),
 }

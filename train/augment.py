@@ -13,7 +13,7 @@ CONTROL_POINTS = 5  # of elastic displacement along each axis; their distance is
 
 @dataclass(frozen=True)
 class Warp:
-    """A random warp. The first five fields are limits: each value is drawn uniformly from −limit to +limit.
+    """A random warp for each image. The first five fields are limits: values are drawn uniformly from −limit to +limit.
 
     The warp is an affine map plus an elastic deformation, that is, smooth random displacements (Simard, Steinkraus
     & Platt, "Best practices for convolutional neural networks applied to visual document analysis", 2003).
@@ -58,7 +58,7 @@ class Warp:
 
     def _change_stroke_width(self, images: Tensor) -> Tensor:
         """Make strokes thicker or thinner: blend half of the `images` with their 3×3 maximum or minimum."""
-        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # draws within ±1, a half: no change
+        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half of these are within ±1: no change
         thicker, thinner = self.thicker * (draws - 1).clip(0), self.thinner * (-draws - 1).clip(0)
         maximum, minimum = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
         return images + thicker * (maximum - images) + thinner * (minimum - images)

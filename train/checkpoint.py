@@ -1,6 +1,6 @@
 """A checkpoint: the training's whole state after an epoch, so that a training can resume.
 
-A checkpoint is two files: `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (all else, and hashes).
+A checkpoint is two files: `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else).
 checkpoint.json is replaced last, so the folder contains a complete checkpoint at any time, even after a crash.
 """
 
@@ -86,7 +86,7 @@ class CheckpointFolder:
     def load(
         self, network: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
     ) -> tuple[list[Epoch], dict[str, Any]]:
-        """Load the last checkpoint into the given objects. Return its history and provenance, or [] and {} without one.
+        """Load the last checkpoint into the given objects. Return its history and provenance; if none, [] and {}.
 
         Raises TrainError if the folder belongs to another training or is damaged.
         """

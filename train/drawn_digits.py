@@ -1,7 +1,7 @@
 """Draw digits in styles of handwriting that are rare in MNIST, which comes from one country around 1990.
 
 Examples: a 1 with a flag (the upstroke) and no base, a 7 with a bar, a 4 closed at the top, a 9 with a curled tail. The
-drawn digits are added to the training images only. A human reader should accept every drawn digit as that digit:
+drawn digits are added to the training images only. A human reader should recognise every drawn digit:
 docs/training.md shows a sheet of all styles. `python -m train.drawn_digits FILE` draws this sheet.
 """
 
@@ -161,7 +161,7 @@ def centred(ink: Tensor) -> Tensor:
 
 
 def sheet(rows: int = 10) -> Image.Image:
-    """Return a picture with a column per style and `rows` digits of each, black on white."""
+    """Return a picture with a column per style and `rows` digits of each style, black on white."""
     images = draw(rows * len(STYLES)).images.view(rows, len(STYLES), SIDE, SIDE)
     return Image.fromarray(255 - images.transpose(1, 2).reshape(rows * SIDE, -1).numpy())
 

@@ -37,7 +37,7 @@ TOLERANCE = 1e-4  # maximum difference of a probability between ONNX Runtime and
 DOUBT_TOLERANCE = 1e-3  # the same for the doubt, whose values are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
-NETWORK = "network."  # prefix of the network's weights in DigitClassifier; model.safetensors does not have it
+NETWORK = "network."  # prefix of the network's weights in DigitClassifier; model.safetensors lacks this prefix
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float
         first = int(wrong.argmax())
         raise TrainError(
             f"the ONNX graph does not predict as the network: {setting}, {wrong.sum()} of {len(digits)} test images "
-            f"differ in label ({label.sum()}), by more than {TOLERANCE:g} in probability (at most "
-            f"{probability.max():.3g}) or by more than {DOUBT_TOLERANCE:g} in doubt (at most {doubt.max():.3g}); "
+            f"differ in label ({label.sum()}), by more than {TOLERANCE:g} in probability (maximum "
+            f"{probability.max():.3g}) or by more than {DOUBT_TOLERANCE:g} in doubt (maximum {doubt.max():.3g}); "
             f"the first is image {first}: PyTorch {digits[first]}, ONNX {found[1][first]}"
         )
     return float(probability.max()), float(doubt.max())

@@ -13,7 +13,7 @@ from train import TrainError
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the set `files`, by name. The last file is deleted first and written last: if it exists, all are complete.
+    """Write the set `files`, by name. The last file is deleted first and written last: if it exists, the set is whole.
 
     Everything is on disk under temporary names before an old file is touched, so a full disk leaves the old
     files unchanged. Raises TrainError, which names the file and the system's reason, if a file cannot be written.

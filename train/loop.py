@@ -22,7 +22,7 @@ from train.data import Data, Split
 from train.drawn_digits import with_drawn_digits
 from train.progression import Experiment, Recipe
 
-# On a CPU, batches between two checks of the loss. On a GPU, one check per epoch, since reading the loss makes it wait.
+# On a CPU, the loss is checked every 50 batches; on a GPU once per epoch, as reading the loss forces synchronisation.
 CHECK_INTERVAL = 50
 EVALUATION_BATCH_SIZE = 500  # 1,000 takes twice as long: malloc maps new memory for Model_1's largest layer each time
 MINIMUM_BATCHES = 10  # the first fifth of the one-cycle schedule needs two batches
@@ -73,7 +73,7 @@ def fit(
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
-        # Leave out the last, partial batch: batch normalisation is noisy on few images. The images differ by epoch.
+        # Leave out the last, partial batch, on which batch normalisation is noisy. Each epoch leaves out other images.
         order = torch.randperm(len(train), device=device)[: batches * recipe.batch_size].view(batches, -1)
         name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:

@@ -20,7 +20,7 @@ def run(
 ) -> None:
     """Train `models`, export the best within the parameter budget to `out`/release, and write `out`/report.md.
 
-    `models` None means all models of the progression; `settings` change the recipes. Each model has its checkpoints in
+    If `models` is None, all models are trained; `settings` change the recipes. Each model has its checkpoints in
     `out`/NAME; a repeated call resumes from them. Raises TrainError for every error that the user can fix.
     """
     trainings = [Training(one, seed, out / one.name, device_name) for one in experiments(models, settings)]
@@ -42,7 +42,7 @@ def run(
         best, exported = best_within_budget(trained), None
         try:
             exported = export.export(best, data, out / "release") if best else None
-        finally:  # write the report even if the export fails: its training curves are useful
+        finally:  # write the report even if the export fails: the training curves are useful
             written = report.write(out, trained, data, exported)
     if exported:
         model, graph = exported.manifest.model, out / "release" / exported.manifest.onnx.file
@@ -55,7 +55,7 @@ def run(
 
 
 def best_within_budget(trained: list[Trained]) -> Trained | None:
-    """Return the model within the parameter budget with the best last validation accuracy, then validation loss."""
+    """Return the best model within the parameter budget by the last validation accuracy, then the validation loss."""
     small = [model for model in trained if parameter_count(model.network) <= PARAMETER_BUDGET]
     ranks = [(model.history[-1].validation_accuracy, -model.history[-1].validation_loss) for model in small]
     return small[ranks.index(max(ranks))] if small else None

@@ -137,12 +137,12 @@ def _line(training: Training, epoch: Epoch, data: Data) -> str:
 
 
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
-    """Train in `workers` processes with an equal part of torch's threads each. They end when this process ends."""
+    """Train in `workers` processes, which share torch's threads equally and end when this process ends."""
     context = multiprocessing.get_context("spawn")  # a fork may hang: it copies torch's locks, but no threads
     threads = max(1, torch.get_num_threads() // workers)
     state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the children inherit this and ignore Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the children: they ignore Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
@@ -168,7 +168,7 @@ def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
     _data = load(directory)
 
 
-_data: Data  # of a child process
+_data: Data  # in a child process only
 
 
 def _train_in_child(training: Training) -> TrainError | None:
@@ -179,7 +179,7 @@ def _train_in_child(training: Training) -> TrainError | None:
 def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     """Train on a Ray cluster, each training on one CPU and one GPU (if any). Ray repeats the trainings of dead nodes.
 
-    The nodes must have the libraries. This machine sends source and data to the nodes, and saves each ended training.
+    The nodes need the libraries. This machine sends source and data to the nodes, and saves each finished training.
     """
     import ray
 

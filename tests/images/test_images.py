@@ -44,7 +44,7 @@ def test_sighup_serves_the_new_model_whose_labels_equal_pytorch_s(docker, serve,
     container = serve(*HARDENED, "--volume", f"{folder}:/model:ro", "--env", "MODEL_DIR=/model")
     classifier = load_classifier(Model_3(), (mounted / "release" / "model.safetensors").read_bytes(), mounted)
     labels = predict(classifier, images)[1].tolist()
-    assert predict_digits(container, images.numpy()) != labels  # the model that ships makes fewer errors
+    assert predict_digits(container, images.numpy()) != labels  # the model that ships predicts other labels
     shutil.copytree(mounted / "release", folder, dirs_exist_ok=True)
     docker("kill", "--signal", "HUP", container.name)
     container.wait(lambda: predict_digits(container, images.numpy()) == labels)
@@ -124,7 +124,7 @@ def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(dock
     container = serve(*HARDENED)
     with Load(container.port, images) as load:
         load.wait_for_responses()
-        docker("stop", "-t", "35", container.name)  # as in docs/operation.md; after 35 s, docker kills: code 137
+        docker("stop", "-t", "35", container.name)  # as in docs/operation.md; then Docker would kill: code 137
     assert container.inspect("{{.State.ExitCode}}") == "0"
     assert {status for status, _ in load.answers} == {200}
     assert [failure for failure in load.failures if failure[2]] == []

@@ -1,4 +1,4 @@
-"""The manifests in deploy/kubernetes are valid by the published schemas and agree with the image and the code."""
+"""The manifests in deploy/kubernetes match the published schemas and agree with the image and the code."""
 
 import copy
 import re
@@ -14,7 +14,7 @@ from serve.routes.open_inference import MODEL
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-VERSIONS = ["1.30", "1.34", "1.37"]  # preStop.sleep: on by default in 1.30, stable in 1.34; the newest schema
+VERSIONS = ["1.30", "1.34", "1.37"]  # preStop.sleep: on by default in 1.30, stable in 1.34; 1.37 is the newest schema
 DOCKERFILE = (ROOT / "Dockerfile.serve").read_text()
 MANIFESTS = {
     path.relative_to(FOLDER).as_posix(): yaml.safe_load(path.read_text())
@@ -43,7 +43,7 @@ def pod_of_kserve(manifest):
 
 
 def validate(manifest, version):
-    """Validate `manifest` by its schema; an InferenceService, as a Pod and a Deployment. Raises ValidationError."""
+    """Validate `manifest` by its schema, an InferenceService by those of Pod and Deployment. Raises ValidationError."""
     parts = [manifest]
     if manifest["kind"] == "InferenceService":
         strategy = manifest["spec"]["predictor"]["deploymentStrategy"]

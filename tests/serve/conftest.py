@@ -36,7 +36,7 @@ IN_FLIGHT = "digits_requests_in_flight", ()
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens. It is below the ports of Linux's clients, so no client takes it."""
+    """Return a port on which nothing listens. Linux gives clients other, higher ports, so no client takes this port."""
     while True:
         port = random.randrange(10_000, 32_768)
         with socket.socket() as probe, suppress(OSError):
@@ -51,7 +51,7 @@ def inference(images: NDArray[np.uint8]) -> dict[str, Any]:
 class Service:
     """A gunicorn process with the given configuration, ready for requests.
 
-    The process logs to the file or pipe `log`. If `log` is None, its standard error is closed.
+    The process logs to the file or pipe `log`. If `log` is None, the standard error of the process is closed.
     """
 
     def __init__(self, log: Path | None, **environment: object) -> None:
@@ -108,7 +108,7 @@ class Service:
         return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
 
     def reload(self) -> None:
-        """Send SIGHUP, and wait until new workers, the same number, have replaced all old workers."""
+        """Send SIGHUP, and wait until all workers have been replaced by as many new workers."""
         before = self.workers()
         self.process.send_signal(signal.SIGHUP)
         self.wait(lambda: len(self.workers()) == len(before) and not set(before) & set(self.workers()))

@@ -151,7 +151,7 @@ def many(content: bytes, count: int) -> bytes:
     return (FILE + content + b"\r\n") * count + b"--b--\r\n"
 
 
-# Make the body before opening the connection: the service closes a connection that waits. The first word is the kind.
+# A body is made before its connection is opened: the service closes idle connections. A name's first word is its kind.
 CASES: dict[str, Callable[[], Parts]] = {
     "PNG of many chunks": lambda: post(
         "image/png", with_chunks(encode(BLANK), png_chunk(b"teSt") * (PICTURE // 12 - 100))
@@ -256,6 +256,6 @@ def resident(process: int) -> float:
 
 
 def cpu_seconds(process: int) -> float:
-    """Return the seconds of CPU time of a process. Unlike wall time, a busy machine does not change it."""
+    """Return the CPU time of a process in seconds. Unlike wall time, it does not depend on other programs."""
     user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ from train.paths import RELEASE
 
 
 def make_graph(*, doubt: bool = True, pixels: int = 784, name: str = "image") -> bytes:
-    """Return a graph that predicts 0 with a confidence of 0.1 for every image; its doubt is the mean of the pixels.
+    """Return a graph that predicts 0 with a confidence of 0.1 for every image; the doubt is the mean of the pixels.
 
     Without the output `doubt`, or with another `name` for its input, the graph breaks the contract. With another number
     of `pixels`, the graph can be loaded, but not run.

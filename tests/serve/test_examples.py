@@ -1,4 +1,4 @@
-"""The commands and programs that the documentation shows for a running service work without changes."""
+"""The documentation's commands and programs for a running service can be executed without changes."""
 
 import os
 import re

@@ -83,7 +83,7 @@ def described(service, name):
         "base-url": service.url,
         "seed": 1,
         "continue-on-failure": True,
-        "parameters": {"path.version": VERSION},  # schemathesis cannot guess it
+        "parameters": {"path.version": VERSION},  # schemathesis cannot guess the version
         "generation": {"database": "none", "max-examples": GENERATED.get(name, 50)},
         "phases": {"stateful": {"enabled": False}},  # requests do not affect each other
         "checks": {

@@ -192,7 +192,7 @@ def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tupl
     """Start a training, send it the signal `number` after epoch `after`, and return its exit status and stderr.
 
     The training cannot end before the signal, not even on a fast machine, because it cannot write its next checkpoint:
-    the temporary file for it is a named pipe without a reader, so opening this file for writing blocks.
+    the temporary file of this checkpoint is a named pipe without a reader, so opening the file for writing blocks.
     """
     pipes = [out / model / f".epoch-{after + 1:02d}.safetensors.tmp" for model in MODELS]
     for pipe in pipes:

@@ -1,4 +1,4 @@
-"""Export and verification: the graph follows the contract and predicts as the network; any deviation is refused."""
+"""Export and verification: the graph has the contract's form and the network's predictions, or it is refused."""
 
 import errno
 import json
@@ -157,7 +157,7 @@ def test_full_disk_does_not_change_an_older_export(release, data, monkeypatch):
 
 
 def restate(folder, **stated):
-    """Change the given fields of the manifest in `folder`, and state the hash of the graph in it."""
+    """Change the given fields of the manifest in `folder`, and set its onnx.sha256 to the hash of the graph."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["sha256"] = sha256((folder / contract.GRAPH).read_bytes())
     for name, value in stated.items():
@@ -257,7 +257,7 @@ def change_digit(_probabilities, digit, _doubt):
 
 
 @pytest.mark.parametrize("level", [OFF, ALL])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300 are all images: the size 10,000
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300: all images, for the size 10,000
 def test_one_wrong_digit_in_any_setting_is_refused(batch_size, level, compare_with):
     with pytest.raises(TrainError, match=r"of 300 test images differ in label \(\d+\).* image \d+: PyTorch \d, ONNX"):
         compare_with(change_digit, batch_size, level)

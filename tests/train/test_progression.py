@@ -1,4 +1,4 @@
-"""The experiments in PROGRESSION keep within the budgets of the goal and to the reference's recipe."""
+"""PROGRESSION keeps to the goal's budgets; Model_1 and Model_2 have the reference's recipe."""
 
 from dataclasses import replace
 

@@ -192,7 +192,7 @@ def cluster():
 
 
 def task_on(node) -> int | None:
-    """Return the process id of a running task on `node`, or None. It is a child of the node's daemon, raylet."""
+    """Return the process id of a running task on `node`, a child of the node's daemon raylet; None without a task."""
     raylet = node.all_processes["raylet"][0].process.pid
     found = (p for p in children(raylet) if Path(f"/proc/{p}/cmdline").read_bytes().startswith(b"ray::_train_remotely"))
     return next(found, None)

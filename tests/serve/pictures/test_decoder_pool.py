@@ -71,7 +71,7 @@ def test_a_picture_that_is_too_large_is_refused_also_if_its_header_lies(decoders
 
 TOO_COSTLY = {
     "time": lambda: jpeg_of_many_scans(1_600),
-    "memory": lambda: png(12_000, 12_000, b"\0", colour=2),  # truncated, but its memory is allocated first
+    "memory": lambda: png(12_000, 12_000, b"\0", colour=2),  # truncated, but memory for all pixels is allocated first
 }
 
 

@@ -158,7 +158,7 @@ def test_dirt_is_ignored(level):
     assert accuracy(pages) >= 0.95
 
 
-@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # size of the filter that widens or thins strokes
+@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # size of the filter; if negative: thinner strokes
 def test_strokes_of_any_width_are_read(width):
     change = (ImageFilter.MinFilter if width > 0 else ImageFilter.MaxFilter)(abs(width))
     assert accuracy(ImageOps.expand(drawn(pixels), 40, 255).filter(change) for pixels in IMAGES[:COUNT]) >= 0.95
@@ -263,7 +263,7 @@ def test_damage_gives_a_picture_or_an_image_error(form, mode):
         gives_picture_or_image_error(whole[: int(random.integers(len(whole)))])
 
 
-FORMS = {  # key: accuracy in % on all of MNIST's 10,000 test images, or on load_digits' 1,797 (other_hands)
+FORMS = {  # key: accuracy in % on all images: MNIST's 10,000 test images, or load_digits' 1,797 for other_hands
     99.5: "plain",
     99.2: "enlarged inverted inverted_enlarged page_third page_tenth jpeg thin thick transparent",
     98.8: "photographed",

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: NVIDIA's own client sends requests to a real gunicorn. Also all errors."""
+"""The Open Inference Protocol: NVIDIA's client asks a real gunicorn; bad requests are sent with Flask's test client."""
 
 import json
 import warnings

@@ -30,7 +30,7 @@ STROKES: dict[int, list[Stroke]] = {  # a 1, 4, 7 and 9 in styles that are rare 
     9: [[(0.6, 0.3), (0.48, 0.2), (0.36, 0.32), (0.46, 0.46), (0.6, 0.34), (0.6, 0.55), (0.52, 0.75), (0.36, 0.78)]],
 }
 SCRIBBLE: Stroke = [(0.2, 0.2), (0.8, 0.8), (0.2, 0.8), (0.8, 0.2)]
-LETTER: list[Stroke] = [[(0.3, 0.82), (0.5, 0.18), (0.7, 0.82)], [(0.37, 0.6), (0.63, 0.6)]]  # A
+LETTER: list[Stroke] = [[(0.3, 0.82), (0.5, 0.18), (0.7, 0.82)], [(0.37, 0.6), (0.63, 0.6)]]  # the letter A
 
 # Return the pixels of a canvas as a flat list: red, green, blue and alpha of each pixel.
 READ = """(it) => {
@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser, start, service) -> Iterator[Callable[..., Page]]:
-    """Return a function that opens the page. Messages on the console fail the test, unless they are `expected`."""
+    """Return a function that opens the page. Only `expected` messages may appear on the browser's console."""
     contexts, problems, hosts, allowed = [], [], set(), []
 
     def visit(url: str = service.url, script: str = "", expected: tuple[str, ...] = (), **options: object) -> Page:

@@ -189,7 +189,7 @@ def test_an_unpacked_body_is_complete(client):
         (b"nonsense", "deflate", 400, "expected a body in deflate"),
         (gzip.compress(bytes(100_001)), "gzip", 413, "at most 100000 bytes"),
     ],
-    ids=["another", "truncated", "empty", "followed", "nonsense", "large"],  # fixed: gzip's bytes contain the time
+    ids=["another", "truncated", "empty", "followed", "nonsense", "large"],  # fixed ids: gzip's bytes contain the time
 )
 def test_bad_content_encodings(client, body, encoding, status, detail):
     assert detail in problem(predict(client, body, RAW, **{"Content-Encoding": encoding}), status)
@@ -285,7 +285,7 @@ def test_a_picture_of_more_pixels_than_configured_is_refused(images, format):
 
 @pytest.fixture(scope="module")
 def shades():
-    """Return a function that predicts uniformly grey images. The grey is the doubt; above 100, it is doubtful."""
+    """Return a function that predicts uniformly grey images. The doubt is the grey; images above 100 are doubtful."""
     client = create_app(Config(), make_release(threshold=100)).test_client()
 
     def shades(greys, query=""):

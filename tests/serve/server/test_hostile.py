@@ -68,7 +68,7 @@ def test_sixteen_hostile_requests_at_once_do_not_harm_others(victim, kind):
 
 
 def test_pipelined_requests_wait_for_the_requests_of_others(victim):
-    """280 connections pipeline 100 requests each; ten new clients are served before these have all been answered."""
+    """280 connections pipeline 100 requests each; ten new clients are served before all 28,000 are answered."""
     health = "digits_request_duration_seconds_count", (("route", "/healthz"),)
     with ExitStack() as stack:
         for _ in range(280):
@@ -79,7 +79,7 @@ def test_pipelined_requests_wait_for_the_requests_of_others(victim):
 
 
 def test_slow_clients_time_out(victim):
-    """A request with an unfinished body gets 408 after REQUEST_TIMEOUT; one with an unfinished head, no response."""
+    """An unfinished body gets 408 after REQUEST_TIMEOUT; an unfinished head gets no response."""
     bodies = [head(path, RAW, "Content-Length: 784") + b"slow" for path in ("/predict", INFER)]
     with ExitStack() as stack:
         slow = [stack.enter_context(victim.connect()) for _ in range(4)]

@@ -23,7 +23,7 @@ def change(before, after, name, **labels):
 def test_metrics_count_requests_over_all_workers(service, images):
     before, began = service.metrics(), time.monotonic()
     for _ in range(20):
-        assert service.predict(images[[0, 2, 5]]).ok  # 7, 1, 1
+        assert service.predict(images[[0, 2, 5]]).ok  # digits 7, 1, 1
     assert service.predict(images[0, 0]).status_code == 422
     assert requests.get(f"{service.url}/no/such/path").status_code == 404
     assert requests.get(f"{service.url}/v2/models/letters").status_code == 404
@@ -78,5 +78,5 @@ def test_metrics_are_continued_after_a_reload_and_a_death_and_count_the_deaths(s
         after = service.metrics()
         assert change({}, after, "digits_requests_total", route="unmatched", method="any", status="404") == count
         assert (after[RESTARTS], after[IN_FLIGHT]) == (died, 1)
-        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # until the old worker is forgotten
+        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # until the old worker is not counted
     assert service.stop() == 0

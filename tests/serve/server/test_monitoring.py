@@ -105,7 +105,7 @@ def test_a_real_prometheus_answers_the_dashboard_and_fires(start, images, tmp_pa
     with prometheus(tmp_path, target) as ask:
 
         def has_data(query):
-            # Of the first 100 images, only 2 % are an 8: that is the limit of the alert DigitsFarFromUniform.
+            # Send 1,000 images: of the first 100, 2 % are an 8, which is the limit of the alert DigitsFarFromUniform.
             assert service.predict(images[:1_000]).ok
             found = ask("query", query=query.replace("$__rate_interval", "1m"))["result"]
             return found and all(math.isfinite(float(series["value"][1])) for series in found)

@@ -1,4 +1,4 @@
-"""Operation: files after the end, IPv6, a full disk, an end during a reload, a system that is not Linux."""
+"""Operation: files after a shutdown, IPv6, a full disk, a shutdown during a reload, a system other than Linux."""
 
 import re
 import signal

@@ -91,7 +91,7 @@ def test_an_idle_connection_is_kept_for_keep_alive(patient):
     connection = http.client.HTTPConnection("127.0.0.1", patient.port, timeout=PATIENCE)
     connection.request("GET", "/healthz")
     assert connection.getresponse().read()
-    connection.sock.settimeout(7)  # by default, it is closed after 5 seconds
+    connection.sock.settimeout(7)  # by default, an idle connection is closed after 5 seconds
     with pytest.raises(TimeoutError):
         connection.sock.recv(1)
     connection.close()
@@ -135,7 +135,7 @@ def test_a_model_reload_fails_no_request_and_sigterm_finishes_those_accepted(sta
     # A kept-alive connection never fails; a new connection is refused.
     assert [failure for failure in load.failures if failure[2]] == []
     assert {what for _, what, _ in load.failures} <= {"ConnectionRefusedError", "ConnectionResetError"}
-    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # waiting in the accept queue
+    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # connections in the accept queue
 
 
 def test_an_invalid_new_model_is_refused(start, images, model_dir):
@@ -197,7 +197,7 @@ def test_memory_does_not_grow(patient, images):
 
     def memory():
         """Return the worker's own memory in kB. Pss would change when other processes load the same libraries."""
-        (pid,) = patient.workers()  # of two workers, one could get its first request after `early`
+        (pid,) = patient.workers()  # one worker: another could get its first request after `early`
         return int(re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
 
     with ThreadPoolExecutor(4) as pool:
