@@ -75,7 +75,7 @@ def _at_8x8(digit: Picture, _: Generator) -> bytes:
 def _counted(digit: Picture, random: Generator, stretched: bool = False) -> bytes:
     """Reduce a digit to 8×8 like scikit-learn's load_digits: scale it to 32×32 bits, count the ink per 4×4 block."""
     ink = _cropped(digit)
-    if stretched:  # 32 high and 20 wide, or less: at most twice the width that keeps the aspect ratio
+    if stretched:  # 32 pixels high and 20 wide, but at most twice as wide as with the right aspect ratio
         ink = ink.resize((max(2, min(20, round(64 * ink.width / ink.height))), 32), Resampling.BICUBIC)
     else:
         ink = _scaled(ink, 32 / max(ink.size), least=1)

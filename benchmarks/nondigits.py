@@ -18,7 +18,7 @@ from PIL.Image import Resampling
 
 SIDE = 280  # pixels
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-# Fonts that train.doubt does not use: its letters are from DejaVu.
+# Fonts that train.doubt does not use: train.doubt draws its letters with DejaVu.
 LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
 LOOKALIKES = "IOSZbglqosz"  # letters that look like 1, 0, 5, 2, 6 or 9; they are measured separately

@@ -10,7 +10,7 @@ PATIENCE = 60  # seconds; many times what a busy machine needs
 
 
 def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) -> Any:
-    """Call `condition` until its value is true; return it. After `seconds`, fail with the end of the text `said()`."""
+    """Call `condition` until its value is true; return the value. After `seconds`, fail with the end of `said()`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"condition not true within {seconds} s: {said()[-3000:]}"

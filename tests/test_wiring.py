@@ -49,7 +49,7 @@ def directive(name):
 
 @pytest.fixture
 def commands(tmp_path):
-    """Return a function that creates a program, which prints its arguments and environment, and returns the PATH."""
+    """Return a function: it creates a program that prints its arguments and environment, and returns a PATH to it."""
     code = f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
 
     def replace(name):

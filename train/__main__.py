@@ -37,7 +37,7 @@ is set, the models are trained on the Ray cluster at this address."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return 0. After an error, print it and return 1. Wrong usage exits with status 2."""
+    """Run the command and return 0. If it fails, print the error and return 1. Wrong usage exits with status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parsers = _parsers()
     name = arguments[0] if arguments and arguments[0] in parsers else ""
@@ -85,7 +85,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
         parsers[name].set_defaults(command=command)
     parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="models to train (default: all)")
     parsers[""].add_argument(
-        "--seed", type=_whole(0), default=1, help="seed of all random numbers of the training (default: 1)"
+        "--seed", type=_whole(0), default=1, help="seed of weights, image order, augmentation and dropout (default: 1)"
     )
     parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="the model (default: Model_3)")
     parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="number (default: 10)")

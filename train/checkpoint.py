@@ -86,7 +86,7 @@ class CheckpointFolder:
     def load(
         self, network: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
     ) -> tuple[list[Epoch], dict[str, Any]]:
-        """Load the last checkpoint into the given objects. Return its history and provenance; if none, [] and {}.
+        """Load the last checkpoint into the given objects. Return its history and provenance, or [] and {} without any.
 
         Raises TrainError if the folder belongs to another training or is damaged.
         """

@@ -101,7 +101,7 @@ PROGRESSION: dict[str, Experiment] = {
                 "Use separable convolutions: they need fewer parameters, so more and wider layers fit the budget.",
                 "Avoid aliasing: blur in the first pooling; use stride 1 in the second, and dilate the next layer.",
                 "Rotate, shift, scale, shear and bend each digit, and make its strokes thicker or thinner.",
-                "Add drawn digits, in styles that MNIST has few of.",
+                "Add drawn digits, in styles that are rare in MNIST.",
                 "Anneal the learning rate to zero (one cycle): the last epoch is the best, so no epoch is selected.",
             ),
             expectation="at least 99.5 % at the last epoch; lower in training, because augmented digits are harder",

@@ -69,7 +69,7 @@ Results = Generator[tuple[Training, TrainError | None], None, None]  # each trai
 
 
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
-    """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
+    """Train all `trainings` to the last epoch; return the finished trainings, and the errors of the diverged trainings.
 
     Finished trainings are not repeated; interrupted trainings resume after their last saved epoch. Raises TrainError
     before the first training if a training cannot resume, and later if a training fails, except by divergence.

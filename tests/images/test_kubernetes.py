@@ -98,7 +98,7 @@ def test_kserve_runs_the_same_container():
     assert container(kserve)["name"] == "kserve-container"
     container(kserve)["name"] = container(plain)["name"]
     for pod in (plain, kserve):
-        del pod["topologySpreadConstraints"]  # their pods have different labels
+        del pod["topologySpreadConstraints"]  # these constraints select the pods' labels, which differ
     assert kserve == plain
     assert PREDICTOR["deploymentStrategy"] == DEPLOYMENT["spec"]["strategy"]
 

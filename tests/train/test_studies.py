@@ -23,7 +23,7 @@ from train.progression import PROGRESSION
 from train.studies import command_line, sentence, summarise
 
 pytestmark = pytest.mark.xdist_group("ray")  # in one pytest process, with one Ray cluster
-EPOCHS = 4  # the minimum for `tiny`
+EPOCHS = 4  # the minimum for the data set `tiny`
 
 
 def options(data: Path, out: Path, *, seeds: int, epochs: int = EPOCHS) -> list[str]:

@@ -1,4 +1,4 @@
-"""Trainings in parallel: they share the threads, print straight to the terminal, and leave no process running."""
+"""Trainings in parallel: they share the threads, print directly to the terminal, and leave no process running."""
 
 import os
 import pty

@@ -14,7 +14,7 @@ from tests.serve.hostile import CASES, INFER, JSON, RAW, Bystander, attack, head
 pytestmark = pytest.mark.xdist_group("hostile")
 
 LATE = 5  # seconds: the limit of the worker's CPU time between another client's request and its answer
-MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: limits for a worker and its decoders
+MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: limits for a worker and its decoders, at 1 and at 16 requests
 
 
 @pytest.fixture(scope="module")

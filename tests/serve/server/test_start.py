@@ -1,4 +1,4 @@
-"""Settings from environment variables; a setting, a model or a system that cannot be used ends the start."""
+"""Settings from environment variables; a setting, a model or a system that cannot be used prevents the start."""
 
 import os
 import re
