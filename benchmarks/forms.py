@@ -146,7 +146,7 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def _uneven_light(random: Generator, fall: tuple[float, float], size: tuple[int, int] = SIZE) -> Floats:
-    """Return the brightness of each pixel. It falls from 1 in a random direction, by a random share in `fall`."""
+    """Return each pixel's brightness. It falls from 1 in a random direction, by a random share in the range `fall`."""
     across, _ = _turned(*_axes(size), random.uniform(0, 2 * np.pi))
     return 1 - random.uniform(*fall) * (0.5 + across / math.hypot(*size))
 

@@ -13,10 +13,10 @@ from train import TrainError
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the set `files`, by name. The last file is deleted first and written last: if it exists, the set is whole.
+    """Write `files` (content by name) as one set. If the last file exists, then all files of the set exist.
 
-    Everything is on disk under temporary names before an old file is touched, so a full disk leaves the old
-    files unchanged. Raises TrainError, which names the file and the system's reason, if a file cannot be written.
+    First, everything is written under temporary names, so a full disk leaves the old files unchanged. The old last file
+    is deleted first, the new one is renamed last. Raises TrainError, with file and reason, if a file cannot be written.
     """
     temporaries = {folder / name: folder / f".{name}.tmp" for name in files}
     *others, last = temporaries

@@ -53,7 +53,7 @@ class Training:
     experiment: Experiment
     seed: int
     folder: Path
-    device_name: str  # as in machine.pick
+    device_name: str  # auto, cpu or cuda: see machine.pick
 
     def checkpoints(self, data: Data) -> CheckpointFolder:
         """Return the checkpoint folder of this training on `data`."""
@@ -168,7 +168,7 @@ def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
     _data = load(directory)
 
 
-_data: Data  # in a child process only
+_data: Data  # set in child processes only
 
 
 def _train_in_child(training: Training) -> TrainError | None:

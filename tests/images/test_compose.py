@@ -42,7 +42,7 @@ def test_the_model_that_ships_is_served_and_the_client_s_address_is_logged(docke
     (line,) = [line for line in compose("logs", "--no-log-prefix", "serve").splitlines() if '"POST"' in line]
     assert gateway in line  # Docker forwards a request from this machine through the gateway
     assert proxy not in line
-    assert "203.0.113.9" not in line  # a client's false claim
+    assert "203.0.113.9" not in line  # the address that the client falsely claims
 
 
 def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_one_fails_none(

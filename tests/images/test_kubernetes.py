@@ -24,7 +24,7 @@ MANIFESTS = {
 DEPLOYMENT, SERVICE = MANIFESTS["deployment.yaml"], MANIFESTS["service.yaml"]
 KSERVE = MANIFESTS["kserve/inferenceservice.yaml"]
 PREDICTOR = KSERVE["spec"]["predictor"]
-# Fields that KServe 0.21 adds to those of a pod in an InferenceService's predictor, as far as they are used here.
+# Fields of an InferenceService's predictor (KServe 0.21) that a pod does not have; only the fields used here.
 OF_KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "deploymentStrategy"}
 POD = DEPLOYMENT["spec"]["template"]["spec"]  # KServe's pod is the same: test_kserve_runs_the_same_container
 

@@ -238,7 +238,7 @@ class Bystander:
 
 
 def decoders(worker: int) -> list[int]:
-    """Return the decoders of a worker, but no child between fork and exec: it still shares the worker's memory."""
+    """Return the decoders of a worker. A child between fork and exec is left out: its memory is the worker's."""
     return [child for child in children(worker) if b"decoder_pool" in cmdline(child)]
 
 

@@ -90,7 +90,7 @@ def test_children_end_with_a_parent_that_is_killed(training, tiny, tmp_path):
 
 def test_a_terminal_has_a_progress_bar(subset, tmp_path):
     reader, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 120))  # without a width, tqdm shows nothing
+    termios.tcsetwinsize(terminal, (24, 120))  # without a width, tqdm shows no bar
     one = command(subset, tmp_path, "--seeds", "1", "--epochs", "1")
     subprocess.run(one, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=terminal)
     os.set_blocking(reader, False)
