@@ -1,7 +1,7 @@
 """The training loop. All data is on the device, and a batch is a tensor of indices of training images.
 
 Each epoch seeds torch's global generator, for order, augmentation and dropout. The seed depends on the training's seed
-and the epoch's number only. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
+and the epoch's number only. Therefore a resumed training on a CPU gives the same bits as an uninterrupted training.
 """
 
 import time
