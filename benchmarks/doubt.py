@@ -1,7 +1,7 @@
-"""Out-of-distribution detection: the share of non-digits, and of digits, that are doubtful by the output `doubt`.
+"""Measure how many non-digits, and how many digits, are doubtful by the output `doubt` (out-of-distribution detection).
 
 Pictures are preprocessed as in the service. Three methods that are not fitted to non-digits are the baselines. The
-threshold of each method marks 1 % of the validation images. Writes docs/doubt.md, .json and .png.
+threshold of each method is exceeded by 1 % of the validation images. Writes docs/doubt.md, .json and .png.
 """
 
 import argparse
@@ -36,16 +36,16 @@ from train.paths import RELEASE
 from train.progression import PROGRESSION
 
 SEED = 3
-MAHALANOBIS_IMAGES = 20_000  # training images for its means and covariance
+MAHALANOBIS_IMAGES = 20_000  # number of training images for the means and covariance of the Mahalanobis distance
 
 
 def main() -> None:
-    """Measure every kind of non-digit and every form of docs/pictures.md; write the page and its picture."""
+    """Measure every kind of non-digit and every form of docs/pictures.md; write docs/doubt.md and its picture."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.doubt", description=__doc__, allow_abbrev=False)
     parser.add_argument("--release", type=Path, default=RELEASE, help="(default: model/release)")
-    parser.add_argument("--images", type=int, default=2_000, help="pictures of each kind (default: 2000)")
-    parser.add_argument("--digits", type=int, default=300, help="of each form of docs/pictures.md (default: 300)")
-    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
+    parser.add_argument("--images", type=int, default=2_000, help="pictures per kind of non-digit (default: 2000)")
+    parser.add_argument("--digits", type=int, default=300, help="digits per form of docs/pictures.md (default: 300)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="output folder (default: docs)")
     options = parser.parse_args()
     manifest = parse_manifest((options.release / MANIFEST).read_bytes())
     network, data = PROGRESSION[manifest.model].network(), load()
@@ -70,7 +70,7 @@ def main() -> None:
     for name, (numbers, sample, _) in load_sources(False, options.digits).items():
         images = []
         for content in render_all(name, numbers, sample):
-            with suppress(ImageError):  # docs/pictures.md counts refused pictures as wrong
+            with suppress(ImageError):  # refused pictures are left out here; docs/pictures.md counts them as wrong
                 images.append(decode(content))
         forms[FORMS[name].title] = doubted(np.stack(images))["doubt"]
     parameters = f"{parameter_count(network):,} parameters and {parameter_count(classifier.doubt)} for doubt"
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], dict[str, NDArray[np.float32]]]:
-    """Return a function from images, uint8 [N, 28, 28], to each method's scores; larger means less like a digit."""
+    """Return a function from images, uint8 [N, 28, 28], to scores by method. A larger score means less like a digit."""
     logits, (features, _) = doubt.extract_features(classifier.network, data.train.images[:MAHALANOBIS_IMAGES])
     digits = logits.argmax(dim=1)
     means = torch.stack([features[digits == digit].mean(dim=0) for digit in range(10)])
@@ -118,8 +118,8 @@ def figures(values: dict[str, Any]) -> dict[str, str]:
 
     lines = []
     for title, names in {
-        "like what doubt was fitted to, drawn by other code": FITTED,
-        "held out: nothing was fitted to these": HELD_OUT,
+        "kinds that doubt was fitted to, drawn by other code": FITTED,
+        "held-out kinds, not used for fitting": HELD_OUT,
         "letters that look like handwritten digits": LIKE_DIGITS,
     }.items():
         lines.append([f"**{title}**", *[""] * (len(methods) + 1)])

@@ -1,8 +1,8 @@
 """Renderers of test pictures: MNIST's digits as screens, scanners and cameras would show them.
 
 Each form in FORMS is a function of a digit, 28×28, white on black, and a random generator; it returns an encoded PNG or
-JPEG. docs/pictures.md describes each form. The order of the random draws is part of a form: with another order, its
-pictures and figures change.
+JPEG. docs/pictures.md describes each form. Keep the order in which a form's function calls
+the generator: another order changes the pictures, and so the measured accuracy.
 """
 
 import io
@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps
 from PIL.Image import Resampling
 from scipy import ndimage
 
-TYPICAL_STROKE = 2.47  # of 28 pixels: the median of MNIST's training images, by _stroke_width
-SIZE = (400, 300)  # width and height, in pixels, of the forms that do not state theirs
+TYPICAL_STROKE = 2.47  # pixels, in 28×28: the median of MNIST's training images, measured by _stroke_width
+SIZE = (400, 300)  # default width and height of a picture, in pixels
 
 Picture = Image.Image
 Floats = NDArray[np.floating[Any]]
@@ -28,7 +28,7 @@ CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # of a square, clockwi
 
 
 def _encoded(picture: Picture | NDArray[Any], quality: int | None = None, **options: Any) -> bytes:
-    """Encode a picture, or its values of 0–255, as a JPEG of `quality` or, without it, as a PNG."""
+    """Encode a picture, or its values of 0–255, as a JPEG of `quality`, or as a PNG if `quality` is None."""
     if not isinstance(picture, Picture):
         picture = Image.fromarray(picture.astype(np.uint8))
     content, options = io.BytesIO(), options | ({"quality": quality} if quality else {"compress_level": 1})
@@ -50,7 +50,7 @@ def _scaled(ink: Picture, scale: float, filter: Resampling = Resampling.BICUBIC,
 
 def _page(digit: Picture, random: Generator, height: int) -> bytes:
     ink = _cropped(digit)
-    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # a wide digit fits the page's width
+    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # the second limit is for wide digits
     page = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(page.size, ink.size, strict=True))
     page.paste(0, (left, top), ink)
@@ -73,9 +73,9 @@ def _at_8x8(digit: Picture, _: Generator) -> bytes:
 
 
 def _counted(digit: Picture, random: Generator, stretched: bool = False) -> bytes:
-    """Reduce a digit to 8×8 as load_digits was: scale it to fill a 32×32 bitmap, count the ink pixels per 4×4 block."""
+    """Reduce a digit to 8×8 like scikit-learn's load_digits: scale it to 32×32 bits, count the ink per 4×4 block."""
     ink = _cropped(digit)
-    if stretched:  # to 20×32, but to at most twice its width, as if the aspect ratio had not been kept
+    if stretched:  # 32 pixels high and 20 wide, but at most twice as wide as with the right aspect ratio
         ink = ink.resize((max(2, min(20, round(64 * ink.width / ink.height))), 32), Resampling.BICUBIC)
     else:
         ink = _scaled(ink, 32 / max(ink.size), least=1)
@@ -88,7 +88,7 @@ def _counted(digit: Picture, random: Generator, stretched: bool = False) -> byte
 
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
     """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
-    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # 4/π of a curve's length
+    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # about 4/π of the outline's length
     return 2 * float(mask.sum()) / (float(steps) * np.pi / 4)
 
 
@@ -111,9 +111,9 @@ def _thick(digit: Picture, _: Generator, blotted: bool = False) -> bytes:
 def _scene(
     digit: Picture, random: Generator, share: tuple[float, float] = (0.35, 0.7), size: tuple[int, int] = SIZE
 ) -> tuple[Floats, Box]:
-    """Return the coverage of each pixel by the digit's ink, float32 [H, W], and its box.
+    """Return the coverage of each pixel by the digit's ink, float32 [H, W], and the digit's box.
 
-    The digit is rotated by up to 8°. Its longer side is a random share of the picture's shorter side, its position is
+    The digit is rotated by up to 8°. Its longer side is a random share of the picture's shorter side. Its position is
     random.
     """
     ink = _cropped(_enlarged(digit).rotate(random.uniform(-8, 8), Resampling.BICUBIC))
@@ -134,7 +134,7 @@ def _axes(size: tuple[int, int] = SIZE) -> tuple[Floats, Floats]:
 
 
 def _near(box: Box, random: Generator, reach: int) -> tuple[Floats, Floats]:
-    """Return x and y of each pixel relative to a random point: in a box, or at most `reach` pixels beside it."""
+    """Return x and y of each pixel relative to a random point in `box`, or up to `reach` pixels outside of `box`."""
     return tuple(
         axis - (random.uniform(low - reach, high + reach) - side / 2)
         for axis, side, low, high in zip(_axes(), SIZE, box[:2], box[2:], strict=True)
@@ -146,7 +146,7 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def _uneven_light(random: Generator, fall: tuple[float, float], size: tuple[int, int] = SIZE) -> Floats:
-    """Return light that falls from 1 in a random direction, by a random share between the two values of `fall`."""
+    """Return each pixel's brightness. It falls from 1 in a random direction, by a random share in the range `fall`."""
     across, _ = _turned(*_axes(size), random.uniform(0, 2 * np.pi))
     return 1 - random.uniform(*fall) * (0.5 + across / math.hypot(*size))
 
@@ -156,7 +156,7 @@ def _painted(mask: Floats, paper: Floats | float, pen: Floats | float) -> Floats
 
 
 def _blurred(values: NDArray[Any], radius: float) -> Floats:
-    """Return values of 0–255 blurred, float32."""
+    """Blur `values` of 0–255. Return them as float32."""
     picture = Image.fromarray(values.astype(np.uint8))
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32)
 
@@ -222,7 +222,7 @@ def _boxed(digit: Picture, random: Generator) -> bytes:
 def _hard_shadow(digit: Picture, random: Generator) -> bytes:
     mask, box = _scene(digit, random)
     angle = random.uniform(0, 2 * np.pi)
-    x, y = _near(box, random, 20)  # the edge passes through this point, and is slightly curved
+    x, y = _near(box, random, 20)  # positions relative to a point on the shadow's edge, which is slightly curved
     side = _turned(x, y, angle)[0] + random.uniform(-0.001, 0.001) * (x**2 + y**2)
     shade = 1 / (1 + np.exp((-side / random.uniform(0.3, 2)).clip(-50, 50)))
     light = 1 - (1 - random.uniform(0.35, 0.7)) * shade
@@ -290,10 +290,10 @@ def _poor_jpeg(digit: Picture, random: Generator) -> bytes:
 
 
 def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, int] = SIZE) -> list[Floats]:
-    """Return the coverage of each pixel by a sheet with these corners, clockwise, [4, 2], and by the digit on it."""
+    """Return the coverage of each pixel by a sheet with `corners` (clockwise, [4, 2]), and by the sheet's digit."""
     width, height = np.ptp(corners, axis=0).round().astype(int).tolist()
     ink, _ = _scene(digit, random, (0.35, 0.75), (width, height))
-    rows, goals = [], []  # for the coefficients of the transform from the picture's coordinates to the sheet's
+    rows, goals = [], []  # linear equations of the transform from the picture's coordinates to the sheet's
     for (x, y), (u, v) in zip(corners, ((0, 0), (width, 0), (width, height), (0, height)), strict=True):
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         goals += [u, v]
@@ -303,7 +303,7 @@ def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, i
 
 
 def _corners(random: Generator, cut_off: bool = False) -> Floats:
-    """Return the corners of a sheet turned by up to 15°, in perspective, cut off on one side or on none."""
+    """Return a sheet's corners: rotated by up to 15°, in perspective; with `cut_off`, one side is out of view."""
     box = random.uniform(0.5, 0.8, 2) * SIZE
     middle = np.array(SIZE) / 2 + random.uniform(-0.06, 0.06, 2) * SIZE
     if cut_off:
@@ -317,7 +317,7 @@ def _corners(random: Generator, cut_off: bool = False) -> Floats:
 
 
 def _table(random: Generator, lightest: float, darkest: float = 0.03, grain: float = 0.06) -> Floats:
-    """Return the grey levels of a plain table, or one with grain, float32 [H, W]."""
+    """Return the grey levels of a table top with more or less wood grain, float32 [H, W]."""
     x, y = _axes()
     levels = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, grain)
     return np.asarray(random.uniform(darkest, lightest) + levels, np.float32)
@@ -352,11 +352,11 @@ def _framed(digit: Picture, random: Generator, light: bool = False) -> bytes:
 
 
 def _on_surround(digit: Picture, random: Generator, surround: Callable[..., Floats] | None = None) -> bytes:
-    """Render a sheet on a `surround`. Without one: on a table or a cloth, with one side of the sheet out of view."""
+    """Render a sheet on `surround`. If None: on a table or a cloth, with one side of the sheet out of view."""
     if cut_off := surround is None:
         surround = _table if random.random() < 0.7 else _cloth
     mask: Floats = np.zeros(SIZE[::-1], np.float32)
-    while not mask.any() or mask[[0, -1]].any() or mask[:, [0, -1]].any():  # the digit must be in view
+    while not mask.any() or mask[[0, -1]].any() or mask[:, [0, -1]].any():  # repeat until the digit is in view
         sheet, mask = _laid(digit, random, _corners(random, cut_off))
     paper = random.uniform(0.75, 0.97)
     scene = _painted(sheet, surround(random, paper - 0.2), _painted(mask, paper, random.uniform(0.05, 0.3)))
@@ -407,7 +407,7 @@ FORMS = {
         lambda digit, _: _encoded(Image.merge("RGBA", [Image.new("L", (280, 280))] * 3 + [_enlarged(digit)])),
     ),
     "photographed": Form("gradient, noise, coloured paper", _photographed),
-    # These two are for tuning, in place of load_digits.
+    # With --train (for tuning), the next two forms are measured instead of other_hands.
     "coarse": Form("MNIST at 8×8, enlarged", _counted),
     "stretched": Form("MNIST at 8×8, stretched, enlarged", partial(_counted, stretched=True)),
     "other_hands": Form("other hands: load_digits, 8×8", _at_8x8),

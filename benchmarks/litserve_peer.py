@@ -1,4 +1,4 @@
-"""The service in LitServe: `python -m benchmarks.litserve_peer`. Its workers import the class from this module."""
+"""The service in LitServe: `python -m benchmarks.litserve_peer`. LitServe's workers import _Digits from here."""
 
 import os
 

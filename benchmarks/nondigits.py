@@ -1,7 +1,7 @@
 """Pictures of non-digits, to measure `doubt`: each kind is a function of a random generator and of MNIST's digits.
 
-The kinds in FITTED resemble those of train.doubt, but come from other code, other fonts and other digits. Nothing
-is trained or tuned on the kinds in HELD_OUT.
+The kinds in FITTED resemble the kinds of train.doubt, but are drawn by other code with other fonts and other digits.
+Nothing is trained or tuned on the kinds in HELD_OUT.
 """
 
 import math
@@ -18,10 +18,10 @@ from PIL.Image import Resampling
 
 SIDE = 280  # pixels
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-# Other fonts than those of train.doubt, which draws DejaVu's letters.
+# Fonts that train.doubt does not use: train.doubt draws its letters with DejaVu.
 LETTER_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10")
 LETTERS = "ABCDEFGHJKLMNPQRTUVWXYacdefhijkmnprtuvwxy"
-LOOKALIKES = "IOSZbglqosz"  # these look like handwritten 1, 0, 5, 2, 6, 9: measured separately
+LOOKALIKES = "IOSZbglqosz"  # letters that look like 1, 0, 5, 2, 6 or 9; they are measured separately
 
 # Handwritten letters as strokes through points, x and y of 0–1, y downwards.
 HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
@@ -49,9 +49,9 @@ HAND: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "f": (((0.8, 0.1), (0.5, 0), (0.35, 0.2), (0.35, 1)), ((0, 0.45), (0.75, 0.45))),
 }
 
-Picture = NDArray[np.uint8]  # [H, W], ink 0 on 255
+Picture = NDArray[np.uint8]  # [H, W], ink 0 on background 255
 Points = NDArray[np.float64]  # [..., 2], in pixels
-Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on 0, and labels
+Digits = tuple[Picture, NDArray[np.int64]]  # images, uint8 [N, 28, 28], ink 255 on background 0, and their labels
 Draw = Callable[[Generator, Digits], Picture]
 
 
@@ -118,7 +118,7 @@ def _shape(rng: Generator, _: Digits) -> Picture:
     if kind == 2:  # a cross
         arms = [size * _around(turn) for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2))]
         return _drawn([np.stack([140 - arm, 140 + arm]) for arm in arms], width)
-    radii = rng.uniform(0.4, 1.3, (8, 1)) * size  # of a blot
+    radii = rng.uniform(0.4, 1.3, (8, 1)) * size  # radii of a blot's outline
     points = 140 + radii * _around(np.linspace(0, 2 * math.pi, 9)[:-1])
     picture = Image.new("L", (SIDE, SIDE), 255)
     outline = _smooth(np.concatenate([points, points[:2]]))
@@ -127,7 +127,7 @@ def _shape(rng: Generator, _: Digits) -> Picture:
 
 
 def _two_digits(rng: Generator, digits: Digits) -> Picture:
-    """Return two digits that touch or nearly touch; the service refuses separate digits."""
+    """Return two digits that touch or nearly touch, because the service refuses clearly separate digits."""
     left, right = (np.trim_zeros(_some(rng, digits), axis=1) for _ in range(2))
     canvas = np.zeros((28, 60), np.uint8)
     canvas[:, : left.shape[1]] = left
@@ -138,7 +138,7 @@ def _two_digits(rng: Generator, digits: Digits) -> Picture:
 
 
 def _turned(rng: Generator, digits: Digits) -> Picture:
-    """Return a digit rotated by 90°, left or right, except 0, which would still be a digit."""
+    """Return a digit rotated by 90° to the left or to the right. Never a 0: a rotated 0 is still a 0."""
     return np.rot90(_enlarged(_some(rng, digits, "123456789")), rng.choice([1, 3])).copy()
 
 
@@ -151,7 +151,7 @@ def _blocks(rng: Generator, _: Digits) -> Picture:
 
 
 def _hand_letter(rng: Generator, _: Digits) -> Picture:
-    """Return a letter as strokes through noisy points, slanted, some smooth."""
+    """Return a slanted letter of HAND: straight or smooth strokes through points with random shifts."""
     letter = HAND[rng.choice(list(HAND))]
     width, slant, smooth = rng.uniform(14, 30), rng.uniform(-0.25, 0.25), rng.random() < 0.5
     size = 180 * np.array([rng.uniform(0.6, 1), 1])
@@ -182,7 +182,7 @@ def _smiley(rng: Generator, _: Digits) -> Picture:
 
 
 def _texture(rng: Generator, _: Digits) -> Picture:
-    """Return a round or square patch of stripes, of a check or of smooth noise."""
+    """Return a round or square patch of stripes, chequers or smooth noise."""
     y, x = np.mgrid[-1:1:200j, -1:1:200j]
     kind, turn, waves = rng.integers(3), rng.uniform(0, math.pi), rng.uniform(6, 14)
     value = np.sin(waves * (x * math.cos(turn) + y * math.sin(turn)))
@@ -197,7 +197,7 @@ def _texture(rng: Generator, _: Digits) -> Picture:
 
 
 def _half_digit(rng: Generator, digits: Digits) -> Picture:
-    """Return the left, right, upper or lower half of a digit, except 1, whose halves look like 1."""
+    """Return the left, right, upper or lower half of a digit. Never of a 1: half of a 1 looks like a 1."""
     digit = _some(rng, digits, "023456789").copy()
     digit[(np.s_[:14], np.s_[14:], np.s_[:, :14], np.s_[:, 14:])[rng.integers(4)]] = 0
     return _enlarged(digit)

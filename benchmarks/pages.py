@@ -1,4 +1,4 @@
-"""The pages in docs/: their prose is written by hand, their figures by a command, between two comments."""
+"""Write figures into the pages of docs/. A page's text is written by hand; its figures stand between two comments."""
 
 import io
 import re
@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 def fill(page: str, figures: dict[str, str]) -> str:
     """Return `page` with each of the `figures` in place of the text from `<!-- NAME -->` to `<!-- /NAME -->`.
 
-    Prose is wrapped at 120 columns; tables keep their lines. Raises ValueError if a place is missing.
+    Prose is wrapped at 120 columns; tables keep their lines. Raises ValueError if a place is missing or not unique.
     """
     for name, text in figures.items():
         lines = (
@@ -51,7 +51,7 @@ def plus_minus(value: dict[str, float], digits: int) -> str:
 
 
 def contact_sheet(rows: dict[str, list[Image.Image]]) -> bytes:
-    """Return a PNG with a row for each title: its pictures, each fitted into a square."""
+    """Return a PNG with one row per title: the title, then its pictures, each scaled to fit into a square."""
     side, gap, text, font = 84, 10, 300, ImageFont.load_default(size=17)
     columns = max(len(pictures) for pictures in rows.values())
     sheet = Image.new("RGB", (text + columns * (side + gap), len(rows) * (side + gap) + gap), (226, 228, 230))

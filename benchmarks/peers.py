@@ -1,7 +1,7 @@
 """The service in Flask and FastAPI, as in a tutorial: one image in JSON, one ONNX Runtime thread per process.
 
-If the environment variable DUTIES is not empty, each also has Prometheus metrics and a JSON access log, in as little
-code as possible, without an instrumentation package. The service in LitServe is benchmarks.litserve_peer.
+If the environment variable DUTIES is not empty, each service has two duties: Prometheus metrics and a JSON access log,
+in as little code as possible, without an instrumentation package. The service in LitServe is benchmarks.litserve_peer.
 """
 
 import json
@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 REQUESTS = Counter("http_requests", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram("http_request_duration_seconds", "Time until the response starts.", ["route"])
-METRICS = CollectorRegistry()  # of all workers, from PROMETHEUS_MULTIPROC_DIR
+METRICS = CollectorRegistry()  # metrics of all workers, from PROMETHEUS_MULTIPROC_DIR
 MultiProcessCollector(METRICS)
 
 
@@ -92,7 +92,7 @@ def fastapi_app():
 
 
 def record(start, remote, method, path, route, status):
-    """Count a request and write its line to the access log. `start` is by time.perf_counter."""
+    """Count a request and write its line to the access log. `start` is a time of time.perf_counter."""
     seconds = time.perf_counter() - start
     REQUESTS.labels(route, method, status).inc()
     SECONDS.labels(route).observe(seconds)
@@ -102,7 +102,7 @@ def record(start, remote, method, path, route, status):
 
 
 class Duties:
-    """ASGI middleware for FastAPI and LitServe that performs the duties."""
+    """ASGI middleware for FastAPI and LitServe that performs the duties (metrics and access log)."""
 
     metrics = staticmethod(make_asgi_app(METRICS))
 
@@ -115,7 +115,7 @@ class Duties:
 
         async def respond(message):
             if message["type"] == "http.response.start":
-                route = scope["path"] if "endpoint" in scope else "unmatched"  # no route here has parameters
+                route = scope["path"] if "endpoint" in scope else "unmatched"  # path = route: no route has parameters
                 remote = scope["client"] and scope["client"][0]
                 record(start, remote, scope["method"], scope["path"], route, message["status"])
             await send(message)

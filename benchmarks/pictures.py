@@ -1,4 +1,4 @@
-"""Accuracy on pictures: MNIST's test digits rendered into other forms, decoded and preprocessed as in the service.
+"""Measure accuracy on pictures: MNIST's test digits rendered in other forms, then preprocessed as in the service.
 
 Every picture is encoded (PNG or JPEG) and decoded. The baseline is a plain resize of the same bytes: greyscale by
 Pillow, resized to 28×28. Writes docs/pictures.md, .json and .png.
@@ -34,29 +34,29 @@ from train.markdown import table
 from train.paths import DATA, RELEASE
 
 SEED = 28
-TUNING = 5_000  # training images that `--train` measures on, the same at every call
+TUNING = 5_000  # number of training images that `--train` measures on; the same images at every call
 CHUNK = 100  # images per task
 
 Pixels = NDArray[np.uint8]
 
-
-# The indices of the digits, which seed their pictures; the digits, white on black, uint8 [N, H, W]; their labels.
+# The indices of the digits, from which the pictures' random seeds are made; the digits, white on black,
+# uint8 [N, H, W]; their labels.
 Source = tuple[NDArray[Any], Pixels, NDArray[Any]]
 
 
 def main() -> None:
     """Measure every form; write the page, its examples and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--images", type=int, help="number per form: a sample, the same at every call (default: all)")
+    parser.add_argument("--images", type=int, help="digits per form: a sample, the same at every call (default: all)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
-    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="output folder (default: docs)")
     parser.add_argument("--train", action="store_true", help="measure on training images, for tuning; write nothing")
     options = parser.parse_args()
     sources = load_sources(options.train, options.images)
     names = options.forms or sources
     if unknown := set(names) - sources.keys():
         how = "without" if options.train else "with"
-        parser.error(f"--forms {' '.join(sorted(unknown))}: expected a form measured {how} --train")
+        parser.error(f"--forms {' '.join(sorted(unknown))}: can be measured only {how} --train")
     with multiprocessing.get_context("spawn").Pool(available_cores()) as pool:
         forms = [_measure(pool, name, sources[name]) for name in names]
     if not options.train:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
-    """Return a form's figures; accuracies are in percent."""
+    """Measure a form and return its figures; accuracies are in percent."""
     numbers, images, labels = source
     chunks = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
     samples = pool.starmap(_sample, [(name, numbers[chunk], images[chunk]) for chunk in chunks])
@@ -116,9 +116,9 @@ def mnist(part: str) -> tuple[Pixels, Pixels]:
 
 
 def _sample(name: str, numbers: NDArray[Any], digits: Pixels) -> tuple[Pixels, Pixels, list[float]]:
-    """Render digits in a form; return their 28×28 by a plain resize and by the service, and its CPU seconds of each.
+    """Render digits in a form; return their 28×28 by a plain resize and by the service, and the service's CPU seconds.
 
-    A picture that the service refuses stays black, and counts as wrong.
+    If the service refuses a picture, its 28×28 is black and counts as wrong.
     """
     resized, found = (np.zeros((len(digits), 28, 28), np.uint8) for _ in range(2))
     seconds = []
@@ -155,12 +155,12 @@ def figures(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _examples(sources: dict[str, Source]) -> bytes:
-    """Draw one row per form: its title, and four pictures, each beside its 28×28 after preprocessing."""
+    """Draw one row per form: its title, and four pictures, each followed by its 28×28 after preprocessing."""
     rows: dict[str, list[Image.Image]] = {}
     for name, (numbers, digits, _) in sources.items():
         row = rows[FORMS[name].title] = []
         for content in render_all(name, numbers[:4], digits[:4]):
-            found = np.zeros((28, 28), np.uint8)  # of a refused picture
+            found = np.zeros((28, 28), np.uint8)  # stays black if the picture is refused
             with suppress(ImageError):
                 found = decode(content)
             row += [Image.open(io.BytesIO(content)), Image.fromarray(found).resize((84, 84), Image.Resampling.NEAREST)]

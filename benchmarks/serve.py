@@ -1,8 +1,8 @@
-"""Requests per second, latency and CPU time of our service and of three peers, without and with metrics and a log.
+"""Measure requests per second, latency and CPU time of our service and of three peers.
 
-`python -m benchmarks.serve` starts every server in turn, in several rounds. Each has one worker per core, one ONNX
-Runtime thread per worker and the same graph; its answer and its duties are checked. wrk (Debian's `wrk`) sends the same
-request in a closed loop. Writes docs/benchmarks-serve.json and the table in docs/benchmarks.md.
+`python -m benchmarks.serve` starts every server in turn, in several rounds, and the peers also with duties (metrics and
+access log). A server has one worker per core and one ONNX Runtime thread per worker. Its answer and duties are checked.
+`wrk` repeats one request on several connections. Writes docs/benchmarks-serve.json and the table in docs/benchmarks.md.
 """
 
 import argparse
@@ -49,11 +49,11 @@ BODY, JSON = json.dumps({"image": IMAGE.tolist()}), {"Content-Type": "applicatio
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure every server, print the table and write the files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2, help="per measurement (default: 2)")
-    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
+    parser.add_argument("--seconds", type=int, default=2, help="seconds per measurement (default: 2)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="output folder (default: docs)")
     options = parser.parse_args()
     if not (shutil.which("wrk") and BIN.exists()):
         parser.error(f"expected wrk (apt-get install wrk) and {BIN} (`make bench` installs it)")
@@ -105,16 +105,16 @@ def _running(name: str) -> Iterator[int]:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            with suppress(ProcessLookupError):  # LitServe's workers outlive it, and keep the cores busy
+            with suppress(ProcessLookupError):  # LitServe's workers survive their parent and keep the cores busy
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
-    """Wait for the first answer, and assert that it is right and that a server with `duties` performs each of them."""
+    """Wait for the first answer. Assert that it is correct and, with `duties`, that requests are counted and logged."""
     deadline, answer = time.monotonic() + 120, None
     while answer is None:
-        assert process.poll() is None, f"expected a server, found exit status {process.returncode}"
+        assert process.poll() is None, f"expected a running server, found exit status {process.returncode}"
         assert time.monotonic() < deadline, "expected an answer within 120 seconds, found none"
         time.sleep(0.1)
         with suppress(requests.ConnectionError):
@@ -123,11 +123,11 @@ def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
     found = answer.get("predictions", [answer])[0]["probabilities"]
     assert np.allclose(found, expected, atol=1e-5), f"expected the probabilities {expected}, found {found}"
     if duties:
-        time.sleep(0.5)  # a margin: every server counts and logs before it answers
+        time.sleep(0.5)  # some margin, although every server counts and logs before it answers
         text = requests.get(f"http://127.0.0.1:{PORT}/metrics", timeout=10).text
         counted = re.findall(r"^\w+_requests_total\{.*/predict.*\} (\S+)$", text, re.M)
         logged = re.findall(r'^\{.*"path": ?"/predict".*\}$', log.read_text(), re.M)
-        assert len(logged) == sum(map(float, counted)) > 0, f"expected each request logged and counted, found:\n{text}"
+        assert len(logged) == sum(map(float, counted)) > 0, f"expected counted and logged requests, found:\n{text}"
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -139,7 +139,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def _wrk(seconds: int) -> dict[str, float]:
     """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
-    # By default, wrk counts a response after more than 2 s as an error; a worker may take as long to start.
+    # By default, wrk counts a response after more than 2 s as an error; a worker's start may take 2 s.
     command = f"wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 10s -s {ROOT}/benchmarks/wrk.lua {URL}"
     environment = os.environ | {"BODY": BODY}
     output = subprocess.run(command.split(), env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -156,7 +156,7 @@ def figures(result: dict[str, Any]) -> dict[str, str]:
         ratio = "" if name == OURS else f"{servers[OURS]['rate']['mean'] / values['rate']['mean']:.2f} ×"
         cells = [pages.plus_minus(values[key], digits) for key, digits in {"p50": 1, "p99": 1, "CPU ms": 2}.items()]
         rows.append(["**ours**" if name == OURS else name, pages.plus_minus(values["rate"], 0), ratio, *cells])
-    columns = ["", "requests/s", "ours ÷ it", "p50, ms", "p99, ms", "CPU per request, ms"]
+    columns = ["", "requests/s", "ours ÷ this server", "p50, ms", "p99, ms", "CPU per request, ms"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     measured = (
         f"Measured on {result['date']} at revision {result['source_revision'][:7]}: {result['device']}; {versions}; "

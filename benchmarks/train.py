@@ -1,7 +1,7 @@
-"""Seconds per epoch of our training and of the usual ways to train the same networks; see docs/benchmarks.md.
+"""Measure the seconds per epoch of our training and of usual ways to train the same networks; see docs/benchmarks.md.
 
-For the usual ways, it times STEPS training steps, scaled to an epoch, and the evaluation of the whole test set. For
-ours, it times whole epochs, including the evaluation of the validation set, which the others do not have.
+For the usual ways, the time of an epoch is the time of STEPS training steps, scaled to all steps of an epoch, plus the
+evaluation of the test set. For our training, a whole epoch is timed, including the evaluation of the validation set.
 """
 
 import argparse
@@ -33,7 +33,7 @@ DEVICE = machine.pick("auto")
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """A split as in torchvision: one PIL image at a time, transformed when it is read."""
+    """A split as a data set of torchvision: each image is converted to PIL and transformed when it is loaded."""
 
     def __init__(self, split: Split, augmented: bool) -> None:
         self.images, self.labels = split.images.cpu().numpy(), split.labels.cpu().tolist()
@@ -54,7 +54,7 @@ def batches(experiment: Experiment) -> int:
 
 
 def _one_at_a_time(experiment: Experiment, workers: int) -> float:
-    """Return the seconds per epoch of the reference's way, without a worker process, or with one."""
+    """Return the seconds per epoch of the reference's way, with `workers` worker processes (0 or 1)."""
     data = load()
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": workers > 0 and DEVICE.type == "cuda"}
     pictures = Pictures(data.train, experiment.recipe.augmentation is not None)
@@ -71,7 +71,7 @@ def _one_at_a_time(experiment: Experiment, workers: int) -> float:
 
 
 def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
-    """Return the seconds of STEPS training steps; one step before them, which starts the worker, is not timed."""
+    """Return the seconds of STEPS training steps. The step before them, which starts the worker, is not timed."""
     network.train()
     correct, start = 0, 0.0
     for number, (images, labels) in enumerate(loader):
@@ -91,7 +91,7 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoa
 
 
 def _measure(variant: str) -> dict[str, float]:
-    """Return the seconds per epoch of one variant by model."""
+    """Return the seconds per epoch of each model, trained in one of the VARIANTS."""
     experiments = [with_settings(experiment, ["epochs=1"]) for experiment in PROGRESSION.values()]
     if variant == OURS:
         return {one.name: fit(one, load(), seed=1, device=DEVICE)[1][-1].seconds for one in experiments}
@@ -99,10 +99,10 @@ def _measure(variant: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure every variant, print the table and write the files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=pages.DOCS, help="the folder written to (default: docs)")
+    parser.add_argument("--out", type=Path, default=pages.DOCS, help="output folder (default: docs)")
     options = parser.parse_args()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         measured = list(pool.map(_measure, VARIANTS * options.rounds))

@@ -1,12 +1,12 @@
-"""Data sets and ready-made exports that the tests share."""
+"""Fixtures that all tests share: data sets, and the results of one training."""
 
 import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Set before torch is loaded, and for the processes that tests start: idle threads sleep. By default they spin and block
-# the core of the other test worker: a training took twenty times as long.
+# Let idle threads of OpenMP sleep. By default, they spin and block the core of the other test worker: a training took
+# twenty times as long. torch reads this variable when it is loaded, also in the processes that tests start.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import numpy as np
@@ -21,7 +21,7 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `trained` as slow: they wait for its training."""
+    """Mark the tests that use the fixture `trained` as slow, because they wait for a training."""
     for item in items:
         if "trained" in getattr(item, "fixturenames", ()):
             item.add_marker("slow")
@@ -66,7 +66,7 @@ def write_idx() -> Callable[[Path, Arrays, Arrays], Path]:
 
 @pytest.fixture(scope="session")
 def part(tmp_path_factory, mnist, write_idx) -> Callable[[str, int, int], Path]:
-    """Return a function that writes so many training and test images of the real MNIST, as IDX files."""
+    """Return a function that writes MNIST's first images as IDX files, given how many training and test images."""
 
     def write(name: str, *counts: int) -> Path:
         train, test = (
@@ -80,13 +80,13 @@ def part(tmp_path_factory, mnist, write_idx) -> Callable[[str, int, int], Path]:
 
 @pytest.fixture(scope="session")
 def subset(part) -> Path:
-    """Return a folder with 1,800 training and 300 test images: enough to learn from."""
+    """Return a folder with 1,800 training and 300 test images, enough for a network to learn the digits."""
     return part("subset", 1_800, 300)
 
 
 @pytest.fixture(scope="session")
 def tiny(part) -> Path:
-    """Return a folder with 216 training and 50 test images: three batches an epoch, a tenth of a second."""
+    """Return a folder with 216 training and 50 test images: an epoch has three batches and takes 0.1 s."""
     return part("tiny", 216, 50)
 
 
@@ -104,12 +104,12 @@ def gzipped(tmp_path) -> Path:
 def trained(shared, subset) -> Path:
     """Return the folder that `python -m train` writes: Model_2 and Model_3, two epochs on the subset.
 
-    The first test worker that needs it trains; the others wait.
+    The first test worker that needs this folder runs the training; the other workers wait.
     """
     out = shared / "trained"
     options = ["--models", "Model_2", "Model_3", "--epochs", "2", "--device", "cpu"]
     with (shared / "trained.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (out / "report.md").exists():  # it is written last
+        if not (out / "report.md").exists():  # report.md is written last
             assert main([*options, "--data", str(subset), "--out", str(out)]) == 0
     return out

@@ -1,4 +1,4 @@
-"""Wait for a condition: a server that starts, a container that becomes healthy."""
+"""Wait for a condition, for example until a server has started or a container is healthy."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,10 @@ PATIENCE = 60  # seconds; many times what a busy machine needs
 
 
 def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) -> Any:
-    """Call `condition` until it returns a true value, and return it; after `seconds`, fail with the end of `said()`."""
+    """Call `condition` until its value is true; return the value. After `seconds`, fail with the end of `said()`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {said()[-3000:]}"
+        assert time.monotonic() < deadline, f"condition not true within {seconds} s: {said()[-3000:]}"
         time.sleep(0.05)
     return found
 

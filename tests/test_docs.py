@@ -40,7 +40,7 @@ def is_broken(page: Path, link: str) -> bool:
 
 
 def unknown_targets(text: str, makefile: str) -> set[str]:
-    """Return the targets that the code in a page calls with make, and that `makefile` does not define."""
+    """Return the make targets that the code in a page calls, but that `makefile` does not define."""
     called = {name for code in CODE.findall(text) for name in re.findall(r"(?<![\w-])make ([a-z][a-z-]*)", code)}
     return called - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 

@@ -34,5 +34,5 @@ def test_every_promise_names_tests_that_exist(document):
 @pytest.mark.xdist_group("group")
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="the tests run in one process")
 def test_groups_are_kept(request):
-    """Some versions of pytest-xdist ignore them: tests of a group would run in several processes at once."""
+    """Some versions of pytest-xdist ignore groups: then the tests of a group would run in several processes."""
     assert request.node.nodeid.endswith("@group")

@@ -24,7 +24,7 @@ from tests.processes import make
 from train.paths import ROOT
 
 DEFAULT = Config()
-# A container has its own address, and its model is mounted.
+# The settings that are passed to a container. Its address is fixed, and its model is a mounted folder.
 SETTINGS = {field.name.upper() for field in fields(Config)} - {"HOST", "PORT", "MODEL_DIR"}
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 NGINX = (ROOT / "docker/nginx/nginx.conf").read_text()
@@ -49,7 +49,7 @@ def directive(name):
 
 @pytest.fixture
 def commands(tmp_path):
-    """Return a function that makes a program print its arguments and its environment, and the PATH to find it in."""
+    """Return a function: it creates a program that prints its arguments and environment, and returns a PATH to it."""
     code = f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
 
     def replace(name):
@@ -127,7 +127,7 @@ def test_ci_lints_and_runs_every_test_that_the_readme_names(commands, tmp_path):
     done = subprocess.run([script], env={"PATH": path}, capture_output=True, text=True, check=True)
     called = [json.loads(line)[0] for line in done.stdout.splitlines()]
     targets = [words[1:] for name, *words in ((Path(argv[0]).name, *argv) for argv in called) if name == "make"]
-    assert sorted(targets[:2]) == [["images"], ["lint"]]  # at the same time
+    assert sorted(targets[:2]) == [["images"], ["lint"]]  # these two run at the same time
     assert targets[2:] == [["test"], ["test-images"]]
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert workflow["jobs"]["test"]["steps"][-1] == {"run": ".ci/run"}
@@ -191,9 +191,9 @@ def test_the_image_listens_where_its_port_is_published():
 
 def test_compose_passes_every_setting_on():
     environment = COMPOSE["serve"]["environment"]
-    assert not {"HOST", "PORT"} & set(environment)  # the image's
+    assert not {"HOST", "PORT"} & set(environment)  # the image sets HOST and PORT
     for name in SETTINGS:
-        assert environment[name] is None or environment[name].startswith(f"${{{name}:-"), "the caller's value"
+        assert environment[name] is None or environment[name].startswith(f"${{{name}:-"), "expected the caller's value"
 
 
 def test_compose_and_nginx_wait_for_a_request_and_take_its_body():
@@ -214,7 +214,7 @@ def test_compose_confines_the_services_and_publishes_their_ports_to_this_machine
 
 
 def test_compose_creates_no_folder():
-    """Docker creates a missing folder as root: what is not in every clone is an error instead."""
+    """Docker would create a missing folder as root. So each folder is in the repository, or Docker must refuse."""
     for volume in (volume for service in COMPOSE.values() for volume in service.get("volumes", [])):
         if isinstance(volume, str):
             assert (ROOT / volume.partition(":")[0]).exists()
@@ -310,7 +310,7 @@ def test_no_module_of_serve_imports_torch_or_train():
 
 
 def test_gunicorn_s_master_does_not_import_the_workers_libraries():
-    """Before gevent has patched the standard library, they would get unpatched locks; threads are lost in a fork."""
+    """These libraries would get locks that gevent has not yet patched, and a fork would lose their threads."""
     code = "import sys; import serve.server.master; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}

@@ -18,7 +18,7 @@ from train import TrainError, paths
 COMMANDS = {
     "": ("run.run", "Train the progression, export the best model, write a report."),
     "consistency": ("studies.consistency", "Train one model with seeds 1 to N; write a table and a plot."),
-    "frontier": ("studies.frontier", "Train Model_3 in several widths, and the others; write accuracy by parameters."),
+    "frontier": ("studies.frontier", "Train Model_1, Model_2 and several widths of Model_3; plot accuracy by size."),
     "verify": ("run.verify", "Verify an export: hashes, contract, test accuracy, predictions on every test image."),
     "release": ("run.release", "Verify OUT/release again and copy it to model/release with a model card."),
 }
@@ -37,7 +37,7 @@ is set, the models are trained on the Ray cluster at this address."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 1 for an error, which is printed. Wrong usage exits with 2."""
+    """Run the command and return 0. If it fails, print the error and return 1. Wrong usage exits with status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parsers = _parsers()
     name = arguments[0] if arguments and arguments[0] in parsers else ""
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         options["settings"] = [*options["settings"], f"epochs={epochs}"]
     module, _, function = options.pop("command").partition(".")
     try:
-        import_module("fcntl")  # Windows does not have it
+        import_module("fcntl")  # Windows does not have fcntl
         # Imported only here, because torch takes seconds to import and --help should be fast.
         getattr(import_module(f"train.{module}"), function)(**options)
     except ModuleNotFoundError as missing:
@@ -67,7 +67,7 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
     data, out, training = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     data.add_argument("--data", dest="data_directory", type=Path, default=paths.DATA, help="folder of four IDX files")
     out.add_argument("--out", type=Path, default=Path("artifacts"), help="output folder (default: artifacts)")
-    training.add_argument("--epochs", type=_whole(1), metavar="N", help="(default: 15)")
+    training.add_argument("--epochs", type=_whole(1), metavar="N", help="number of epochs (default: 15)")
     change = "change a field of the recipe, for example learning_rate=0.05 or augmentation.degrees=10; repeatable"
     training.add_argument("--set", dest="settings", action="append", metavar="FIELD=VALUE", help=change)
     training.set_defaults(settings=[])
@@ -83,12 +83,12 @@ def _parsers() -> dict[str, argparse.ArgumentParser]:
             allow_abbrev=False,
         )
         parsers[name].set_defaults(command=command)
-    parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="(default: all of the progression)")
+    parsers[""].add_argument("--models", nargs="+", metavar="MODEL", help="models to train (default: all)")
     parsers[""].add_argument(
-        "--seed", type=_whole(0), default=1, help="seed of weights, order and augmentation (default: 1)"
+        "--seed", type=_whole(0), default=1, help="seed of weights, image order, augmentation and dropout (default: 1)"
     )
-    parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="(default: Model_3)")
-    parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="(default: 10)")
+    parsers["consistency"].add_argument("--model", dest="name", default="Model_3", help="the model (default: Model_3)")
+    parsers["consistency"].add_argument("--seeds", type=_whole(1), default=10, metavar="N", help="number (default: 10)")
     parsers["verify"].add_argument("folder", type=Path, metavar="FOLDER")
     parsers["release"].add_argument("--force", action="store_true", help="also release a model that misses the target")
     return parsers
@@ -106,7 +106,7 @@ def _whole(lowest: int) -> Callable[[str], int]:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """End the process without an exception: other code could catch one, for example torch while it imports numpy.
+    """End the process without an exception. Other code could catch an exception: torch does, while it imports numpy.
 
     No file is damaged, because every file is written atomically.
     """
@@ -119,7 +119,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # a shell starts background jobs with SIGINT ignored
+        if signal.getsignal(number) != signal.SIG_IGN:  # in a shell's background jobs, SIGINT stays ignored
             signal.signal(number, _interrupt)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Data augmentation: random affine and elastic warps, one per image, computed per batch on the batch's device."""
+"""Data augmentation: each image of a batch gets its own random affine and elastic warp, on the batch's device."""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTROL_POINTS = 5  # per side of the grid of elastic displacements; they are a quarter of the image apart
+CONTROL_POINTS = 5  # of elastic displacement along each axis; their distance is a quarter of the image's side
 
 
 @dataclass(frozen=True)
 class Warp:
-    """The limits of the random warp in both directions. For each image, values are drawn uniformly within them.
+    """A random warp for each image. The first five fields are limits: values are drawn uniformly from −limit to +limit.
 
-    An affine map plus an elastic deformation, that is, smooth random displacements (Simard, Steinkraus & Platt, "Best
-    practices for convolutional neural networks applied to visual document analysis", 2003).
+    The warp is an affine map plus an elastic deformation, that is, smooth random displacements (Simard, Steinkraus
+    & Platt, "Best practices for convolutional neural networks applied to visual document analysis", 2003).
     """
 
     degrees: float  # rotation
@@ -24,8 +24,8 @@ class Warp:
     scale: float  # relative change of size
     shear: float  # pixels along x per pixel of y
     elastic: float  # displacement of each control point in pixels, along each axis
-    thicker: float = 0.0  # largest weight of the 3×3 maximum in a blend with the image, for a quarter of the images
-    thinner: float = 0.0  # largest weight of the 3×3 minimum, for another quarter
+    thicker: float = 0.0  # a quarter of the images is blended with its 3×3 maximum, up to this weight
+    thinner: float = 0.0  # another quarter is blended with its 3×3 minimum, up to this weight
 
     def __str__(self) -> str:
         warp = (
@@ -41,13 +41,13 @@ class Warp:
         The random numbers come from torch's global generator of the images' device.
         """
         count, side = len(images), images.shape[-1]
-        pixel = 2 / side  # in affine_grid's units, where the image spans −1 to 1
+        pixel = 2 / side  # one pixel in affine_grid's units, in which the image reaches from −1 to 1
         # The limits are Python floats: a tensor would force a synchronisation with the GPU for every batch.
         limits = (math.radians(self.degrees), self.scale, self.shear, self.pixels * pixel, self.pixels * pixel)
         draws = (torch.rand(count, 5, device=images.device) * 2 - 1).unbind(dim=1)
         angle, scale, shear, x, y = (draw * limit for draw, limit in zip(draws, limits, strict=True))
         cos, sin = angle.cos() / (1 + scale), angle.sin() / (1 + scale)
-        # Rotation × shear ÷ scale, then the shift: two rows per image.
+        # One 2×3 matrix per image: rotation × shear ÷ scale, and the shift in the last column.
         maps = torch.stack([cos, shear * cos - sin, x, sin, shear * sin + cos, y], dim=1)
         positions, spline = _grid(side, images.device)
         shifts = torch.rand(count, 2, CONTROL_POINTS, CONTROL_POINTS, device=images.device) * 2 - 1
@@ -57,8 +57,8 @@ class Warp:
         return self._change_stroke_width(warped) if self.thicker or self.thinner else warped
 
     def _change_stroke_width(self, images: Tensor) -> Tensor:
-        """Blend half of the `images` with their 3×3 maximum or minimum, by random amounts."""
-        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half are within ±1: no change
+        """Make strokes thicker or thinner: blend half of the `images` with their 3×3 maximum or minimum."""
+        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half of these are within ±1: no change
         thicker, thinner = self.thicker * (draws - 1).clip(0), self.thinner * (-draws - 1).clip(0)
         maximum, minimum = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
         return images + thicker * (maximum - images) + thinner * (minimum - images)
@@ -68,7 +68,7 @@ class Warp:
 def _grid(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return pixel positions (x, y, 1), [3, side × side], and spline weights along an axis, [side, CONTROL_POINTS].
 
-    Matrix products with these two take a fifth of the time of the equivalent `F.affine_grid` and bicubic
+    Matrix products with these two tensors take a fifth of the time of the equivalent `F.affine_grid` and bicubic
     `F.interpolate`.
     """
     axis = (torch.arange(side, device=device) * 2 + 1) / side - 1

@@ -1,7 +1,7 @@
 """A checkpoint: the training's whole state after an epoch, so that a training can resume.
 
-It is `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else, and the SHA-256 of both).
-checkpoint.json is replaced last, so the folder has a complete checkpoint at any time, even after a crash.
+A checkpoint is two files: `epoch-NN.safetensors` (weights and momentum) and `checkpoint.json` (everything else).
+checkpoint.json is replaced last, so the folder contains a complete checkpoint at any time, even after a crash.
 """
 
 import json
@@ -28,7 +28,7 @@ class Epoch:
     """The metrics of one epoch. Losses are mean cross-entropies in nats, accuracies are fractions."""
 
     epoch: int  # from 1
-    train_loss: float  # running mean over the augmented images while the weights change
+    train_loss: float  # mean over the epoch's augmented images, measured while the weights change
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
@@ -42,7 +42,7 @@ def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
     recipe = asdict(experiment.recipe)
     return {
         "model": experiment.name,
-        "network": sha256(repr(experiment.network()).encode()),  # a hash of its layers
+        "network": sha256(repr(experiment.network()).encode()),  # a hash of the list of layers
         "seed": seed,
         "epochs": recipe.pop("epochs"),
         "recipe": recipe,
@@ -52,13 +52,13 @@ def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The checkpoint folder of one training, which `settings` identify."""
+    """The checkpoint folder of one training. `settings` identify the training."""
 
     path: Path
     settings: dict[str, Any]
 
     def save(self, network: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, history: list[Epoch]) -> None:
-        """Write a checkpoint after the last epoch of `history`, then delete the previous one."""
+        """Write a checkpoint after the last epoch of `history`, then delete the previous checkpoint's weights."""
         state = optimizer.state_dict()
         tensors = {f"network.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
         for index, buffers in state["state"].items():
@@ -76,7 +76,7 @@ class CheckpointFolder:
         self.write({weights: content, "checkpoint.json": to_json(checkpoint | {"sha256": _digest(checkpoint)})})
 
     def write(self, files: dict[str, bytes]) -> None:
-        """Write the `files` of a checkpoint one after the other, and delete the weights of the previous one."""
+        """Write the `files` of a checkpoint in their order, then delete the weights of the previous checkpoint."""
         for name, content in files.items():
             write_bytes(self.path / name, content)
         for other in self.path.glob("epoch-*.safetensors"):
@@ -86,7 +86,7 @@ class CheckpointFolder:
     def load(
         self, network: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
     ) -> tuple[list[Epoch], dict[str, Any]]:
-        """Load the last checkpoint into the given objects. Return its history and provenance, empty if there is none.
+        """Load the last checkpoint into the given objects. Return its history and provenance, or [] and {} without any.
 
         Raises TrainError if the folder belongs to another training or is damaged.
         """
@@ -101,7 +101,7 @@ class CheckpointFolder:
         for name, value in self.settings.items():
             if (found := checkpoint["settings"].get(name)) != value:
                 raise TrainError(
-                    f"{self.path} holds a training with {name} {found}, this one has {name} {value}: "
+                    f"{self.path} holds a training with {name} {found}, but this training has {name} {value}: "
                     "choose another --out, or delete this folder"
                 )
         weights = self.path / checkpoint["weights"]["file"]
@@ -111,7 +111,7 @@ class CheckpointFolder:
         network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
         if optimizer and scheduler:
             state = {
-                # Keep the parameter's memory layout: with another one, the last bit is rounded differently.
+                # Keep the parameter's memory layout: with another layout, the results differ in their last bit.
                 index: {"momentum_buffer": torch.empty_like(parameter).copy_(tensors[f"momentum.{index}"])}
                 for index, parameter in enumerate(network.parameters())
             }

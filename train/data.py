@@ -1,4 +1,4 @@
-"""The data set: four IDX files, their SHA-256 checked, split into training, validation and test set.
+"""Read the data set: check the SHA-256 of its four IDX files, and split it into training, validation and test set.
 
 Any data set in MNIST's format can be used, for example Fashion-MNIST or KMNIST.
 """
@@ -21,7 +21,7 @@ from train.files import read_bytes, sha256, write_bytes
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SUMS = "SHA256SUMS"
 RAW = Path("MNIST", "raw")  # where torchvision keeps the files
-VALIDATION_DIVISOR = 12  # one of 12 training images: 5,000 of MNIST's 60,000
+VALIDATION_DIVISOR = 12  # one of 12 training images is held out: 5,000 of MNIST's 60,000
 VALIDATION_SEED = 20_120  # independent of the training's seed: every run holds out the same images
 
 
@@ -61,10 +61,10 @@ class Data:
 
 
 def load(directory: Path = paths.DATA) -> Data:
-    """Read the four IDX files, gzipped or plain, in `directory` or, as torchvision does, in its subfolder MNIST/raw.
+    """Read four IDX files, gzipped or plain, from `directory`, or from its subfolder MNIST/raw if that exists.
 
-    If the folder has a SHA256SUMS (of the unpacked files), each file is checked against it. Raises TrainError if a file
-    is missing, damaged or altered, or if the temporary folder, which holds the unpacked files, has too little space.
+    If the folder has a file SHA256SUMS, each unpacked file must match its SHA-256 there. Raises TrainError if a file is
+    missing, damaged or altered, or if the temporary folder has too little space for the unpacked files.
     """
     folder = directory / RAW if (directory / RAW).is_dir() else directory
     expected = _expected_hashes(folder / SUMS)
@@ -87,7 +87,7 @@ def load(directory: Path = paths.DATA) -> Data:
 
 
 def _expected_hashes(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of each unpacked file, by name, from SHA256SUMS; empty if there is no such file."""
+    """Return the SHA-256 of each unpacked file, by name, as stated in SHA256SUMS, or {} without that file."""
     if not path.is_file():
         return {}
     lines = (line.split() for line in read_bytes(path).decode(errors="replace").splitlines())
@@ -98,7 +98,7 @@ def _expected_hashes(path: Path) -> dict[str, str]:
 
 
 def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
-    """Return the unpacked content of the file `name`. Its SHA-256 must be `expected`, unless that is None."""
+    """Return the unpacked content of the file `name`. If `expected` is given, it must be the SHA-256 of the content."""
     packed, plain = folder / f"{name}.gz", folder / name
     path = packed if packed.is_file() or not plain.is_file() else plain
     try:
@@ -108,7 +108,7 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
         found = f"{len(content):,} bytes with the error: {error}"
         raise TrainError(f"{path}: expected a whole gzip file, found {found}") from error
     if expected and (found := sha256(content)) != expected:
-        raise TrainError(f"{path}: expected SHA-256 {expected} (unpacked), found {found}, {len(content):,} bytes")
+        raise TrainError(f"{path}: expected SHA-256 {expected} when unpacked, found {found} ({len(content):,} bytes)")
     return content
 
 
@@ -119,7 +119,7 @@ def _split(root: str, folder: Path, *, train: bool) -> Split:
         found = MNIST(root, train)
     except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         both = f"{images_path}, {labels_path.name}"
-        raise TrainError(f"{both}: expected images and labels, IDX of uint8; torchvision found: {error!r}") from error
+        raise TrainError(f"{both}: expected images and labels in IDX format, uint8; torchvision: {error!r}") from error
     images, labels = found.data, found.targets
     if images.shape[1:] != IMAGE.shape:
         raise TrainError(f"{images_path}: expected shape {['N', *IMAGE.shape]}, found {list(images.shape)}")

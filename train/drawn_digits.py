@@ -1,8 +1,8 @@
-"""Drawn digits: strokes in styles of handwriting that are rare in MNIST, which comes from one country around 1990.
+"""Draw digits in styles of handwriting that are rare in MNIST, which comes from one country around 1990.
 
-For example a 1 with a flag and no base, a 7 with a bar, a 4 closed at the top, a 9 with a curled tail. They are added
-to the training images only. A teacher should accept every one of them as a digit: docs/training.md shows a sheet of
-them, which `python -m train.drawn_digits FILE` draws.
+Examples: a 1 with a flag (the upstroke) and no base, a 7 with a bar, a 4 closed at the top, a 9 with a curled tail. The
+drawn digits are added to the training images only. A human reader should recognise every drawn digit:
+docs/training.md shows a sheet of all styles. `python -m train.drawn_digits FILE` draws this sheet.
 """
 
 import argparse
@@ -21,18 +21,18 @@ THINNEST, THICKEST = 1.8, 3.2  # pixels: stroke width
 SEED = 17  # independent of the training's seed: every training sees the same drawn digits
 CHUNK = 200  # images drawn at once
 SMOOTH = 8  # line segments between two points of a curve
-# Standard deviations, in the units of STYLES; slant: x per unit of y.
+# Standard deviations: of a point's shift, in the units of STYLES, and of the slant, x per unit of y.
 JITTER, SLANT = 0.22, 0.12
-STRETCH = 0.2  # standard deviation, as a fraction of the width
+STRETCH = 0.2  # standard deviation of the logarithm of the width, that is, about 20 % of the width
 
 # A style is a digit and its strokes, drawn in a box about 6 wide and 10 high, y downwards. " / " separates strokes.
-# A stroke is a line, or a curve through its points if it begins with ~. A coordinate is a number or a range, from:to;
-# the point lies anywhere on the line between the two ends of its ranges.
+# A stroke is a polyline, or a smooth curve through its points if it begins with ~. A coordinate is a number, or a range
+# from:to. A point with ranges lies at a random place on the straight line from its first to its last position.
 STYLES = (
     (1, "1.5:4,4:1 5,0 5,10"),  # a flag of any length, no base
     (1, "1:3,5:2 5,0 5,10"),
     (1, "0.5:2,6:4 5,0 5,10"),
-    (1, "1.5:4,4:1 5,0 5,10 / 2:4,10 8:6,10"),  # and a base
+    (1, "1.5:4,4:1 5,0 5,10 / 2:4,10 8:6,10"),  # a flag and a base
     (1, "~1.5:3,4:2 4:4.2,1.7:1 5,0 / 5,0 5,10"),  # a curved flag
     (1, "5,0 5,10"),
     (2, "~0,2.5 1,0.5 3,0 5.5,1.5 5,4.5 0,10 / 0,10 6,10"),
@@ -77,7 +77,7 @@ STYLES = (
 
 
 def draw(count: int, seed: int = SEED) -> Split:
-    """Draw `count` digits, the same number of every style, as images, uint8 [count, 28, 28], and labels."""
+    """Draw `count` digits, equally many of every style (±1): images, uint8 [count, 28, 28], and their labels."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.tensor([STYLES[number % len(STYLES)][0] for number in range(count)], dtype=torch.int64)
     images = torch.empty(count, SIDE, SIDE, dtype=torch.uint8)
@@ -90,7 +90,7 @@ def draw(count: int, seed: int = SEED) -> Split:
 
 
 def with_drawn_digits(split: Split, fraction: float) -> Split:
-    """Return `split` with drawn digits appended. Their number is `fraction` of the number of its images."""
+    """Return `split` with drawn digits appended. Their number is `fraction` times the number of images in `split`."""
     drawn = draw(round(fraction * len(split)))
     return Split(torch.cat([split.images, drawn.images]), torch.cat([split.labels, drawn.labels]))
 
@@ -131,7 +131,7 @@ def segments_of(paths: Tensor) -> Tensor:
 def draw_strokes(segments: Tensor, random: Generator, filled: Tensor | None = None) -> Tensor:
     """Draw strokes along `segments`, [N, K, 2 ends, x and y], scaled to the box: float32 [N, 28, 28] of 0–1.
 
-    `filled`, bool [N], marks the images in which the convex polygon of the segments is filled.
+    If `filled`, bool [N], is true for an image, the convex polygon that its segments form is filled.
     """
     width = THINNEST + (THICKEST - THINNEST) * torch.rand(len(segments), 1, 1, generator=random)
     low, high = segments.amin(dim=(1, 2), keepdim=True), segments.amax(dim=(1, 2), keepdim=True)
@@ -139,7 +139,7 @@ def draw_strokes(segments: Tensor, random: Generator, filled: Tensor | None = No
     segments = (segments - (low + high) / 2) * scale + SIDE / 2
     start, end = segments[:, :, 0, :, None, None], segments[:, :, 1, :, None, None]  # [N, K, 2, 1, 1]
     (dx, dy), axis = (end - start).unbind(dim=2), torch.arange(SIDE) + 0.5
-    # Relative to a segment's start: [N, K, 1, 28] and [N, K, 28, 1].
+    # Positions of the pixels relative to a segment's start: [N, K, 1, 28] and [N, K, 28, 1].
     x, y = axis - start[:, :, 0], axis[:, None] - start[:, :, 1]
     length = (dx * dx + dy * dy).clip(1e-6)
     t = (x * (dx / length) + y * (dy / length)).clip(0, 1)
@@ -161,7 +161,7 @@ def centred(ink: Tensor) -> Tensor:
 
 
 def sheet(rows: int = 10) -> Image.Image:
-    """Return a picture with a column per style and `rows` digits of each, black on white."""
+    """Return a picture with a column per style and `rows` digits of each style, black on white."""
     images = draw(rows * len(STYLES)).images.view(rows, len(STYLES), SIDE, SIDE)
     return Image.fromarray(255 - images.transpose(1, 2).reshape(rows * SIDE, -1).numpy())
 

@@ -1,7 +1,7 @@
-"""Export a trained network as a folder of ONNX graph, weights and manifest that can be served, and verify an export.
+"""Export a trained network as a folder with ONNX graph, weights and manifest, and verify such an export.
 
-torch's ONNX exporters have written graphs with wrong biases and 0 % accuracy, so only verified graphs are written and
-served. A verified graph gives the same predictions as its network on every test image.
+Some versions of torch's ONNX exporter wrote graphs with wrong biases and 0 % accuracy. Therefore a graph is verified
+before it is written. A verified graph gives the same predictions as its network on every test image.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ from train.progression import PROGRESSION
 from train.trainings import Trained
 
 OPSET = 20
-TOLERANCE = 1e-4  # maximum difference of a probability
-DOUBT_TOLERANCE = 1e-3  # maximum difference of the doubt, whose values are between about -20 and 20
+TOLERANCE = 1e-4  # maximum difference of a probability between ONNX Runtime and PyTorch
+DOUBT_TOLERANCE = 1e-3  # the same for the doubt, whose values are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
-NETWORK = "network."  # prefix of the network's weights in DigitClassifier; model.safetensors does not have it
+NETWORK = "network."  # prefix of the network's weights in DigitClassifier; model.safetensors lacks this prefix
 
 
 @dataclass(frozen=True)
 class Export:
-    """A verified export: its manifest, its files' content by name (the manifest last), and its network in PyTorch."""
+    """A verified export: manifest, content of the files by name (manifest last), PyTorch classifier, and parity."""
 
     manifest: contract.Manifest
     files: dict[str, bytes]
@@ -60,8 +60,8 @@ class Export:
 def export(trained: Trained, data: Data, folder: Path) -> Export:
     """Verify the export of `trained` and write it to `folder`.
 
-    The graph is verified before anything is written. If that fails, an older export in `folder` is unchanged. Raises
-    TrainError if the verification fails or `folder` cannot be written.
+    The graph is verified before anything is written. If the verification fails, an older export in `folder` stays
+    unchanged. Raises TrainError if the verification fails or `folder` cannot be written.
     """
     network = trained.network.cpu().eval()
     training_images = with_drawn_digits(data.train, trained.experiment.recipe.drawn_digits)
@@ -126,10 +126,10 @@ def to_onnx(classifier: DigitClassifier, metadata: dict[str, str]) -> bytes:
 
 
 def verify(folder: Path, data: Data) -> Export:
-    """Verify the export in `folder`: hashes, contract, test accuracy, and parity on every test image of `data`.
+    """Verify the export in `folder`: hashes, contract, test accuracy, and parity with PyTorch on all test images.
 
-    Seed, recipe and revision are compared with the graph's metadata. Raises TrainError if a check fails, if the export
-    was made with another data set, or if a file cannot be read.
+    The manifest's seed, recipe and revision must equal the graph's metadata. Raises TrainError if a check fails, if the
+    export was made with another data set than `data`, or if a file cannot be read.
     """
     path = folder / contract.MANIFEST
     content = read_bytes(path)
@@ -159,20 +159,20 @@ def verify(folder: Path, data: Data) -> Export:
 def _check(path: Path, stated: dict[str, Any], found: dict[str, Any]) -> None:
     for name, value in stated.items():
         if found.get(name) != value:
-            raise TrainError(f"{path}: expected {name} as stated, {value}, found {found.get(name)}")
+            raise TrainError(f"{path}: expected {name} {value}, as the manifest states, found {found.get(name)}")
 
 
 def _correct(outputs: Outputs, split: Split) -> int:
-    """Return how many digits of `outputs` are the labels of `split`."""
+    """Return how many predicted digits in `outputs` equal the labels of `split`."""
     return int((outputs[1] == split.labels.numpy()).sum())
 
 
 def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
     """Compare the outputs of `graph` in ONNX Runtime with PyTorch's outputs, `expected`, on all test `images`.
 
-    For every batch size of BATCH_SIZES, with graph optimisation off and on, labels must be equal on every image,
-    probabilities within TOLERANCE and doubts within DOUBT_TOLERANCE. Raises TrainError with the first image that
-    differs, or if the graph does not run or breaks the contract.
+    This is done for every batch size of BATCH_SIZES, with graph optimisation off and on. Labels must be equal on every
+    image. Probabilities may differ by TOLERANCE, doubts by DOUBT_TOLERANCE. Raises TrainError, which names the first
+    image that differs, or if the graph does not run or breaks the contract.
     """
     differences = []
     for level in ("DISABLE", "ENABLE"):
@@ -196,25 +196,25 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
-    """Return the largest differences of probability and doubt. Raises TrainError for a larger one or a wrong digit."""
+    """Return the largest differences of probability and doubt. Raises TrainError if a value differs too much."""
     probabilities, digits, _ = expected
     label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
     probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])
-    # With this form of the comparison, NaN counts as wrong.
+    # `~(a <= b)` instead of `a > b`, so that NaN counts as wrong.
     wrong = label | ~(probability <= TOLERANCE) | ~(doubt <= DOUBT_TOLERANCE)
     if wrong.any():
         first = int(wrong.argmax())
         raise TrainError(
             f"the ONNX graph does not predict as the network: {setting}, {wrong.sum()} of {len(digits)} test images "
-            f"differ in label ({label.sum()}), by more than {TOLERANCE:g} in probability (at most "
-            f"{probability.max():.3g}) or by more than {DOUBT_TOLERANCE:g} in doubt (at most {doubt.max():.3g}); "
+            f"differ in label ({label.sum()}), by more than {TOLERANCE:g} in probability (maximum "
+            f"{probability.max():.3g}) or by more than {DOUBT_TOLERANCE:g} in doubt (maximum {doubt.max():.3g}); "
             f"the first is image {first}: PyTorch {digits[first]}, ONNX {found[1][first]}"
         )
     return float(probability.max()), float(doubt.max())
 
 
 def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitClassifier:
-    """Load weights, safetensors `content`, into `network` and a doubt head, and return the classifier of both.
+    """Load the weights in `content` (safetensors) into `network` and a new doubt head; return both as a classifier.
 
     Raises TrainError if the weights do not fit.
     """
@@ -230,6 +230,6 @@ def load_classifier(network: nn.Module, content: bytes, source: Path) -> DigitCl
 
 
 def save_weights(classifier: DigitClassifier) -> bytes:
-    """Return the weights of `classifier` as safetensors. The network's names are without the prefix NETWORK."""
+    """Return the weights of `classifier` as safetensors. The prefix NETWORK is removed from the network's names."""
     tensors = classifier.state_dict()
     return safetensors.torch.save({name.removeprefix(NETWORK): one.contiguous() for name, one in tensors.items()})

@@ -13,10 +13,10 @@ from train import TrainError
 
 
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
-    """Write `files`, by name, as a set. The last is deleted first and written last: if it exists, the set is whole.
+    """Write `files` (content by name) as one set. If the last file exists, then all files of the set exist.
 
-    Everything is on disk under temporary names before an old file is touched, so a full disk changes nothing. Raises
-    TrainError, which names the file and the system's reason, if a file cannot be written.
+    First, everything is written under temporary names, so a full disk leaves the old files unchanged. The old last file
+    is deleted first, the new one is renamed last. Raises TrainError, with file and reason, if a file cannot be written.
     """
     temporaries = {folder / name: folder / f".{name}.tmp" for name in files}
     *others, last = temporaries
@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Return `value` as indented JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
+    """Return `value` as indented JSON. Raises ValueError for NaN and infinity, because JSON cannot represent them."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -79,5 +79,5 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TrainError(f"{folder} is in use by another run: wait for it, or choose another --out") from error
+            raise TrainError(f"{folder} is in use by another run: wait for its end, or choose another --out") from error
         yield

@@ -1,7 +1,7 @@
 """The training loop. All data is on the device, and a batch is a tensor of indices of training images.
 
 Each epoch seeds torch's global generator, for order, augmentation and dropout. The seed depends on the training's seed
-and the epoch's number only. Therefore a resumed training on a CPU gives the same bits as an uninterrupted one.
+and the epoch's number only. Therefore a resumed training on a CPU gives the same bits as an uninterrupted training.
 """
 
 import time
@@ -22,10 +22,10 @@ from train.data import Data, Split
 from train.drawn_digits import with_drawn_digits
 from train.progression import Experiment, Recipe
 
-# Batches between checks of the loss on a CPU. A GPU checks once per epoch: reading the loss forces a synchronisation.
+# On a CPU, the loss is checked every 50 batches; on a GPU once per epoch, as reading the loss forces synchronisation.
 CHECK_INTERVAL = 50
 EVALUATION_BATCH_SIZE = 500  # 1,000 takes twice as long: malloc maps new memory for Model_1's largest layer each time
-MINIMUM_BATCHES = 10  # the first fifth of the one-cycle schedule needs two batches
+MINIMUM_BATCHES = 10  # of all epochs: the first fifth of the one-cycle schedule needs two batches
 
 
 def fit(
@@ -40,9 +40,9 @@ def fit(
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train the network of `experiment` by its recipe and return it with its history, one entry per epoch.
 
-    Resumes from the last checkpoint in `checkpoints` and writes one after every epoch. `on_epoch` is called after every
-    epoch. `position` is the line of the progress bar, which only a terminal shows; with None there is no bar. Raises
-    TrainError if torch refuses the recipe, and DivergenceError if the loss becomes NaN or infinite.
+    Resumes from the last checkpoint in `checkpoints`. After every epoch, writes a checkpoint and calls `on_epoch`.
+    `position` is the terminal's line for the progress bar; None hides the bar. Raises TrainError if torch refuses the
+    recipe or the data set is too small, and DivergenceError if the loss becomes NaN or infinite.
     """
     recipe = experiment.recipe
     images = with_drawn_digits(data.train, recipe.drawn_digits)
@@ -73,7 +73,7 @@ def fit(
         torch.manual_seed(seed * 1_000 + number)
         started = time.perf_counter()
         network.train()
-        # Leave out the last, partial batch: batch normalisation is noisy on few images. Each epoch leaves out others.
+        # Leave out the last, partial batch, on which batch normalisation is noisy. Each epoch leaves out other images.
         order = torch.randperm(len(train), device=device)[: batches * recipe.batch_size].view(batches, -1)
         name = f"{experiment.name}, seed {seed}, epoch {number}/{recipe.epochs}"
         try:
@@ -105,12 +105,12 @@ def evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(dim=1) == labels).sum()
     if not loss.isfinite():
-        raise FloatingPointError(loss.item(), "when evaluated")
+        raise FloatingPointError(loss.item(), "during the evaluation")
     return loss.item() / len(split), correct.item() / len(split)
 
 
 def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRScheduler]:
-    """Return the optimizer and the learning rate schedule of `recipe` over `steps`."""
+    """Return the optimizer and the learning rate schedule of `recipe` for `steps` training steps."""
     momentum, nesterov, decay = recipe.momentum, recipe.nesterov, recipe.weight_decay
     try:
         optimizer = SGD(network.parameters(), recipe.learning_rate, momentum, nesterov=nesterov, weight_decay=decay)
@@ -125,7 +125,7 @@ def _optimizer(network: nn.Module, recipe: Recipe, steps: int) -> tuple[SGD, LRS
 
 
 def batch_loss(network: nn.Module, split: Split, batch: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Return the mean loss on the augmented images of `split` at the indices `batch`, and how many are correct."""
+    """Augment the images of `split` at the indices `batch`. Return mean loss and number of correct predictions."""
     images, labels = scale(split.images[batch]), split.labels[batch]
     logits = network(normalise(recipe.augmentation(images) if recipe.augmentation else images))
     return F.cross_entropy(logits, labels), (logits.detach().argmax(dim=1) == labels).sum()

@@ -1,4 +1,4 @@
-"""The machine: its device for training, its memory, and the provenance that a checkpoint states."""
+"""The machine: its device for training, its memory, and the provenance of a training, which a checkpoint records."""
 
 import os
 import platform
@@ -45,7 +45,7 @@ def _gpu_fault() -> str:
         return "none"
     try:
         torch.ones(1, device="cuda").add(1).item()
-    except (RuntimeError, AssertionError) as error:  # the driver is too old, or torch has no kernels for it
+    except (RuntimeError, AssertionError) as error:  # the driver is too old, or torch has no kernels for this GPU
         return f"one that torch {torch.__version__} cannot use ({str(error).partition(chr(10))[0]})"
     return ""
 
@@ -67,7 +67,7 @@ def _processor() -> str:
 
 
 def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of memory of this machine, or of its container if fewer.
+    """Return the memory of this machine in bytes, or the memory limit of its container if that is lower.
 
     Reads cgroup v2's memory.max, or v1's memory.limit_in_bytes.
     """

@@ -25,7 +25,7 @@ EPOCH_BUDGET = 15
 class Recipe:
     """The hyper-parameters of a training: SGD with momentum on cross-entropy."""
 
-    learning_rate: Annotated[float, Meta(ge=0)]  # the peak if one_cycle
+    learning_rate: Annotated[float, Meta(ge=0)]  # with one_cycle: the highest learning rate
     batch_size: Annotated[int, Meta(ge=1)] = 64
     epochs: Annotated[int, Meta(ge=1)] = EPOCH_BUDGET
     momentum: float = 0.9
@@ -33,7 +33,7 @@ class Recipe:
     weight_decay: float = 0.0
     one_cycle: bool = False  # otherwise the learning rate is constant
     augmentation: Warp | None = None
-    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # number added, as a fraction of the training images
+    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # how many are added, as a fraction of the training images
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
@@ -87,9 +87,9 @@ PROGRESSION: dict[str, Experiment] = {
             network=Model_2,
             target=(
                 "Stay below 8,000 parameters: global average pooling instead of the large last layer.",
-                "Regularise with dropout, to close the gap between training and test.",
+                "Regularise with dropout, to close the gap between training and test accuracy.",
             ),
-            expectation="about 99.3 % at best, no over-fitting, short of the goal",
+            expectation="about 99.3 % at best, no over-fitting, below the goal",
             recipe=REFERENCE_RECIPE,
             reference=(99.09, 99.36),
         ),
@@ -99,12 +99,12 @@ PROGRESSION: dict[str, Experiment] = {
             target=(
                 "Reach 99.40 % at the last epoch with every seed.",
                 "Use separable convolutions: they need fewer parameters, so more and wider layers fit the budget.",
-                "Pool without aliasing: blur the first pooling, and make the second one dense before a dilated layer.",
+                "Avoid aliasing: blur in the first pooling; use stride 1 in the second, and dilate the next layer.",
                 "Rotate, shift, scale, shear and bend each digit, and make its strokes thicker or thinner.",
-                "Add drawn digits, in styles that MNIST has few of.",
-                "Anneal the learning rate to zero (one cycle): the last epoch is the best, so none is selected.",
+                "Add drawn digits, in styles that are rare in MNIST.",
+                "Anneal the learning rate to zero (one cycle): the last epoch is the best, so no epoch is selected.",
             ),
-            expectation="99.5 % and more at the last epoch, training below test, since augmented digits are harder",
+            expectation="at least 99.5 % at the last epoch; lower in training, because augmented digits are harder",
             recipe=Recipe(
                 learning_rate=0.08,
                 nesterov=True,

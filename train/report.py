@@ -1,4 +1,4 @@
-"""The report of a run in Markdown, with plots: target, recipe and results of each model. train/pages has its texts."""
+"""The report of a run in Markdown, with plots: target, recipe and results of each model. Templates: train/pages."""
 
 import io
 from pathlib import Path
@@ -40,7 +40,7 @@ plt.rc("legend", frameon=False)
 def write(out: Path, trained: list[Trained], data: Data, export: Export | None) -> Path:
     """Write `out`/report.md and its plots in `out`/report, and return the path of report.md.
 
-    Confidence and errors are those of the `export` or, without one, of the last model.
+    The sections on confidence and errors describe the `export`, or the last model if nothing was exported.
     """
     classifier = export.classifier if export else DigitClassifier(trained[-1].network)
     validation, test = (predict(classifier, split.images) for split in (data.validation, data.test))
@@ -151,7 +151,7 @@ def confidence(data: Data, validation: Outputs, test: Outputs) -> str:
 
 
 def choose_threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_], goal: float) -> float | None:
-    """Return the lowest threshold with an accuracy of at least `goal`; None if there is none.
+    """Return the lowest threshold whose accepted predictions reach the accuracy `goal`, or None if no threshold does.
 
     Both arrays have a value per image. `correct` states whether the predicted digit is the label.
     """
@@ -187,7 +187,7 @@ def accuracy_curves(histories: dict[str, list[Epoch]]) -> bytes:
 
 
 def plot_accuracies(axes: Axes, lines: dict[str, list[float]], title: str) -> None:
-    """Plot accuracies (fractions) in percent by epoch, and the goal. The first epoch may be below the visible part."""
+    """Plot accuracies (fractions) in percent by epoch, and the goal. The y axis may exclude the first epoch."""
     for label, accuracies in lines.items():
         axes.plot(range(1, len(accuracies) + 1), [100 * accuracy for accuracy in accuracies], marker=".", label=label)
     axes.axhline(100 * TARGET_ACCURACY, **GOAL)

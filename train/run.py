@@ -20,8 +20,8 @@ def run(
 ) -> None:
     """Train `models`, export the best within the parameter budget to `out`/release, and write `out`/report.md.
 
-    None means all models of the progression; `settings` change their recipes. Checkpoints are in `out`/NAME; the same
-    call resumes from them. Raises TrainError for every error that the user can fix.
+    If `models` is None, all models are trained; `settings` change the recipes. Each model has its checkpoints in
+    `out`/NAME; a repeated call resumes from them. Raises TrainError for every error that the user can fix.
     """
     trainings = [Training(one, seed, out / one.name, device_name) for one in experiments(models, settings)]
     if address := os.environ.get("RAY_ADDRESS"):
@@ -29,7 +29,7 @@ def run(
     else:
         device = machine.pick(device_name)
         print(f"Device: {machine.describe(device)}" + "; no GPU is used" * (device.type == "cpu"))
-    # Checked before training: with too little memory, the kernel kills the run without a message when it is exported.
+    # Checked before training: with too little memory, the kernel would kill the run without a message at the export.
     if (memory := machine.available_memory()) < machine.REQUIRED_MEMORY:
         expected = f"{machine.REQUIRED_MEMORY // 2**20:,} MiB of memory"
         raise TrainError(f"expected at least {expected}, found {memory // 2**20:,} MiB")
@@ -42,7 +42,7 @@ def run(
         best, exported = best_within_budget(trained), None
         try:
             exported = export.export(best, data, out / "release") if best else None
-        finally:  # even without an export, the report's training curves are useful
+        finally:  # write the report even if the export fails: the training curves are useful
             written = report.write(out, trained, data, exported)
     if exported:
         model, graph = exported.manifest.model, out / "release" / exported.manifest.onnx.file
@@ -55,7 +55,7 @@ def run(
 
 
 def best_within_budget(trained: list[Trained]) -> Trained | None:
-    """Return the model to export: the best at its last epoch by validation accuracy, then validation loss."""
+    """Return the best model within the parameter budget by the last validation accuracy, then the validation loss."""
     small = [model for model in trained if parameter_count(model.network) <= PARAMETER_BUDGET]
     ranks = [(model.history[-1].validation_accuracy, -model.history[-1].validation_loss) for model in small]
     return small[ranks.index(max(ranks))] if small else None
@@ -69,7 +69,7 @@ def verify(folder: Path, data_directory: Path) -> None:
 def release(out: Path, *, data_directory: Path, destination: Path = paths.RELEASE, force: bool = False) -> None:
     """Verify the export in `out`/release again and copy it, with a model card, to `destination`.
 
-    Raises TrainError if its test accuracy misses the target and `force` is false, if its verification fails, or if a
+    Raises TrainError if the test accuracy misses the target and `force` is false, if the verification fails, or if a
     file cannot be read or written. In these cases nothing is copied.
     """
     source, data = out / "release", load(data_directory)

@@ -20,9 +20,9 @@ from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experime
 from train.report import GOAL, plot_accuracies, png
 from train.trainings import Training, train_all
 
-# The channels of Model_3 before and after its first pooling, and the number of seeds of each width.
+# Widths of Model_3: its channels before and after its first pooling. Value: the number of seeds to train.
 WIDTHS = {(3, 6): 2, (6, 8): 2, (8, 12): 2, (10, 16): 5, (12, 22): 10, (16, 32): 20}
-# Other networks in the plot: parameters, test accuracy as published (one seed each) and its source.
+# Other networks in the plot: parameters, published test accuracy (one seed each), and the page that published it.
 PUBLISHED = {
     "Neural Golfing": (575, 0.98, "https://hexhowells.com/posts/neural-golfing.html"),
     "Parameter-Efficient-MNIST": (697, 0.99, "https://github.com/JoshWarn/Parameter-Efficient-MNIST"),
@@ -36,8 +36,8 @@ def consistency(
 ) -> None:
     """Train model `name` with seeds 1 to `seeds` and write the table, the plot and the history of every seed.
 
-    The files are consistency.md, .png and .json in `out`/consistency; the checkpoints are in its folder trials. Raises
-    DivergenceError if a seed diverged, after writing the results of the others.
+    The files are consistency.md, .png and .json in `out`/consistency; the checkpoints are in its subfolder trials.
+    If a seed diverged, the results of the other seeds are written, then DivergenceError is raised.
     """
     (experiment,) = experiments([name], settings)
     data, (trials,), diverged = _train_seeds([(experiment, seeds)], data_directory, out, device_name)
@@ -55,8 +55,8 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
     """Train every width with its seeds, Model_1 and Model_2 with one seed, and write the table and the plot.
 
     The files are frontier.md, .png and .json in `out`/frontier. The checkpoints are shared with `consistency`, so seeds
-    that `consistency` has trained are not trained again. Raises DivergenceError if a training diverged, after writing
-    the results of the others.
+    that `consistency` has trained are not trained again. If a training diverged, the results of the other trainings
+    are written, then DivergenceError is raised.
     """
     networks = [(with_settings(experiment, settings), seeds) for experiment, seeds in _networks()]
     _, trials, diverged = _train_seeds(networks, data_directory, out, device_name)
@@ -71,7 +71,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
 
 
 def _networks() -> list[tuple[Experiment, int]]:
-    """Return each experiment and its number of seeds. The one with Model_3's own width is named just Model_3."""
+    """Return each experiment and its number of seeds. The standard width is the experiment Model_3 itself."""
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():
@@ -84,9 +84,9 @@ def _networks() -> list[tuple[Experiment, int]]:
 def _train_seeds(
     experiments: list[tuple[Experiment, int]], data_directory: Path, out: Path, device_name: str
 ) -> tuple[Data, list[list[dict[str, Any]]], str]:
-    """Train each experiment with seeds 1 to N. Return the data, each experiment's trials, and what diverged.
+    """Train each experiment with seeds 1 to N. Return the data, each experiment's trials, and a text on divergence.
 
-    Checkpoints are in `out`/consistency/trials. Raises DivergenceError if all diverged.
+    The text names diverged trainings. Checkpoints: `out`/consistency/trials. Raises DivergenceError if all diverged.
     """
     folder = out / "consistency"
     trainings = [
@@ -112,7 +112,7 @@ def _train_seeds(
 def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -> None:
     """Write `figures` as JSON, the page in Markdown and its plot to `folder`; the files have the folder's name.
 
-    Then raises DivergenceError if a training diverged.
+    If a training diverged, raises DivergenceError after writing.
     """
     contents = {".png": plot, ".md": text.encode(), ".json": to_json(figures)}
     write_together(folder, {f"{folder.name}{suffix}": content for suffix, content in contents.items()})
@@ -122,7 +122,7 @@ def _write_page(folder: Path, figures: dict[str, Any], text: str, plot: bytes) -
 
 
 def command_line(command: str, settings: list[str], data_directory: Path) -> str:
-    """Return the command line that repeats a `command`; options that have their defaults are left out."""
+    """Return the command line that repeats a `command`; an option with its default value is left out."""
     options = "".join(f" --set {shlex.quote(setting)}" for setting in settings)
     options += f" --data {shlex.quote(str(data_directory))}" if data_directory != paths.DATA else ""
     return f"python -m train {command}{options}"
@@ -208,8 +208,8 @@ def consistency_plot(figures: dict[str, Any]) -> bytes:
 def frontier_plot(figures: dict[str, Any]) -> bytes:
     """Plot mean test accuracy by number of parameters, from the content of frontier.json.
 
-    The widths of Model_3 are a line, other networks are points. Error bars span the worst and the best seed. The y axis
-    is the logarithm of the error, labelled as accuracy.
+    A line connects the widths of Model_3; other networks are points. Each error bar reaches from the worst to the best
+    seed. The y axis shows the error on a logarithmic scale; its labels are accuracies.
     """
     figure, axes = plt.subplots(figsize=(8.5, 4.8))
     networks = sorted(figures["networks"], key=lambda one: one["parameters"])

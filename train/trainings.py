@@ -53,7 +53,7 @@ class Training:
     experiment: Experiment
     seed: int
     folder: Path
-    device_name: str  # as in machine.pick
+    device_name: str  # auto, cpu or cuda: see machine.pick
 
     def checkpoints(self, data: Data) -> CheckpointFolder:
         """Return the checkpoint folder of this training on `data`."""
@@ -65,24 +65,24 @@ class Training:
         return Trained(self.experiment, network, self.seed, *self.checkpoints(data).load(network))
 
 
-Results = Generator[tuple[Training, TrainError | None], None, None]  # yields each training when it ends, and its error
+Results = Generator[tuple[Training, TrainError | None], None, None]  # each training when it ends, and its error or None
 
 
 def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dict[Training, DivergenceError]]:
-    """Train all `trainings` to the last epoch; return those that finished and the errors of those that diverged.
+    """Train all `trainings` to the last epoch; return the finished trainings, and the errors of the diverged trainings.
 
-    Finished trainings are not repeated; interrupted ones resume after their last saved epoch. Raises TrainError before
-    any training if one cannot start or resume, and also if one fails later for another reason than divergence.
+    Finished trainings are not repeated; interrupted trainings resume after their last saved epoch. Raises TrainError
+    before the first training if a training cannot resume, and later if a training fails, except by divergence.
     """
     pending = [one for one in trainings if len(one.restore(data).history) < one.experiment.recipe.epochs]
     if len(pending) < len(trainings):
-        print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were finished before")
+        print(f"{len(trainings) - len(pending)} of {len(trainings)} trainings were already finished")
     for experiment in {one.experiment.name: one.experiment for one in pending}.values():
         print(experiment.describe())
     results: Results = ((one, _train(one, data)) for one in pending)
     if pending and (address := os.environ.get("RAY_ADDRESS")):
         results = _on_cluster(address, pending, data)
-    # Count all trainings, not only the pending ones: another number of threads per training changes the last bits.
+    # Count all trainings, also finished ones: another number of threads per training changes the last bits of weights.
     elif pending and (workers := max_workers(len(trainings), trainings[0].device_name)) > 1:
         results = _in_processes(workers, pending, data)
     errors = {}
@@ -97,10 +97,10 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
 
 
 def max_workers(trainings: int, device_name: str) -> int:
-    """Return how many `trainings` to run in parallel on this machine, within its threads and memory; one on a GPU.
+    """Return how many of `trainings` to run in parallel: limited by threads and memory on a CPU; one on a GPU.
 
-    Parallel trainings with one thread each are faster than one training with all threads: the layers are small. On a
-    GPU, processes take turns: on an H100, 30 epochs took 46 s in ten processes (their start included), 27 s in one.
+    Parallel trainings with one thread each are faster than one training with all threads, because the layers are
+    small. A GPU runs one process at a time: on an H100, 30 epochs took 46 s in ten processes and 27 s in one.
     """
     if machine.pick(device_name).type == "cuda":
         return 1
@@ -137,12 +137,12 @@ def _line(training: Training, epoch: Epoch, data: Data) -> str:
 
 
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
-    """Train in `workers` processes with an equal part of torch's threads each. They end with this process."""
-    context = multiprocessing.get_context("spawn")  # a fork may hang: it copies torch's locks, not its threads
+    """Train in `workers` processes, which share torch's threads equally and end when this process ends."""
+    context = multiprocessing.get_context("spawn")  # a fork may hang: it copies torch's locks, but no threads
     threads = max(1, torch.get_num_threads() // workers)
     state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the children inherit it and ignore Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the children: they ignore Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
@@ -151,16 +151,16 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
         except BrokenProcessPool as error:
             raise TrainError("a training process ended: the kernel may have killed it for lack of memory") from error
         finally:
-            for child in multiprocessing.active_children():  # after an error, do not wait for the others
+            for child in multiprocessing.active_children():  # after an error, do not wait for the other trainings
                 child.kill()
 
 
 def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
-    """Prepare a child process: it ends with its parent, and has its own threads and data."""
+    """Prepare a child process: it ends when its parent ends, has its own number of threads, and loads the data."""
     global _data
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # the parent ended before the call
+        if os.getppid() != parent:  # the parent ended before prctl was called
             os._exit(1)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     torch.set_num_threads(threads)
@@ -168,7 +168,7 @@ def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
     _data = load(directory)
 
 
-_data: Data  # of a child process
+_data: Data  # set in child processes only
 
 
 def _train_in_child(training: Training) -> TrainError | None:
@@ -179,7 +179,7 @@ def _train_in_child(training: Training) -> TrainError | None:
 def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     """Train on a Ray cluster, each training on one CPU and one GPU (if any). Ray repeats the trainings of dead nodes.
 
-    The nodes need the libraries; source and data are sent to them. This machine saves each training when it ends.
+    The nodes need the libraries. This machine sends source and data to the nodes, and saves each finished training.
     """
     import ray
 
@@ -194,7 +194,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
     except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise TrainError(f"RAY_ADDRESS: expected a Ray cluster at {address}, found none") from error
-    # Install our handler again: Ray's C++ code has added one that prints a stack trace.
+    # Install our handler again: Ray's C++ code has replaced it by a handler that prints a stack trace.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         gpus = int(pending[0].device_name != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
@@ -218,5 +218,5 @@ def _train_remotely(training: Training, data: Data) -> tuple[TrainError | None, 
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)
         error = _train(training, data)
-        files = sorted(training.folder.glob("*"), reverse=True)  # checkpoint.json last
+        files = sorted(training.folder.glob("*"), reverse=True)  # so that checkpoint.json is the last
         return error, {path.name: path.read_bytes() for path in files}

@@ -16,7 +16,7 @@ Docker = Callable[..., str]
 
 
 class Container:
-    """A running container of `serve`."""
+    """A running container of the image `serve`."""
 
     def __init__(self, docker: Docker, name: str, url: str | None) -> None:
         self.docker, self.name, self.url = docker, name, url
@@ -51,7 +51,7 @@ def docker() -> Docker:
 
 @pytest.fixture
 def serve(docker) -> Iterator[Callable[..., Container]]:
-    """Return a function that runs `serve` with the given options and waits until it is ready."""
+    """Return a function that starts a container of `serve` with options and waits until the service is ready."""
     names = []
 
     def run(*options: object, network: bool = True) -> Container:
@@ -71,7 +71,7 @@ def serve(docker) -> Iterator[Callable[..., Container]]:
 
 @pytest.fixture(scope="session")
 def mounted(docker, tmp_path_factory, subset) -> Path:
-    """Return a folder of user 12345, in which the `train` container trained Model_3 for one epoch on the subset."""
+    """Return a folder owned by user 12345, in which the image `train` trained Model_3 for one epoch on the subset."""
     folder = tmp_path_factory.mktemp("mounted") / "artifacts"
     folder.mkdir()
     os.chown(folder, 12345, 12346)

@@ -1,4 +1,4 @@
-"""compose.yaml: the model that ships or another one is served by one replica, or by three behind nginx."""
+"""compose.yaml: one or three replicas behind nginx serve the model that ships, or another model."""
 
 import json
 import os
@@ -19,9 +19,9 @@ URL = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def compose(docker, tmp_path):
-    """Return a function that runs `docker compose` on a copy of the file and of the model that ships."""
+    """Return a function that runs `docker compose` on a copy of compose.yaml and of the model that ships."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
-    # `up --wait` waits for the first check, by default after 10 seconds.
+    # `up --wait` waits for the first health check, which by default comes after 10 seconds.
     (tmp_path / "compose.override.yaml").write_text("services: {serve: {healthcheck: {interval: 1s}}}")
     shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
@@ -40,9 +40,9 @@ def test_the_model_that_ships_is_served_and_the_client_s_address_is_logged(docke
     addresses = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}"
     proxy, gateway = docker("inspect", "--format", addresses, compose("ps", "--quiet", "proxy")).split()
     (line,) = [line for line in compose("logs", "--no-log-prefix", "serve").splitlines() if '"POST"' in line]
-    assert gateway in line  # Docker forwards a request from this machine through it
+    assert gateway in line  # Docker forwards a request from this machine through the gateway
     assert proxy not in line
-    assert "203.0.113.9" not in line  # what a client claims
+    assert "203.0.113.9" not in line  # the address that the client falsely claims
 
 
 def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_one_fails_none(
@@ -61,4 +61,4 @@ def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_on
         docker("kill", replicas[0])
         load.wait_for_responses()
     assert load.failures == []
-    assert {status for status, _ in load.answers} == {200}  # nginx retried on another replica
+    assert {status for status, _ in load.answers} == {200}  # nginx repeated failed requests on another replica

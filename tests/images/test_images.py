@@ -1,4 +1,4 @@
-"""Tests of the container images, which `make images` builds; `make test-images` runs them."""
+"""Tests of the container images, which `make images` builds; `make test-images` runs the tests."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def predict_digits(container, images):
 
 
 def line_of_failure(*options):
-    """Return the only line besides JSON on standard error of `docker run`, which fails."""
+    """Run a container that must fail. Return the only line of its standard error that is not JSON."""
     ended = subprocess.run(["docker", "run", "--rm", *options], capture_output=True, text=True, check=False)
     (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
     assert ended.returncode == 1, ended.stderr
@@ -44,7 +44,7 @@ def test_sighup_serves_the_new_model_whose_labels_equal_pytorch_s(docker, serve,
     container = serve(*HARDENED, "--volume", f"{folder}:/model:ro", "--env", "MODEL_DIR=/model")
     classifier = load_classifier(Model_3(), (mounted / "release" / "model.safetensors").read_bytes(), mounted)
     labels = predict(classifier, images)[1].tolist()
-    assert predict_digits(container, images.numpy()) != labels  # the model that ships is better
+    assert predict_digits(container, images.numpy()) != labels  # the model that ships predicts other labels
     shutil.copytree(mounted / "release", folder, dirs_exist_ok=True)
     docker("kill", "--signal", "HUP", container.name)
     container.wait(lambda: predict_digits(container, images.numpy()) == labels)
@@ -124,7 +124,7 @@ def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(dock
     container = serve(*HARDENED)
     with Load(container.port, images) as load:
         load.wait_for_responses()
-        docker("stop", "-t", "35", container.name)  # see docs/operation.md; one that takes longer exits with 137
+        docker("stop", "-t", "35", container.name)  # 35 s, as documented; then Docker kills it (code 137)
     assert container.inspect("{{.State.ExitCode}}") == "0"
     assert {status for status, _ in load.answers} == {200}
     assert [failure for failure in load.failures if failure[2]] == []

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: valid against the published schemas, and consistent with itself, the image and the code."""
+"""The manifests in deploy/kubernetes match the published schemas and agree with the image and the code."""
 
 import copy
 import re
@@ -14,7 +14,7 @@ from serve.routes.open_inference import MODEL
 from train.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
-VERSIONS = ["1.30", "1.34", "1.37"]  # preStop.sleep on by default; stable; the newest schema
+VERSIONS = ["1.30", "1.34", "1.37"]  # preStop.sleep: on by default in 1.30, stable in 1.34; 1.37 is the newest schema
 DOCKERFILE = (ROOT / "Dockerfile.serve").read_text()
 MANIFESTS = {
     path.relative_to(FOLDER).as_posix(): yaml.safe_load(path.read_text())
@@ -24,9 +24,9 @@ MANIFESTS = {
 DEPLOYMENT, SERVICE = MANIFESTS["deployment.yaml"], MANIFESTS["service.yaml"]
 KSERVE = MANIFESTS["kserve/inferenceservice.yaml"]
 PREDICTOR = KSERVE["spec"]["predictor"]
-# Fields of an InferenceService's predictor in KServe 0.21 besides those of a pod: the ones used here.
+# Fields of an InferenceService's predictor (KServe 0.21) that a pod does not have; only the fields used here.
 OF_KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "deploymentStrategy"}
-POD = DEPLOYMENT["spec"]["template"]["spec"]  # test_kserve_runs_the_same_container: KServe's is the same
+POD = DEPLOYMENT["spec"]["template"]["spec"]  # KServe's pod is the same: test_kserve_runs_the_same_container
 
 
 def container(pod):
@@ -43,7 +43,7 @@ def pod_of_kserve(manifest):
 
 
 def validate(manifest, version):
-    """Validate `manifest` against its schema, an InferenceService as Pod and Deployment. Raises ValidationError."""
+    """Validate `manifest` by its schema, an InferenceService by those of Pod and Deployment. Raises ValidationError."""
     parts = [manifest]
     if manifest["kind"] == "InferenceService":
         strategy = manifest["spec"]["predictor"]["deploymentStrategy"]
@@ -75,7 +75,7 @@ def test_kustomize_applies_every_manifest_and_sets_the_image(folder):
     assert set(kustomization) == {"apiVersion", "kind", "resources", "images"}
     files = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
     assert sorted(kustomization["resources"]) == sorted(files)
-    (image,) = kustomization["images"]  # tests/test_wiring.py checks its tag
+    (image,) = kustomization["images"]  # tests/test_wiring.py checks the image's tag
     assert image["name"] == container(POD)["image"] == "serve"
 
 
@@ -98,7 +98,7 @@ def test_kserve_runs_the_same_container():
     assert container(kserve)["name"] == "kserve-container"
     container(kserve)["name"] = container(plain)["name"]
     for pod in (plain, kserve):
-        del pod["topologySpreadConstraints"]  # they select different labels
+        del pod["topologySpreadConstraints"]  # these constraints select the pods' labels, which differ
     assert kserve == plain
     assert PREDICTOR["deploymentStrategy"] == DEPLOYMENT["spec"]["strategy"]
 
@@ -119,7 +119,7 @@ def test_the_port_is_the_image_s_and_the_service_and_the_policies_name_it():
     (exposed,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     (port,) = container(POD)["ports"]
     assert port["containerPort"] == int(exposed) == Config().port
-    assert not {"HOST", "PORT"} & set(variables(POD))  # the image's
+    assert not {"HOST", "PORT"} & set(variables(POD))  # the image sets HOST and PORT
     assert [entry["targetPort"] for entry in SERVICE["spec"]["ports"]] == [port["name"]]
     for name in ("networkpolicy.yaml", "kserve/networkpolicy.yaml"):
         policy = MANIFESTS[name]["spec"]
@@ -159,4 +159,4 @@ def test_a_pod_has_enough_time_to_shut_down_and_an_update_stops_none_before_anot
     withdrawn = container(POD)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert POD["terminationGracePeriodSeconds"] > withdrawn + int(variables(POD)["REQUEST_TIMEOUT"])
     assert DEPLOYMENT["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
-    assert "replicas" not in DEPLOYMENT["spec"]  # the autoscaler sets them
+    assert "replicas" not in DEPLOYMENT["spec"]  # the autoscaler sets the number of replicas

@@ -1,4 +1,4 @@
-"""Model_1 and Model_2 are the reference's, layer for layer; Model_3 keeps to the budget."""
+"""Model_1 and Model_2 equal the reference's networks, layer for layer; Model_3 keeps to the budget of parameters."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def measured_table(network: nn.Module) -> list[list[str]]:
     rows: list[list[str]] = []
 
     def record(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        if not isinstance(layer, nn.Flatten):  # a change of shape, which the reference makes outside its layers
+        if not isinstance(layer, nn.Flatten):  # Flatten only changes the shape; the reference has no such layer
             name = f"{type(layer).__name__}-{len(rows) + 1}"
             rows.append([name, *map(str, output.shape[1:]), str(parameter_count(layer))])
 
@@ -95,7 +95,7 @@ def test_model_3_keeps_to_the_budget():
 
 def test_blur_pooling_is_a_dense_maximum_then_a_binomial_filter():
     images = torch.rand(2, 3, 24, 24)
-    # Two averages of 2×2 are the binomial filter of 3×3.
+    # Two 2×2 averages, one after the other, equal the 3×3 binomial filter.
     averages = nn.AvgPool2d(2, stride=1, padding=1), nn.AvgPool2d(2)
     expected = nn.Sequential(nn.MaxPool2d(2, stride=1), *averages)(images)
     torch.testing.assert_close(nn.Sequential(*max_blur_pool(3))(images), expected)
@@ -105,7 +105,7 @@ def test_blur_pooling_is_a_dense_maximum_then_a_binomial_filter():
 def test_a_separable_block_is_one_convolution_per_channel_then_one_across_the_channels():
     layers = nn.Sequential(*separable_block(2, 5, dilation=2)).eval()
     depthwise, across = (layer for layer in layers if isinstance(layer, nn.Conv2d))
-    kernels = across.weight * depthwise.weight.transpose(0, 1)  # [5, 2, 3, 3]: the same as a full convolution
+    kernels = across.weight * depthwise.weight.transpose(0, 1)  # [5, 2, 3, 3]: kernels of one equivalent convolution
     images = torch.randn(3, 2, 9, 9)
     expected = torch.conv2d(images, kernels, dilation=2).relu()  # before training, batch normalisation changes nothing
     torch.testing.assert_close(layers(images), expected, atol=1e-4, rtol=1e-4)

@@ -36,7 +36,7 @@ IN_FLIGHT = "digits_requests_in_flight", ()
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens, below those that Linux gives to clients, so that none takes it."""
+    """Return a port on which nothing listens. Linux gives clients other, higher ports, so no client takes this port."""
     while True:
         port = random.randrange(10_000, 32_768)
         with socket.socket() as probe, suppress(OSError):
@@ -51,7 +51,7 @@ def inference(images: NDArray[np.uint8]) -> dict[str, Any]:
 class Service:
     """A gunicorn process with the given configuration, ready for requests.
 
-    It logs to the file or pipe `log`; without one, its standard error is closed.
+    The process logs to the file or pipe `log`. If `log` is None, the standard error of the process is closed.
     """
 
     def __init__(self, log: Path | None, **environment: object) -> None:
@@ -63,7 +63,7 @@ class Service:
         command = ["sh", "-c", f'exec "$0" -m serve {"" if log else "2>&-"}', sys.executable]
         with self.log.open("wb", buffering=0) as file:
             environ = {"PATH": os.environ["PATH"], "PORT": str(self.port), **variables}
-            # In a process group of its own, so that its workers end with it.
+            # The process has its own process group, so that end() can kill its workers, too.
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=environ, stdout=file, stderr=file, start_new_session=True
             )
@@ -81,7 +81,7 @@ class Service:
         return wait(condition, PATIENCE, self.said)
 
     def said(self) -> str:
-        return self.log.read_text() if self.log.is_file() else ""  # /dev/full has no end
+        return self.log.read_text() if self.log.is_file() else ""  # reading /dev/full would never end
 
     def workers(self) -> list[int]:
         return children(self.process.pid)
@@ -90,7 +90,7 @@ class Service:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def wait_for_lines(self, field: str, part: str, count: int = 1) -> list[dict[str, Any]]:
-        """Wait for so many log lines with this in a field, and return them."""
+        """Wait until `count` log lines contain `part` in the field `field`, and return these lines."""
 
         def found() -> list[dict[str, Any]]:
             lines = [line for line in self.lines() if part in line.get(field, "")]
@@ -108,13 +108,13 @@ class Service:
         return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
 
     def reload(self) -> None:
-        """Send SIGHUP, and wait until as many other workers have replaced all."""
+        """Send SIGHUP, and wait until all workers have been replaced by as many new workers."""
         before = self.workers()
         self.process.send_signal(signal.SIGHUP)
         self.wait(lambda: len(self.workers()) == len(before) and not set(before) & set(self.workers()))
 
     def kill_worker(self, index: int = 0) -> None:
-        """Kill a worker as the OOM killer does, and wait until another has replaced it."""
+        """Kill a worker as the OOM killer does, and wait until another worker has replaced it."""
         before = self.workers()
         os.kill(before[index], signal.SIGKILL)
         self.wait(lambda: len(self.workers()) == len(before) and before[index] not in self.workers())
@@ -123,20 +123,20 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def exchange(self, sent: bytes) -> bytes:
-        """Return all that the service answers to these bytes until it closes the connection; no more are sent."""
+        """Send these bytes and no more. Return all that the service sends until it closes the connection."""
         with self.connect() as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
             return connection.makefile("rb").read()
 
     def stop(self) -> int:
-        """Stop it with SIGTERM, as an operator does; return the exit status."""
+        """Stop the service with SIGTERM, as an operator does; return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
     def end(self) -> None:
-        """Stop it with SIGINT, or kill it after 10 seconds."""
-        self.process.send_signal(signal.SIGINT)  # does not wait for open connections
+        """Stop the service with SIGINT; kill it if it has not ended after 10 seconds."""
+        self.process.send_signal(signal.SIGINT)  # on SIGINT, the service does not wait for open connections
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -148,10 +148,10 @@ class Load:
     """Eight clients that send one request after another on kept-alive connections."""
 
     def __init__(self, port, images, name=lambda answer, body: body["model"]["version"]):
-        """Count the answers of the service at `port` by status and by this name."""
+        """Count the answers of the service at `port` by status and by `name`, a function of answer and body."""
         self.port, self.body, self.name = port, images[:1].tobytes(), name
         self.answers: Counter[tuple[int, str]] = Counter()
-        self.answered = [0] * 8  # by client
+        self.answered = [0] * 8  # number of answers to each client
         self.failures: list[tuple[int, str, bool]] = []  # client, exception, whether the connection was already used
         self.stopping = threading.Event()
         self.pool = ThreadPoolExecutor(8)
@@ -181,14 +181,14 @@ class Load:
                 self.answered[client] += 1
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append((client, type(error).__name__, used))
-                connection.close()  # the next request opens a new one
+                connection.close()  # the next request opens a new connection
                 time.sleep(0.02)
         connection.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _patient() -> Iterator[None]:
-    """Let a pool of this process wait long for a decoder: on a busy machine, only its CPU time counts."""
+    """Let the decoder pools of this process wait longer than in production, because a busy machine is slow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serve.pictures.decoder_pool.TIMEOUT", 4 * PATIENCE)
         yield
@@ -206,7 +206,7 @@ def service(tmp_path_factory) -> Iterator[Service]:
 
 
 def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
-    """Return a function that starts a service with a configuration; it is stopped after the test, or the module."""
+    """Return a function that starts a service with a configuration. The service ends after the test or the module."""
     folder, services = tmp_path_factory.mktemp("services"), []
 
     def start(**environment: object) -> Service:

@@ -1,7 +1,7 @@
 """Hostile requests, and the measurement of their effect on other clients and on the worker's memory.
 
-`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request blocked or killed an earlier
-worker, or could do so. Most pictures are written byte by byte, because Pillow cannot write them.
+`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request blocked or killed the worker
+of an earlier version, or could do so. Some pictures are made of bytes here, because Pillow cannot write them.
 """
 
 import gzip
@@ -62,13 +62,13 @@ def endless(path: str, content_type: str) -> Parts:
 
 
 def packed(path: str, content_type: str, start: bytes, unit: bytes) -> Parts:
-    """Return a request with a body of gzip: its start and `unit` as often as fits."""
+    """Return a request with a gzip body: `start`, then `unit` repeated until the body has the size BODY."""
     body = start + unit * ((BODY - 10) // len(unit))
     return iter([request(path, content_type, body, "Content-Encoding: gzip")])
 
 
 def zeros(path: str, content_type: str) -> Parts:
-    """Return such a request whose body is zeros: deflate that may be repeated."""
+    """Return a request whose gzip body unpacks to zeros. Its unit is one packed MiB, which may be repeated."""
     packer = zlib.compressobj(9, wbits=-15)
     mebibyte = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
     return packed(path, content_type, b"\x1f\x8b\x08" + bytes(7), mebibyte)
@@ -123,7 +123,7 @@ def jpeg_of_many_scans(scans: int) -> bytes:
 @cache
 def webp() -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (5_000, 5_000, 3), np.uint8)
-    noise[:, :4_500] = 0  # otherwise it would exceed MAX_BYTES
+    noise[:, :4_500] = 0  # with more noise, the file would exceed MAX_BYTES
     return encode(noise, "WEBP", lossless=True, method=0)
 
 
@@ -151,7 +151,7 @@ def many(content: bytes, count: int) -> bytes:
     return (FILE + content + b"\r\n") * count + b"--b--\r\n"
 
 
-# The body is made before the connection is opened, which would be closed meanwhile. The first word is the kind.
+# A body is made before its connection is opened: the service closes idle connections. A name's first word is its kind.
 CASES: dict[str, Callable[[], Parts]] = {
     "PNG of many chunks": lambda: post(
         "image/png", with_chunks(encode(BLANK), png_chunk(b"teSt") * (PICTURE // 12 - 100))
@@ -197,7 +197,7 @@ def attack(service: Service, parts: Parts) -> int | None:
 
 
 class Bystander:
-    """Continuous requests of other clients to the same worker, and the memory of the worker and its decoders."""
+    """Sends requests of other clients to the worker all the time, and measures the memory of worker and decoders."""
 
     REQUESTS = (
         ("GET", "/healthz", None, {}),
@@ -207,7 +207,7 @@ class Bystander:
 
     def __init__(self, service: Service) -> None:
         self.statuses: Counter[int] = Counter()
-        self.blocked = 0.0  # seconds of CPU time that the worker took between a request and its answer, at most
+        self.blocked = 0.0  # maximum CPU time, in seconds, of the worker between a request and its answer
         self.memory = 0.0  # MiB: maximum resident memory of the worker and its decoders
         self._service, (self._worker,) = service, service.workers()
         self._stop = threading.Event()
@@ -238,7 +238,7 @@ class Bystander:
 
 
 def decoders(worker: int) -> list[int]:
-    """Return the decoders of a worker, without one that is between fork and exec and has the worker's memory."""
+    """Return the decoders of a worker. A child between fork and exec is left out: its memory is the worker's."""
     return [child for child in children(worker) if b"decoder_pool" in cmdline(child)]
 
 
@@ -249,13 +249,13 @@ def cmdline(process: int) -> bytes:
 
 
 def resident(process: int) -> float:
-    """Return the resident memory of a worker or decoder in MiB; 0 if it has ended."""
+    """Return the resident memory of a worker or decoder in MiB, or 0 if the process has ended."""
     with suppress(OSError):
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     return 0.0
 
 
 def cpu_seconds(process: int) -> float:
-    """Return the CPU time that a process has taken: other programs on a busy machine do not count."""
+    """Return the CPU time of a process in seconds. Unlike wall time, it does not depend on other programs."""
     user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""Releases whose graphs are made here, of the contract's inputs and outputs."""
+"""Releases for tests. Their graphs have the inputs and outputs of the contract, but contain no network."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from train.paths import RELEASE
 
 
 def make_graph(*, doubt: bool = True, pixels: int = 784, name: str = "image") -> bytes:
-    """Return a graph to which every image is a 0 with a confidence of 0.1, and its doubt the mean of its pixels.
+    """Return a graph that predicts 0 with a confidence of 0.1 for every image; the doubt is the mean of the pixels.
 
-    Without `doubt` it lacks that output; with another name of its input, it breaks the contract, too. With another
-    number of pixels it loads, but does not run.
+    Without the output `doubt`, or with another `name` for its input, the graph breaks the contract. With another number
+    of `pixels`, the graph can be loaded, but not run.
     """
     info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
     image = info(name, TensorProto.UINT8, ["batch", 28, 28])
@@ -42,7 +42,7 @@ def make_graph(*, doubt: bool = True, pixels: int = 784, name: str = "image") ->
 
 
 def make_release(threshold: float) -> Release:
-    """Return a release with such a graph, in which an image is doubtful above `threshold`."""
+    """Return a release with the graph of make_graph. An image is doubtful if its doubt is above `threshold`."""
     graph = make_graph()
     shipped = read(RELEASE).manifest
     onnx_file = replace(shipped.onnx, sha256=hashlib.sha256(graph).hexdigest(), bytes=len(graph))
@@ -50,7 +50,7 @@ def make_release(threshold: float) -> Release:
 
 
 def put_graph(folder: Path, graph: bytes) -> None:
-    """Replace the graph of the release in `folder`, and its hash in the manifest, by renaming."""
+    """Replace the graph of the release in `folder`, and its hash in the manifest, by renaming new files."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["sha256"] = hashlib.sha256(graph).hexdigest()
     for name, content in (("digits.onnx", graph), ("manifest.json", json.dumps(manifest).encode())):

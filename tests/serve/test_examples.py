@@ -1,4 +1,4 @@
-"""The commands and programs that README.md and docs/operation.md show for a running service work as they are."""
+"""The documentation's commands and programs for a running service can be executed without changes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""serve/openapi.json is valid and complete, and the service answers generated requests as it says (schemathesis)."""
+"""serve/openapi.json is valid and complete, and the service answers generated requests as the document says."""
 
 import json
 from collections import Counter
@@ -39,7 +39,7 @@ REACHED = {
     "v2InferVersion": {200, 400, 404, 405, 413},
     "v2Model": {200, 404, 405},
 }
-GENERATED = {"predict": 600, "v2Infer": 400, "v2InferVersion": 200}  # random requests; 50 of other operations
+GENERATED = {"predict": 600, "v2Infer": 400, "v2InferVersion": 200}  # random requests; 50 for each other operation
 
 
 def example(name):
@@ -83,7 +83,7 @@ def described(service, name):
         "base-url": service.url,
         "seed": 1,
         "continue-on-failure": True,
-        "parameters": {"path.version": VERSION},  # cannot be generated
+        "parameters": {"path.version": VERSION},  # schemathesis cannot guess the version
         "generation": {"database": "none", "max-examples": GENERATED.get(name, 50)},
         "phases": {"stateful": {"enabled": False}},  # requests do not affect each other
         "checks": {
@@ -142,7 +142,7 @@ def test_responses_to_generated_requests_match_the_document(described, name):
 @pytest.mark.parametrize("name", ["predict", "v2Infer"])
 @pytest.mark.parametrize("status", [401, 413])
 def test_responses_401_and_413_match_the_document(name, status):
-    """With an API key and a limit of 1,000 bytes per request."""
+    """The application has an API key and a limit of 1,000 bytes per request."""
     app = create_app(Config(api_key="key", max_body_bytes=1_000))
     method, path = OPERATIONS[name]
     headers = {"Content-Type": "application/octet-stream"} | ({} if status == 401 else {"Authorization": "Bearer key"})

@@ -1,4 +1,4 @@
-"""The benchmarks: options that cannot be measured are refused, and a refused picture does not end the run."""
+"""The benchmarks: forms that cannot be measured are refused, and a refused picture does not end the run."""
 
 import sys
 
@@ -13,8 +13,8 @@ from serve.pictures.preprocess import ImageError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--forms", "coarse"], "--forms coarse: expected a form measured with --train"),
-        (["--forms", "other_hands", "--train"], "--forms other_hands: expected a form measured without --train"),
+        (["--forms", "coarse"], "--forms coarse: can be measured only with --train"),
+        (["--forms", "other_hands", "--train"], "--forms other_hands: can be measured only without --train"),
     ],
 )
 def test_form_that_is_not_measured_is_refused_and_nothing_is_written(options, message, tmp_path, monkeypatch, capfd):
@@ -51,5 +51,5 @@ def test_a_training_step_is_timed_with_the_loading_of_its_images(monkeypatch, mn
     split = train.Split(mnist.test.images[:32], mnist.test.labels[:32])
     loader = Loader(train.Pictures(split, augmented=False), 4)
     train._train(network, train.torch.optim.SGD(network.parameters(), lr=0.01), loader)
-    # One reading after the first step, then three loads, then the last reading.
+    # The clock is read after the first step (1) and at the end (5). The loads 2 to 4 are between these readings.
     assert loaded == [0, 2, 3, 4]

@@ -135,7 +135,7 @@ NUMBER = "argument {}: expected a whole number from {} to 4294967295, found {}\n
         *((["--seed", found], NUMBER.format("--seed", 0, found)) for found in ("-1", "100000000000000000000")),
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
-        (["--seed", "2", "consistency"], "unrecognized arguments: consistency"),  # options before it would be ignored
+        (["--seed", "2", "consistency"], "unrecognized arguments: consistency"),  # consistency would ignore --seed
         (["verify"], "the following arguments are required: FOLDER"),
     ],
 )
@@ -191,8 +191,8 @@ def saved_epochs(out: Path) -> list[int]:
 def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tuple[int, str]:
     """Start a training, send it the signal `number` after epoch `after`, and return its exit status and stderr.
 
-    The training is still running when the signal is sent, on a fast machine too, because it cannot write its next
-    checkpoint: a named pipe without a reader has the name of the temporary file, so opening it for writing blocks.
+    The training cannot end before the signal, not even on a fast machine, because it cannot write its next checkpoint:
+    the temporary file of this checkpoint is a named pipe without a reader, so opening the file for writing blocks.
     """
     pipes = [out / model / f".epoch-{after + 1:02d}.safetensors.tmp" for model in MODELS]
     for pipe in pipes:
@@ -205,23 +205,23 @@ def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tupl
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # with its own process group
-        # As in a terminal or a container. The background jobs of a shell ignore SIGINT.
+        # Handle SIGINT, as in a terminal or a container. Background jobs of a shell would ignore it.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         wait(lambda: process.poll() is not None or min(saved_epochs(out)) >= after, 120, lambda: f"{saved_epochs(out)}")
         assert process.poll() is None, process.stderr.read()
-        # Ctrl-C in a terminal signals the whole group; a container's SIGTERM only the first process.
+        # Ctrl-C in a terminal sends SIGINT to the whole group. `docker stop` sends SIGTERM to the first process only.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, error = process.communicate(timeout=60)
         assert saved_epochs(out) == [after, after], "the run did not block at its next checkpoint"
         wait(lambda: not alive(process.pid), 60, lambda: "a process of the run is still running")
     finally:
-        with suppress(ProcessLookupError):  # all its processes have exited, as expected
+        with suppress(ProcessLookupError):  # all processes of the group have exited, as expected
             os.killpg(process.pid, signal.SIGKILL)
     for pipe in pipes:
         pipe.unlink()
-        pipe.write_bytes(b"the start of a checkpoint")  # as after a kill during the write
+        pipe.write_bytes(b"the start of a checkpoint")  # as if the write had been interrupted by a kill
     return process.returncode, error
 
 
@@ -234,9 +234,9 @@ def uninterrupted(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(available_cores() < 2, reason="trains two models in parallel")
+@pytest.mark.skipif(available_cores() < 2, reason="needs two cores to train two models in parallel")
 def test_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_run(uninterrupted, tiny, tmp_path, capfd):
-    """Each run resumes the one before, which ended by Ctrl-C, SIGTERM, SIGKILL or an unwritable file."""
+    """Each run resumes the previous run, which was ended by Ctrl-C, SIGTERM, SIGKILL or an unwritable file."""
     for after, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
         code, error = interrupt(tiny, tmp_path, number, after)
         assert code == 128 + number
@@ -245,7 +245,7 @@ def test_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_run(u
     code, _ = interrupt(tiny, tmp_path, signal.SIGKILL, 6)
     assert code == -signal.SIGKILL
     before = checkpoint_files(tmp_path)
-    # A folder with the name of the next temporary file stands in for a full disk: it cannot be written.
+    # Instead of a full disk: a folder has the name of the next temporary file, so this file cannot be written.
     blocked = [tmp_path / model / ".epoch-07.safetensors.tmp" for model in MODELS]
     for path in blocked:
         path.unlink()
@@ -264,7 +264,7 @@ def test_second_run_in_the_same_folder_is_refused(subset, tmp_path, capfd):
     with locked(tmp_path):
         assert main(["--data", str(subset), "--out", str(tmp_path)]) == 1
     assert capfd.readouterr().err == (
-        f"error: {tmp_path} is in use by another run: wait for it, or choose another --out\n"
+        f"error: {tmp_path} is in use by another run: wait for its end, or choose another --out\n"
     )
 
 
@@ -288,8 +288,8 @@ def test_error_if_the_gpu_runs_out_of_memory_is_one_line(subset, tmp_path, capfd
     )
 
 
-# Runs `python -m train` and sends it a signal during the import of numpy. torch imports numpy in C++, which loses an
-# exception, so the run would crash later.
+# Runs `python -m train` and sends a signal to this process during the import of numpy. torch imports numpy in C++ code
+# that drops exceptions. If the signal's handler raised an exception, the run would go on and crash later.
 INTERRUPTED_IMPORT = """
 import os, runpy, sys
 class Finder:

@@ -1,4 +1,4 @@
-"""Devices of the tensors of a training step on a GPU, checked without a GPU.
+"""In a training step on a GPU, every tensor must be on the GPU. This is checked without a GPU.
 
 Fake tensors have a device and a shape, but no values. Data, augmentation, forward pass and loss are checked. The
 backward pass, the optimizer and the CUDA graph need a real GPU: see test_cuda_graph and test_loop.
@@ -23,7 +23,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def fake() -> Iterator[None]:
-    augment._grid.cache_clear()  # the cached tensors are fake in these tests and real in others
+    augment._grid.cache_clear()  # the cached tensors are fake in these tests and real in other tests
     with FakeTensorMode():
         yield
     augment._grid.cache_clear()

@@ -1,4 +1,4 @@
-"""A training step as a CUDA graph: it trains as step by step does, and every replay draws new random numbers."""
+"""A CUDA graph of a training step trains like the step without a graph; every replay has new random numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def data() -> Data:
 
 
 def trained(data: Data, network: str):
-    # Without augmentation: here the arithmetic is compared.
+    # Without augmentation, because only the arithmetic is compared.
     recipe = replace(PROGRESSION["Model_3"].recipe, epochs=3, augmentation=None)
     experiment = replace(PROGRESSION[network], recipe=recipe)
     result, history = fit(experiment, data, seed=1, device=torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""The data set is read whole and checked, or refused with a line that names the file."""
+"""A data set is loaded completely and checked, or refused with one line that names the file."""
 
 import gzip
 import hashlib
@@ -72,7 +72,7 @@ def test_sums_are_read_as_any_tool_writes_them(prefix, gzipped, mnist):
     assert load(gzipped).sha256 == mnist.sha256
 
 
-@pytest.mark.parametrize("layout", ["", "MNIST/raw"])  # the second is torchvision's
+@pytest.mark.parametrize("layout", ["", "MNIST/raw"])  # the second layout is torchvision's
 def test_drop_in_set_is_read_plain(layout, tmp_path, write_idx):
     random = np.random.default_rng(0)
     sets = [(random.integers(0, 256, (n, 28, 28), np.uint8), (np.arange(n) % 10).astype(np.uint8)) for n in (240, 30)]
@@ -120,6 +120,6 @@ def test_file_that_is_not_idx_is_refused_by_name(tmp_path, subset, content):
     for path in subset.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
-    message = "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte: expected images and labels, IDX of uint8"
+    message = "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte: expected images and labels in IDX format, uint8"
     with pytest.raises(TrainError, match=message):
         load(tmp_path)

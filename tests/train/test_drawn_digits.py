@@ -1,4 +1,4 @@
-"""Drawn digits have MNIST's form, are the same at every call, and are digits to the model that ships."""
+"""Drawn digits have MNIST's form, are the same at every call, and the model that ships recognises them."""
 
 import numpy as np
 import onnxruntime

@@ -1,4 +1,4 @@
-"""Export and verification: the graph follows the contract and predicts as the network; any deviation is refused."""
+"""Export and verification: the graph has the contract's form and the network's predictions, or it is refused."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ from train.progression import PROGRESSION
 from train.trainings import Trained
 
 ROOT = Path(__file__).parents[2]
-# One pytest worker, so that the graph is exported once.
+# All in one pytest worker, so that the graph is exported only once.
 pytestmark = pytest.mark.xdist_group("export")
 OFF, ALL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 PROVENANCE = {"source_revision": "then", "versions": {}, "device": "CPU"}
@@ -76,7 +76,7 @@ def with_one_weight_changed(graph):
 def test_graph_keeps_the_contract(graph):
     session = onnxruntime.InferenceSession(graph)
     described = [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
-    assert described == [  # written out, because clients rely on it
+    assert described == [  # written out, because clients rely on these values
         ("image", "tensor(uint8)", ["batch", 28, 28]),
         ("probabilities", "tensor(float)", ["batch", 10]),
         ("digit", "tensor(int64)", ["batch"]),
@@ -149,7 +149,7 @@ def test_full_disk_does_not_change_an_older_export(release, data, monkeypatch):
             export.export(untrained(), data, release)
     assert contents(release) == before
     manifest = export.export(untrained(), data, release).manifest
-    # The provenance is that of the training, not of the export.
+    # The provenance in the manifest is that of the training, not of the export.
     assert (manifest.source_revision, manifest.versions, manifest.device, manifest.seed) == ("then", {}, "CPU", 7)
     assert manifest.recipe == str(PROGRESSION["Model_3"].recipe)
     assert manifest.settings == settings(PROGRESSION["Model_3"], data, 7)
@@ -157,7 +157,7 @@ def test_full_disk_does_not_change_an_older_export(release, data, monkeypatch):
 
 
 def restate(folder, **stated):
-    """Change the given fields of the manifest in `folder`, and let it have the hash of the graph."""
+    """Change the given fields of the manifest in `folder`, and set its onnx.sha256 to the hash of the graph."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["onnx"]["sha256"] = sha256((folder / contract.GRAPH).read_bytes())
     for name, value in stated.items():
@@ -168,17 +168,17 @@ def restate(folder, **stated):
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"test_correct": 301}, r"expected test_correct as stated, 301, found \d+"),
-        ({"parameters": 1}, r"expected parameters as stated, 1, found \d+"),
+        ({"test_correct": 301}, r"expected test_correct 301, as the manifest states, found \d+"),
+        ({"parameters": 1}, r"expected parameters 1, as the manifest states, found \d+"),
         ({"doubt": None}, r"Expected `object`, got `null` - at `\$\.doubt`"),
-        ({"seed": 999}, "expected seed as stated, 999, found 1$"),
-        ({"epochs": 15}, "expected epochs as stated, 15, found 2$"),
-        ({"recipe": "by\nmagic"}, "expected recipe as stated, by magic, found 2 epochs of SGD"),
-        ({"settings": {"recipe": {}}}, r"expected settings as stated, .*\"recipe\": {}.*, found .*learning_rate"),
-        ({"source_revision": "0" * 40}, "expected source_revision as stated, 0{40}, found"),
+        ({"seed": 999}, "expected seed 999, as the manifest states, found 1$"),
+        ({"epochs": 15}, "expected epochs 15, as the manifest states, found 2$"),
+        ({"recipe": "by\nmagic"}, "expected recipe by magic, as the manifest states, found 2 epochs of SGD"),
+        ({"settings": {"recipe": {}}}, r"expected settings .*\"recipe\": {}.*, as the manifest .*learning_rate"),
+        ({"source_revision": "0" * 40}, "expected source_revision 0{40}, as the manifest states, found"),
         ({"model": "Model_9"}, "expected one of the models Model_1, Model_2, Model_3, found 'Model_9'"),
-        ({"onnx": {"sha256": "0"}}, r"expected onnx.sha256 as stated, 0, found \w+"),
-        ({"weights": {"sha256": "0"}}, r"expected weights.sha256 as stated, 0, found \w+"),
+        ({"onnx": {"sha256": "0"}}, r"expected onnx.sha256 0, as the manifest states, found \w+"),
+        ({"weights": {"sha256": "0"}}, r"expected weights.sha256 0, as the manifest states, found \w+"),
     ],
 )
 def test_verify_refuses_a_manifest_with_a_false_statement(stated, message, release, data):
@@ -202,7 +202,7 @@ def test_verify_refuses_another_data_set(release, tiny):
 
 
 def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
-    """Even if the file with the data is in the same folder."""
+    """Such a graph is refused even if the file with its data is in the same folder."""
     model = onnx.load(release / "digits.onnx")
     onnx.save_model(model, release / "digits.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     assert (release / "weights").stat().st_size > 1_000
@@ -229,7 +229,7 @@ def test_verify_names_a_missing_file(name, release, data):
 
 @pytest.fixture
 def compare_with(graph, classifier, data, monkeypatch):
-    """Return a function that compares the graph, whose outputs an `error` changes in one setting, with its network."""
+    """Return a function that compares the graph with its network; `error` changes the outputs in one setting."""
     session = onnxruntime.InferenceSession
 
     def run(error, batch_size=64, level=ALL):
@@ -257,7 +257,7 @@ def change_digit(_probabilities, digit, _doubt):
 
 
 @pytest.mark.parametrize("level", [OFF, ALL])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # all 300 images for the size 10,000
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300: all images, for the size 10,000
 def test_one_wrong_digit_in_any_setting_is_refused(batch_size, level, compare_with):
     with pytest.raises(TrainError, match=r"of 300 test images differ in label \(\d+\).* image \d+: PyTorch \d, ONNX"):
         compare_with(change_digit, batch_size, level)
@@ -289,7 +289,7 @@ def test_nan_as_the_probability_of_the_right_digit_is_refused(compare_with):
 
 def test_the_last_file_of_a_set_is_missing_while_the_set_is_replaced(tmp_path, monkeypatch):
     write_together(tmp_path, {"a": b"1", "b": b"1"})
-    monkeypatch.setattr(Path, "replace", lambda *_: os.stat(tmp_path / "none"))  # the machine stops here
+    monkeypatch.setattr(Path, "replace", lambda *_: os.stat(tmp_path / "none"))  # fails, as if the machine stopped here
     with pytest.raises(TrainError):
         write_together(tmp_path, {"a": b"2", "b": b"2"})
     assert not (tmp_path / "b").exists()

@@ -40,7 +40,7 @@ def checkpoints(tmp_path, data):
 
 @pytest.fixture
 def finished(checkpoints, data):
-    """Return the same folder after all epochs."""
+    """Return the checkpoint folder of MODEL_2 after all epochs."""
     fit(MODEL_2, data, seed=1, device=CPU, checkpoints=checkpoints)
     return checkpoints
 
@@ -78,7 +78,7 @@ def test_learns_digits_from_a_small_part_of_mnist(model, epochs, subset):
 
 @pytest.fixture
 def steps():
-    """Return a list that gets the optimizer's settings at every training step."""
+    """Return a list to which each training step appends the optimizer's settings."""
     recorded = []
 
     def record(optimizer, *_):
@@ -100,14 +100,14 @@ def test_every_step_has_the_settings_of_the_recipe(steps, data):
     steps.clear()
     fit(with_settings(PROGRESSION["Model_3"], ["epochs=5"]), data, seed=1, device=CPU)
     assert [others for _, *others in steps] == [[0.9, True, 5e-4]] * 15
-    # One cycle: up from a 25th of the peak in a fifth of the 15 steps, then down to a 250,000th.
+    # One cycle: from 1/25 of the peak up to the peak in a fifth of the 15 steps, then down to 1/250,000 of the peak.
     rates = [cosine(0.08 / 25, 0.08, step / 2) for step in range(3)]
     rates += [cosine(0.08, 0.08 / 250_000, step / 12) for step in range(1, 13)]
     assert [rate for rate, *_ in steps] == pytest.approx(rates)
 
 
 def without_learning(data, layers, seed, batch_size, augmentation=None):
-    """Return the training loss of each epoch of a network with the same weights for every seed."""
+    """Return the training losses, by epoch, of a network whose weights never change and are the same for every seed."""
 
     def network():
         torch.manual_seed(0)
@@ -162,7 +162,7 @@ def test_training_figures_are_the_means_of_the_steps(data):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", MODELS)
 def test_resumed_training_is_bitwise_equal_to_an_uninterrupted_one(model, device, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # on a GPU
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # has an effect on a GPU only
     experiment, device = with_settings(PROGRESSION[model], [f"epochs={EPOCHS}"]), torch.device(device)
     uninterrupted, history = fit(experiment, data, seed=1, device=device)
     folder = CheckpointFolder(tmp_path / model, settings(experiment, data, 1))
@@ -198,7 +198,7 @@ def test_checkpoint_of_another_training_is_neither_resumed_nor_overwritten(name,
     experiment, seed = change.get("experiment", MODEL_2), change.get("seed", 1)
     other = replace(finished, settings=settings(experiment, replace(data, **change.get("data", {})), seed))
     before = contents(finished.path)
-    with pytest.raises(TrainError, match=f"Model_2 holds a training with {name} .*, this one has {name} "):
+    with pytest.raises(TrainError, match=f"Model_2 holds a training with {name} .*, but this training has {name} "):
         fit(experiment, data, seed=seed, device=CPU, checkpoints=other)
     assert contents(finished.path) == before
 
@@ -219,7 +219,7 @@ def edit_json(change):
     return edit
 
 
-# Each damage of a checkpoint, and the error message.
+# By name: a function that damages the checkpoint in a folder, and the expected error message.
 DAMAGES = {
     "weights damaged": (lambda folder: (folder / WEIGHTS).write_bytes(b"others"), f"{WEIGHTS}: expected SHA-256"),
     "weights deleted": (lambda folder: (folder / WEIGHTS).unlink(), f"cannot read .*{WEIGHTS}"),
@@ -273,7 +273,7 @@ def test_divergence_that_only_the_evaluation_shows_is_an_error(data):
         def forward(self, images):
             return super().forward(images) / self.training
 
-    with pytest.raises(DivergenceError, match="Model_2, seed 1: the loss became nan in epoch 1, when evaluated"):
+    with pytest.raises(DivergenceError, match="Model_2, seed 1: the loss became nan in epoch 1, during the evaluation"):
         fit(replace(MODEL_2, network=Broken), data, seed=1, device=CPU)
 
 

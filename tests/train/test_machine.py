@@ -28,7 +28,7 @@ def test_with_a_gpu_auto_selects_it():
 
 @pytest.fixture
 def unusable_gpu(monkeypatch):
-    """Let torch report a GPU that it cannot use."""
+    """Make torch report a GPU that torch cannot use."""
 
     def ones(*_, **__):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")

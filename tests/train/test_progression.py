@@ -1,4 +1,4 @@
-"""The table of the progression keeps to the goal's budgets and to the reference's recipe."""
+"""PROGRESSION keeps to the goal's budgets; Model_1 and Model_2 have the reference's recipe."""
 
 from dataclasses import replace
 

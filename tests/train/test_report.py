@@ -58,9 +58,9 @@ def test_figures_are_those_of_the_checkpoints_and_the_manifest(trained):
     [
         ({}, "at epoch 1, the last: the goal is reached."),
         ({"test_accuracy": 0.9921}, "the goal is missed: accuracy 0.19 points too low."),
-        ({"train_accuracy": 0.9985}, "0.40 points above test accuracy: over-fitting, given"),
-        ({"train_accuracy": 0.99}, "0.45 points below test accuracy: no sign of over-fitting, given"),
-        ({"train_accuracy": 0.995}, "0.05 points above test accuracy: no sign of over-fitting, given"),
+        ({"train_accuracy": 0.9985}, "0.40 points above test accuracy: over-fitting\n  (judged"),
+        ({"train_accuracy": 0.99}, "0.45 points below test accuracy: no sign of over-fitting\n  (judged"),
+        ({"train_accuracy": 0.995}, "0.05 points above test accuracy: no sign of over-fitting\n  (judged"),
     ],
 )
 def test_findings_follow_from_the_metrics(changes, finding):
@@ -88,7 +88,7 @@ def test_thresholds_are_chosen_on_the_validation_images_and_measured_on_both_set
     def outputs(split, wrong):
         digits = split.labels.numpy().copy()
         confidence = np.linspace(0.5, 0.99, len(split), dtype=np.float32)
-        digits[:wrong] = (digits[:wrong] + 1) % 10  # the least confident are wrong
+        digits[:wrong] = (digits[:wrong] + 1) % 10  # the least confident predictions are wrong
         return np.eye(10, dtype=np.float32)[digits] * confidence[:, None], digits
 
     validation, test = outputs(data.validation, 2), outputs(data.test, 25)

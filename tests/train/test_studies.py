@@ -23,7 +23,7 @@ from train.progression import PROGRESSION
 from train.studies import command_line, sentence, summarise
 
 pytestmark = pytest.mark.xdist_group("ray")  # in one pytest process, with one Ray cluster
-EPOCHS = 4  # the minimum for `tiny`
+EPOCHS = 4  # the minimum for the data set `tiny`
 
 
 def options(data: Path, out: Path, *, seeds: int, epochs: int = EPOCHS) -> list[str]:
@@ -32,7 +32,7 @@ def options(data: Path, out: Path, *, seeds: int, epochs: int = EPOCHS) -> list[
 
 
 def finished(out: Path) -> list[Path]:
-    """Return the checkpoints of the seeds with all epochs."""
+    """Return the file checkpoint.json of each seed that has finished all epochs."""
     paths = (out / "consistency" / "trials").glob("*/checkpoint.json")
     return [path for path in paths if len(json.loads(path.read_text())["history"]) == EPOCHS]
 
@@ -46,7 +46,7 @@ def trained_seeds(figures: dict) -> list[int]:
 
 
 def test_summary_counts_the_seeds_that_reach_the_target():
-    best = {"test_accuracy": 1.0, "validation_accuracy": 1.0}  # but not the last
+    best = {"test_accuracy": 1.0, "validation_accuracy": 1.0}  # not the last epoch, so it does not count
     trials = [
         {"history": [best, {"test_accuracy": accuracy, "validation_accuracy": 0.99}]}
         for accuracy in (0.9939, 0.9940, 0.9956)
@@ -87,14 +87,14 @@ def test_trains_every_seed_once_and_writes_table_plot_and_figures(tiny, tmp_path
     capfd.readouterr()
     assert main(options(tiny, tmp_path, seeds=3)) == 0
     output = capfd.readouterr().out
-    assert "2 of 3 trainings were finished before" in output
+    assert "2 of 3 trainings were already finished" in output
     assert "seed 1, epoch" not in output
     assert "seed 2, epoch" not in output
     assert (first.read_bytes(), first.stat().st_mtime_ns) == before
     assert consistency_json(tmp_path)["seeds"] == 3
 
     assert main(options(tiny, tmp_path, seeds=3, epochs=EPOCHS + 1)) == 1
-    assert f"holds a training with epochs {EPOCHS}, this one has epochs {EPOCHS + 1}" in capfd.readouterr().err
+    assert f"holds a training with epochs {EPOCHS}, but this training has epochs {EPOCHS + 1}" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_error_for_an_unused_address_is_one_line(address, tiny, tmp_path, capfd,
 @pytest.mark.slow
 def test_terminated_run_keeps_the_finished_seeds(tiny, tmp_path):
     process = subprocess.Popen(
-        # The signal is sent after the first of 200 seeds, when the run is still running, on a fast machine too.
+        # The signal is sent after the first of 200 seeds. Even on a fast machine, the run has not ended then.
         [sys.executable, "-m", "train", *options(tiny, tmp_path, seeds=200)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -149,7 +149,7 @@ def test_other_seeds_finish_if_one_diverges(tiny, tmp_path, capfd, monkeypatch):
     assert len(before) == 2
 
     assert main(options(tiny, tmp_path, seeds=3)) == 0
-    assert "2 of 3 trainings were finished before" in capfd.readouterr().out
+    assert "2 of 3 trainings were already finished" in capfd.readouterr().out
     assert "n = 3 seeds" in (folder / "consistency.md").read_text()
     assert {path: path.read_bytes() for path in before} == before
 
@@ -192,14 +192,14 @@ def cluster():
 
 
 def task_on(node) -> int | None:
-    """Return the process of a running task on `node`, a child of its raylet, or None."""
+    """Return the process id of a running task on `node`, a child of the node's daemon raylet; None without a task."""
     raylet = node.all_processes["raylet"][0].process.pid
     found = (p for p in children(raylet) if Path(f"/proc/{p}/cmdline").read_bytes().startswith(b"ray::_train_remotely"))
     return next(found, None)
 
 
 def stop_task_on(node) -> int | None:
-    """Stop the process of a running task on `node` and return it, or None if no task is running."""
+    """Stop the process of a running task on `node`. Return its process id, or None if no task is running."""
     if (pid := task_on(node)) is None:
         return None
     os.kill(pid, signal.SIGSTOP)
@@ -231,7 +231,7 @@ def test_every_seed_finishes_once_if_a_node_of_the_cluster_is_killed(cluster, ti
         return f"finished: {finished(tmp_path)}"
 
     try:
-        # A stopped task is still running when its node is killed, on a fast machine too.
+        # A stopped task cannot finish before its node is killed, not even on a fast machine.
         stopped = wait(lambda: running(lambda: stop_task_on(node)), 300, progress)
         wait(lambda: running(lambda: len(finished(tmp_path)) >= 2), 300, progress)
         cluster.remove_node(node, allow_graceful=False)
@@ -244,7 +244,7 @@ def test_every_seed_finishes_once_if_a_node_of_the_cluster_is_killed(cluster, ti
     assert driver.returncode == 0, error
     figures = consistency_json(tmp_path)
     assert trained_seeds(figures) == [1, 2, 3, 4, 5, 6]
-    # The nodes have no checkout; the driver sends them its source revision.
+    # The nodes have no checkout; the driver sends its own source revision to the nodes.
     assert {trial["provenance"]["source_revision"] for trial in figures["trials"]} == {source_revision()}
     assert "n = 6 seeds" in output
 
@@ -265,7 +265,7 @@ def test_trains_every_width_and_goes_on_from_what_consistency_trained(tiny, tmp_
     assert main(["consistency", "--seeds", "1", *options]) == 0
     assert main(["frontier", *options]) == 0
     output = capfd.readouterr().out
-    assert "1 of 5 trainings were finished before" in output
+    assert "1 of 5 trainings were already finished" in output
     assert "Model_3-3-6, seed 2, epoch 4/4; " in output
     folder = tmp_path / "frontier"
     figures = {one["model"]: one for one in json.loads((folder / "frontier.json").read_text())["networks"]}

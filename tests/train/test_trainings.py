@@ -1,4 +1,4 @@
-"""Trainings in parallel: they share the threads, print straight to the terminal, and leave no process running."""
+"""Trainings in parallel: they share the threads, print directly to the terminal, and leave no process running."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ from train.paths import ROOT
 from train.progression import experiments
 from train.trainings import Training, train_all
 
-pytestmark = pytest.mark.slow  # each starts processes that import torch
+pytestmark = pytest.mark.slow  # each test starts processes that import torch
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +77,11 @@ def test_children_end_with_a_parent_that_is_killed(training, tiny, tmp_path):
     try:
         if training:
             next(line for line in parent.stdout if "Test set:" in line)
-        else:  # the resource tracker is the third
+        else:  # two trainings and multiprocessing's resource tracker
             wait(lambda: len(children(parent.pid)) == 3, 240, lambda: "the children have not started")
         parent.kill()
         parent.wait()
-        wait(lambda: not alive(parent.pid), 60, lambda: "a child goes on")
+        wait(lambda: not alive(parent.pid), 60, lambda: "a child is still running")
     finally:
         parent.stdout.close()
         with suppress(ProcessLookupError):
@@ -90,7 +90,7 @@ def test_children_end_with_a_parent_that_is_killed(training, tiny, tmp_path):
 
 def test_a_terminal_has_a_progress_bar(subset, tmp_path):
     reader, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 120))  # without a width, tqdm shows nothing
+    termios.tcsetwinsize(terminal, (24, 120))  # without a width, tqdm shows no bar
     one = command(subset, tmp_path, "--seeds", "1", "--epochs", "1")
     subprocess.run(one, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=terminal)
     os.set_blocking(reader, False)

@@ -1,4 +1,4 @@
-"""Sandboxed decoding: a process that exceeds its limits is killed and replaced, and the others continue."""
+"""Sandboxed decoding: a process that exceeds its limits is killed and replaced, and the other processes continue."""
 
 import io
 import signal
@@ -71,7 +71,7 @@ def test_a_picture_that_is_too_large_is_refused_also_if_its_header_lies(decoders
 
 TOO_COSTLY = {
     "time": lambda: jpeg_of_many_scans(1_600),
-    "memory": lambda: png(12_000, 12_000, b"\0", colour=2),  # truncated, but its memory is allocated first
+    "memory": lambda: png(12_000, 12_000, b"\0", colour=2),  # truncated, but memory for all pixels is allocated first
 }
 
 
@@ -97,7 +97,7 @@ def test_a_photo_of_12_million_pixels_is_decoded_whatever_was_decoded_before(dec
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "1", "I;16"])
 def test_a_picture_in_any_mode_may_have_13_million_pixels_and_no_more(decoders, mode):
     digit = Image.open(io.BytesIO(SEVEN)).convert("L").resize((3_600, 3_600))
-    if mode == "RGBA":  # the memory is too small for a copy of a phone's photo
+    if mode == "RGBA":  # the memory limit has no room for a copy of a phone's photo
         assert decoders.decode(encode(digit.convert(mode).resize((4_032, 3_024)), "WEBP", method=0)).max() == 255
     digit = Image.fromarray(np.asarray(digit, np.uint16) * 257) if mode == "I;16" else digit.convert(mode)
     assert decoders.decode(encode(digit, compress_level=1, transparency=0 if mode == "P" else None)).max() == 255
@@ -122,8 +122,8 @@ def test_a_process_that_is_killed_is_replaced(decoders, started):
 
 
 def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, started):
-    """Ctrl-C and systemd signal every process; the worker still finishes its requests."""
-    for count in (1, PROCESSES):  # the first has just started
+    """Ctrl-C and systemd send a signal to every process of the service; the worker must still finish its requests."""
+    for count in (1, PROCESSES):  # the first process has just started
         assert len(started) == count
         for child in started:
             child.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Image decoding and preprocessing: pictures of digits come out in MNIST's form, others are refused in one line."""
+"""Image decoding and preprocessing: pictures of digits get MNIST's form, other pictures are refused in one line."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def on_page(pixels: np.ndarray, side: int, corner: tuple[int, int], size: tuple[
 
 
 def close(found: np.ndarray) -> bool:
-    """Return whether this is the 7, up to a shift by one pixel, which rounding of the centre can cause."""
+    """Return whether `found` is about SEVEN. Rounding of the centre may have shifted it by one pixel."""
     shifted = (np.roll(SEVEN, (y, x), axis=(0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1))
     return min(float(np.abs(found.astype(int) - other).mean()) for other in shifted) < 12
 
@@ -71,7 +71,7 @@ def test_coloured_pictures_are_read(colours):
 
 
 def on_transparent(ink: int, hidden: int) -> Image.Image:
-    """Return the digit in this colour; `hidden` is the colour of the transparent pixels."""
+    """Return SEVEN in the grey `ink`, on transparent pixels, which have the invisible grey `hidden`."""
     cover = enlarge(SEVEN)
     picture = Image.composite(Image.new("L", cover.size, ink), Image.new("L", cover.size, hidden), cover)
     return Image.merge("LA", (Image.new("L", cover.size, ink) if hidden == ink else picture, cover)).convert("RGBA")
@@ -129,7 +129,7 @@ def test_transparent_corners_are_filled_with_the_paper_s_colour(paper):
 
 def test_only_images_in_mnist_s_form_are_unchanged():
     np.testing.assert_array_equal(decode(encode(SEVEN)), SEVEN)
-    assert all(prepare(image) is image for image in IMAGES)  # neither changed nor copied
+    assert all(prepare(image) is image for image in IMAGES)  # the same object, without a copy
     off_centre, too_large = np.roll(SEVEN, 4, axis=1), np.asarray(enlarge(SEVEN, 34).crop((3, 3, 31, 31)))
     for odd in (off_centre, too_large):
         assert (prepare(odd) != odd).any()
@@ -158,7 +158,7 @@ def test_dirt_is_ignored(level):
     assert accuracy(pages) >= 0.95
 
 
-@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # pixels that strokes of about 25 become wider or thinner
+@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # size of the filter; if negative: thinner strokes
 def test_strokes_of_any_width_are_read(width):
     change = (ImageFilter.MinFilter if width > 0 else ImageFilter.MaxFilter)(abs(width))
     assert accuracy(ImageOps.expand(drawn(pixels), 40, 255).filter(change) for pixels in IMAGES[:COUNT]) >= 0.95
@@ -255,7 +255,7 @@ def test_any_shape_gives_a_picture_or_an_image_error():
 def test_damage_gives_a_picture_or_an_image_error(form, mode):
     random = np.random.default_rng(0)
     whole = encode(drawn(side=60).convert(mode), form)
-    for end in 150 * [min(120, len(whole)), len(whole)]:  # of what is damaged
+    for end in 150 * [min(120, len(whole)), len(whole)]:  # end of the part that is damaged
         damaged = bytearray(whole)
         for place in random.integers(0, end, 3):
             damaged[place] = int(random.integers(256))
@@ -263,7 +263,7 @@ def test_damage_gives_a_picture_or_an_image_error(form, mode):
         gives_picture_or_image_error(whole[: int(random.integers(len(whole)))])
 
 
-FORMS = {  # by the percentage of MNIST's 10,000 test images that are read; for other_hands, of load_digits' 1,797
+FORMS = {  # key: accuracy in % on all images: MNIST's 10,000 test images, or load_digits' 1,797 for other_hands
     99.5: "plain",
     99.2: "enlarged inverted inverted_enlarged page_third page_tenth jpeg thin thick transparent",
     98.8: "photographed",
@@ -275,11 +275,11 @@ FORMS = {  # by the percentage of MNIST's 10,000 test images that are read; for 
     92.0: "other_hands",
 }
 THRESHOLDS = {form: percent for percent, forms in FORMS.items() for form in forms.split()}
-SAMPLE = 200  # images per form, the same in every run; `make pictures` measures all of them
+SAMPLE = 200  # images per form, the same in every run; `make pictures` measures all images
 
 
 def least(percent: float) -> float:
-    """Return the minimum accuracy of a sample if that of all images is `percent`: three standard errors less."""
+    """Return the minimum accuracy of a sample: three standard errors less than `percent`, that of all images."""
     return percent - 3 * math.sqrt(percent * (100 - percent) / SAMPLE)
 
 

@@ -34,7 +34,7 @@ def test_the_error_has_the_number_and_places_of_the_digits():
     places = "11–16 % and 48–53 % and 86–91 % of the width"
     assert str(caught.value) == f"expected one digit, found 3 separate marks, at {places}"
     draw.line([(350, 170), (352, 240)], fill=0, width=8)
-    to_mnist(np.asarray(page))  # two marks lie above each other: the parts of one digit
+    to_mnist(np.asarray(page))  # two marks that lie above each other count as one digit
 
 
 def test_a_zero_is_not_a_frame_for_dirt_inside_it():
@@ -86,7 +86,7 @@ def test_thinning_thick_strokes_does_not_remove_a_thinner_one():
 
 def test_a_digit_of_three_percent_of_the_side_is_read_and_a_smaller_one_is_refused(images, labels):
     def page(pixels, size):
-        """Return a page of 533×400 with the digit's ink so many pixels long."""
+        """Return a page of 533×400 with the digit's ink scaled to fit `size` × `size` pixels."""
         digit, page = Image.fromarray(pixels), Image.new("L", (533, 400), 235)
         page.paste(30, (240, 170), ImageOps.contain(digit.crop(digit.getbbox()), (size, size)))
         return np.asarray(page)
@@ -138,6 +138,6 @@ def test_a_printed_8_is_no_sheet(width):
     draw = ImageDraw.Draw(page)
     draw.rectangle([90, 40, 210, 150], outline=0, width=width)
     draw.rectangle([90, 151 - width, 210, 260], outline=0, width=width)
-    draw.ellipse([140, 80, 160, 100], fill=0)  # dirt in its upper loop
+    draw.ellipse([140, 80, 160, 100], fill=0)  # dirt in the upper loop of the 8
     found = to_mnist(np.asarray(page))
     assert ((found.max(axis=1) > 0).sum(), (found.max(axis=0) > 0).sum()) == (20, 11)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, asked by NVIDIA's own client of a real gunicorn, and its errors."""
+"""The Open Inference Protocol: NVIDIA's client asks a real gunicorn; bad requests are sent with Flask's test client."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from tests.serve.releases import make_release
 from train.paths import RELEASE
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # its own imports
+    warnings.simplefilter("ignore")  # the client's own imports cause warnings
     from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
     from tritonclient.utils import InferenceServerException
 
@@ -101,7 +101,7 @@ def test_json_with_a_byte_order_mark_before_binary_data(client, images):
 
 
 def test_pixels_are_taken_as_they_are(server, images):
-    """No preprocessing here: a tensor is what the graph gets."""
+    """This protocol has no preprocessing: the graph gets exactly the tensor that was sent."""
     upright, inverted = (server.infer("digits", [tensor(sent)]) for sent in (images[:1], 255 - images[:1]))
     assert not np.allclose(inverted.as_numpy("probabilities"), upright.as_numpy("probabilities"))
 
@@ -116,7 +116,7 @@ def request(more=(), **fields):
 
 
 EXPECTED = "expected one input, 'image': UINT8 [N, 28, 28], found "
-BAD_REQUESTS = [  # body, length of its JSON in the header, part of the message
+BAD_REQUESTS = [  # body, value of HEADER_LENGTH, part of the message
     (b"", None, "expected an inference request as JSON"),
     (b"[]", None, "Expected `object`, got `array`"),
     (b'{"inputs": []}', None, f"{EXPECTED}none"),
@@ -172,4 +172,4 @@ def test_other_statuses_answer_in_the_protocol_s_words(client):
         answer = client.open(path, method=method, data=body)
         assert (answer.status_code, list(answer.json)) == (status, ["error"])
         assert message in answer.json["error"]
-        assert len(answer.data) < 2_000  # what was sent is not sent back whole
+        assert len(answer.data) < 2_000  # the message does not repeat all that was sent

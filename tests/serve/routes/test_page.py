@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 Stroke = list[tuple[float, float]]  # x and y as fractions of the canvas's side, from its left and top
-STROKES: dict[int, list[Stroke]] = {  # a 1, a 4, a 7 and a 9 as MNIST has few of, and a 3
+STROKES: dict[int, list[Stroke]] = {  # a 1, 4, 7 and 9 in styles that are rare in MNIST, and a 3
     1: [[(0.38, 0.38), (0.53, 0.2), (0.53, 0.8)]],
     3: [[(0.3, 0.25), (0.6, 0.2), (0.65, 0.35), (0.45, 0.48), (0.68, 0.6), (0.6, 0.78), (0.3, 0.76)]],
     4: [[(0.66, 0.62), (0.32, 0.62), (0.56, 0.2), (0.56, 0.82)]],
@@ -30,9 +30,9 @@ STROKES: dict[int, list[Stroke]] = {  # a 1, a 4, a 7 and a 9 as MNIST has few o
     9: [[(0.6, 0.3), (0.48, 0.2), (0.36, 0.32), (0.46, 0.46), (0.6, 0.34), (0.6, 0.55), (0.52, 0.75), (0.36, 0.78)]],
 }
 SCRIBBLE: Stroke = [(0.2, 0.2), (0.8, 0.8), (0.2, 0.8), (0.8, 0.2)]
-LETTER: list[Stroke] = [[(0.3, 0.82), (0.5, 0.18), (0.7, 0.82)], [(0.37, 0.6), (0.63, 0.6)]]  # A
+LETTER: list[Stroke] = [[(0.3, 0.82), (0.5, 0.18), (0.7, 0.82)], [(0.37, 0.6), (0.63, 0.6)]]  # the letter A
 
-# Return the pixels of a canvas as a flat list: red, green, blue and alpha of each.
+# Return the pixels of a canvas as a flat list: red, green, blue and alpha of each pixel.
 READ = """(it) => {
   const copy = new OffscreenCanvas(it.width, it.height).getContext("2d", { willReadFrequently: true });
   copy.drawImage(it, 0, 0);
@@ -60,7 +60,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser, start, service) -> Iterator[Callable[..., Page]]:
-    """Return a function that opens the page. A message on the console, also about the policy, must be `expected`."""
+    """Return a function that opens the page. Only `expected` messages may appear on the browser's console."""
     contexts, problems, hosts, allowed = [], [], set(), []
 
     def visit(url: str = service.url, script: str = "", expected: tuple[str, ...] = (), **options: object) -> Page:
@@ -81,7 +81,7 @@ def visit(browser, start, service) -> Iterator[Callable[..., Page]]:
     yield visit
     for context in contexts:
         context.close()
-    assert hosts <= {"127.0.0.1", None}  # None: blob and data
+    assert hosts <= {"127.0.0.1", None}  # None: the host of blob: and data: URLs
     assert [problem for problem in problems if not any(part in problem for part in allowed)] == []
 
 
@@ -170,7 +170,7 @@ def test_drawn_digits_are_recognised_and_announced_once(page):
         assert page.locator("#confidence").inner_text() == bars(page)[digit]
         said = page.evaluate("said")
         assert said[-1] == page.locator("#spoken").inner_text()
-        assert len(said) <= 2  # after the stroke, a slow machine may read it once more
+        assert len(said) <= 2  # a slow machine may announce the digit twice
         expect(status(page)).to_have_text("")
         page.keyboard.press("Escape")
         expect(page.locator("#spoken")).to_have_text("The paper is empty.")
@@ -227,14 +227,14 @@ def test_undo_restores_the_drawing_before_a_stroke_or_a_clear(page):
     expect_nothing(page)
     assert ink(page) == 0
     expect(page.locator("#spoken")).to_have_text("The paper is empty.")
-    undo.click()  # undoes the clear
+    undo.click()  # undoes Clear
     expect_digit(page, 1)
     undo.click()
     expect_nothing(page)
     expect(undo).to_be_disabled()
 
 
-# Return a File with these bytes in base64, named after its type.
+# Return a File with the type image/`kind` and the bytes `content`, given in base64.
 FILE = """([kind, content]) =>
   new File([Uint8Array.from(atob(content), (c) => c.charCodeAt())], `digit.${kind}`, { type: `image/${kind}` })"""
 
@@ -277,7 +277,7 @@ def test_dropped_chosen_or_pasted_picture_is_shown_and_sent_unchanged_until_a_st
         sent = page.evaluate("async () => [sent.type, ...new Uint8Array(await sent.arrayBuffer())]")
         assert give is paste or sent == [f"image/{kind}", *content]  # the clipboard encodes a picture again
     before = bars(page), ink(page)
-    draw(page, *STROKES[3])  # starts a drawing
+    draw(page, *STROKES[3])  # replaces the picture by a drawing
     expect_digit(page, 3)
     assert ink(page) < before[1]
     button(page, "Undo").click()
@@ -312,7 +312,7 @@ def test_one_request_at_a_time_and_only_the_last_drawing_is_shown(visit):
     until(page, "waiting > 0")  # the request is sent
     page.keyboard.press("Escape")
     until(page, "waiting === 0")
-    page.wait_for_timeout(200)  # milliseconds, for a wrong update
+    page.wait_for_timeout(200)  # milliseconds, in which a wrong update would appear
     expect_nothing(page)
     expect(status(page)).to_have_text("")
     page.keyboard.press("Control+Z")
@@ -337,7 +337,7 @@ def test_keyboard_reaches_every_control(page, enlarged):
     button(page, "Clear").focus()
     page.keyboard.press("Enter")
     expect_nothing(page)
-    expect(button(page, "Clear")).to_be_focused()  # also without anything left to clear
+    expect(button(page, "Clear")).to_be_focused()  # also if there is nothing to clear
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="openapi.json")).to_be_focused()

@@ -30,7 +30,7 @@ def predict(client, content, content_type, query="", **headers):
 
 
 def pixels(client, content, content_type=JSON, query="", **headers):
-    """Return what the model was given, uint8 [N, 28, 28]."""
+    """Return the pixels that the model was given, uint8 [N, 28, 28]."""
     answer = predict(client, content, content_type, f"?pixels=true{query}", **headers)
     return np.array([prediction["pixels"] for prediction in answer.json["predictions"]])
 
@@ -134,7 +134,7 @@ def test_a_large_form_yields_to_the_event_loop_while_it_is_parsed(client, images
     monkeypatch.setattr(MultipartDecoder, "receive_data", lambda *piece: (done.append("parse"), receive(*piece))[1])
     parts = part("note", bytes(90_000)) + part("image", encode(images[0]), 'filename="7.png"') + b"--b--"
     assert digits(predict(client, parts, FORM)) == [7]
-    assert done == ["parse", "yield", "parse", "parse"]  # the last one is the end of the body
+    assert done == ["parse", "yield", "parse", "parse"]  # the last call is for the end of the body
 
 
 @pytest.mark.parametrize(("count", "content_type", "yields"), [(3, FORM, 2), (11, RAW, 1)], ids=["pictures", "pixels"])
@@ -155,7 +155,7 @@ ENCODINGS = {
     "GZIP": lambda body: gzip.compress(body[:99]) + gzip.compress(b"") + gzip.compress(body[99:]),
     "x-gzip": gzip.compress,
     "deflate": zlib.compress,
-    "Deflate": lambda body: (packer := zlib.compressobj(wbits=-15)).compress(body) + packer.flush(),  # without a header
+    "Deflate": lambda body: (packer := zlib.compressobj(wbits=-15)).compress(body) + packer.flush(),  # headerless
     "identity": lambda body: body,
 }
 
@@ -174,7 +174,7 @@ def test_bodies_of_every_content_encoding(client, images, encoding):
 
 
 def test_an_unpacked_body_is_complete(client):
-    """At this size, zlib holds bytes back where the piece of 65,536 bytes ends."""
+    """With a body of this size, zlib still holds bytes back after the first piece of 65,536 bytes."""
     body = ENCODINGS["Deflate"](json.dumps({"image": [0] * 783 + [255]}).encode().ljust(65_560))
     assert pixels(client, body, query="&preprocess=none", **{"Content-Encoding": "deflate"})[0, 27, 27] == 255
 
@@ -189,7 +189,7 @@ def test_an_unpacked_body_is_complete(client):
         (b"nonsense", "deflate", 400, "expected a body in deflate"),
         (gzip.compress(bytes(100_001)), "gzip", 413, "at most 100000 bytes"),
     ],
-    ids=["another", "truncated", "empty", "followed", "nonsense", "large"],  # gzip's bytes contain the time
+    ids=["another", "truncated", "empty", "followed", "nonsense", "large"],  # fixed ids: gzip's bytes contain the time
 )
 def test_bad_content_encodings(client, body, encoding, status, detail):
     assert detail in problem(predict(client, body, RAW, **{"Content-Encoding": encoding}), status)
@@ -285,7 +285,7 @@ def test_a_picture_of_more_pixels_than_configured_is_refused(images, format):
 
 @pytest.fixture(scope="module")
 def shades():
-    """Return a function that predicts images of uniform grey, with the grey as the doubt; 100 is allowed."""
+    """Return a function that predicts uniformly grey images. The doubt is the grey; images above 100 are doubtful."""
     client = create_app(Config(), make_release(threshold=100)).test_client()
 
     def shades(greys, query=""):
@@ -315,7 +315,7 @@ def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
 def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
-    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, if it were parsed
+    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, but not parsed
     assert answer.status_code == 413
     assert "expected at most 4,920 numbers, enough for 5 images, found more" in answer.text
 

@@ -1,4 +1,4 @@
-"""Request ids and log lines, most of them of a real gunicorn."""
+"""Request ids and log lines. Most tests use a real gunicorn."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def test_every_request_has_one_line_of_json(service, images):
     for path, method, body, expected in (
         ("/predict?preprocess=none", "POST", pixels, {"path": "/predict", "status": 200, "images": 3}),
         ("/v2/models/digits/infer", "POST", tensor, {"path": "/v2/models/digits/infer", "status": 200, "images": 2}),
-        ("/nowhere", "GET", None, {"path": "/nowhere", "status": 404}),  # a client's error is none of the service
+        ("/nowhere", "GET", None, {"path": "/nowhere", "status": 404}),  # an error of the client, not of the service
     ):
         began = time.monotonic()
         line = logged(service, f"order-66_a.b:{path[1]}", path, method, body, **RAW)
@@ -104,7 +104,7 @@ def test_the_client_s_address_is_the_one_that_trusted_proxies_forward(line_of):
     assert Networks("10.0.0.0/8").include("::ffff:10.1.2.3")  # an IPv4 address in the form of IPv6
     app = create_app(Config(trusted_proxies=Networks("127.0.0.1, 10.0.0.0/8")))
     for sent, address in (
-        ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first is what the client says of itself
+        ("198.51.100.1, 203.0.113.7", "203.0.113.7"),  # the first address may be a false claim of the client
         ("2001:db8::7,10.1.2.3", "2001:db8::7"),
         ("10.1.2.3", "10.1.2.3"),
         (",", "127.0.0.1"),

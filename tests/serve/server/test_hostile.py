@@ -13,8 +13,8 @@ from tests.serve.hostile import CASES, INFER, JSON, RAW, Bystander, attack, head
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-LATE = 5  # seconds of the worker's CPU time between another client's request and its answer
-MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: a worker and its decoders
+LATE = 5  # seconds: the limit of the worker's CPU time between another client's request and its answer
+MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: limits for a worker and its decoders, at 1 and at 16 requests
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def check(bystander):
     assert bystander.memory < MEMORY
 
 
-# Each keeps its connection open until the service closes it, LINGER seconds after its response.
+# Each of these keeps its connection open until the service closes the connection, LINGER seconds after its response.
 ENDLESS = [name for name in CASES if name.startswith("endless")]
 
 
@@ -41,7 +41,7 @@ def test_endless_requests_at_once_get_responses_and_do_not_harm_others(victim):
         statuses = dict(zip(ENDLESS, pool.map(lambda name: attack(victim, CASES[name]()), ENDLESS), strict=True))
     check(bystander)
     malformed = {400, 408}  # 408 if the machine is so busy that the timeout comes before the limit of bytes
-    refused = {"/nowhere": {404}, "trailers": malformed, "extension": malformed}  # by the last word
+    refused = {"/nowhere": {404}, "trailers": malformed, "extension": malformed}  # key: last word of the name
     for name, status in statuses.items():
         assert status in refused.get(name.split()[-1], {408, 413}), name
 
@@ -64,11 +64,11 @@ def test_sixteen_hostile_requests_at_once_do_not_harm_others(victim, kind):
         statuses = list(pool.map(lambda i: attack(victim, iter(bodies[i % len(bodies)])), range(16)))
     assert bystander.memory < MEMORY_OF_16
     assert set(statuses) <= {400, 408, 413, 422}
-    assert set(bystander.statuses) <= {200, 408}  # a picture waits for a decoder
+    assert set(bystander.statuses) <= {200, 408}  # 408: a picture waited too long for a decoder
 
 
 def test_pipelined_requests_wait_for_the_requests_of_others(victim):
-    """280 connections pipeline 100 requests each; ten new clients are served before all of those."""
+    """280 connections pipeline 100 requests each; ten new clients are served before all 28,000 are answered."""
     health = "digits_request_duration_seconds_count", (("route", "/healthz"),)
     with ExitStack() as stack:
         for _ in range(280):
@@ -79,7 +79,7 @@ def test_pipelined_requests_wait_for_the_requests_of_others(victim):
 
 
 def test_slow_clients_time_out(victim):
-    """Whoever does not finish a body gets 408 after REQUEST_TIMEOUT; a head that is not finished gets no response."""
+    """An unfinished body gets 408 after REQUEST_TIMEOUT; an unfinished head gets no response."""
     bodies = [head(path, RAW, "Content-Length: 784") + b"slow" for path in ("/predict", INFER)]
     with ExitStack() as stack:
         slow = [stack.enter_context(victim.connect()) for _ in range(4)]
@@ -105,7 +105,7 @@ def test_a_connection_whose_body_was_not_read_is_closed(victim):
 
 
 def test_100_continue_is_sent_for_a_body_within_the_limit_only(victim, images):
-    """A larger one is refused before it is sent (RFC 9110, section 10.1.1)."""
+    """A larger body is refused before the client sends it (RFC 9110, section 10.1.1)."""
     for size, answer in ((99_999_999, b"HTTP/1.1 413 "), (784, b"HTTP/1.1 100 Continue\r\n\r\n")):
         with victim.connect() as connection:
             connection.sendall(head("/predict", RAW, f"Content-Length: {size}", "Expect: 100-continue"))
@@ -138,7 +138,7 @@ def test_a_malformed_request_is_answered_and_the_connection_is_closed(victim, se
     answer = victim.exchange(sent).decode()
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert "X-Request-ID: " in answer
-    assert "\r\nConnection: close\r\n" in answer or part == EARLY  # then the client has closed it
+    assert "\r\nConnection: close\r\n" in answer or part == EARLY  # EARLY: the client has closed the connection
     assert part in answer
 
 
@@ -161,6 +161,6 @@ def test_a_client_that_does_not_read_is_disconnected_with_one_log_line(victim, i
 
 def test_a_greenlet_that_is_killed_while_it_waits_does_not_block_another():
     first, second = gevent.spawn(yield_to_event_loop), gevent.spawn(yield_to_event_loop)
-    gevent.sleep(0)  # both wait now, the second for the first
+    gevent.sleep(0)  # now both greenlets wait, the second for the first
     first.kill(block=False)
     second.get(timeout=PATIENCE)

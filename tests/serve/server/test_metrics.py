@@ -23,7 +23,7 @@ def change(before, after, name, **labels):
 def test_metrics_count_requests_over_all_workers(service, images):
     before, began = service.metrics(), time.monotonic()
     for _ in range(20):
-        assert service.predict(images[[0, 2, 5]]).ok  # 7, 1, 1
+        assert service.predict(images[[0, 2, 5]]).ok  # digits 7, 1, 1
     assert service.predict(images[0, 0]).status_code == 422
     assert requests.get(f"{service.url}/no/such/path").status_code == 404
     assert requests.get(f"{service.url}/v2/models/letters").status_code == 404
@@ -37,8 +37,8 @@ def test_metrics_count_requests_over_all_workers(service, images):
     assert [change(before, after, "digits_predictions_total", digit=str(digit)) for digit in (7, 1, 2)] == [20, 40, 0]
     assert change(before, after, "digits_request_duration_seconds_count", route="/predict") == 21
     assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < took
-    assert after[IN_FLIGHT] == 1  # this one
-    # A worker that has just started does not yet report.
+    assert after[IN_FLIGHT] == 1  # the request for the metrics itself
+    # Wait, because a worker that has just started does not yet export this metric.
     service.wait(lambda: service.metrics()["digits_model_info", MODEL] == len(service.workers()))
 
 
@@ -46,7 +46,7 @@ def test_metrics_have_a_histogram_of_confidence_and_count_doubtful_images(servic
     before, turned, answered = service.metrics(), np.rot90(images[:20], axes=(1, 2)), []
     for sent in (images[:300], turned, *turned[:, np.newaxis]):
         answered += service.predict(sent, "?preprocess=none").json()["predictions"]
-    body = inference(np.concatenate([turned, images[[8]]]))  # the last is a 5 like a 6
+    body = inference(np.concatenate([turned, images[[8]]]))  # the last image is a 5 that looks like a 6
     outputs = requests.post(f"{service.url}/v2/models/digits/infer", json=body).json()["outputs"]
     tensors = {output["name"]: output["data"] for output in outputs}
     confidences = [prediction["confidence"] for prediction in answered]
@@ -73,10 +73,10 @@ def test_metrics_are_continued_after_a_reload_and_a_death_and_count_the_deaths(s
         if count % 2:
             service.reload()
         else:
-            service.kill_worker(-1)  # the newest, which may not have booted yet
+            service.kill_worker(-1)  # the newest worker, which may not have booted yet
             died += 1
         after = service.metrics()
         assert change({}, after, "digits_requests_total", route="unmatched", method="any", status="404") == count
         assert (after[RESTARTS], after[IN_FLIGHT]) == (died, 1)
-        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # until an old worker's end is noted
+        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # until the old worker is not counted
     assert service.stop() == 0

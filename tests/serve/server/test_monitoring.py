@@ -1,4 +1,4 @@
-"""deploy/monitoring: its rules by promtool, its metrics by the service's own, and all of it by a real Prometheus."""
+"""deploy/monitoring: promtool checks the rules, the metrics exist, and a real Prometheus uses all of it."""
 
 import json
 import math
@@ -71,12 +71,12 @@ def test_grafana_finds_the_dashboard_that_compose_mounts():
 
 @contextmanager
 def prometheus(folder, target):
-    """Run a Prometheus with our rules, which scrapes `target` every second; yield a function that asks it."""
+    """Run a Prometheus with our rules that scrapes `target` every second; yield a function for queries."""
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FOLDER / file) for file in config["rule_files"]]
     (scraped,) = config["scrape_configs"]
-    del scraped["dns_sd_configs"]  # Docker's
+    del scraped["dns_sd_configs"]  # only for Docker's DNS
     scraped["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address, log = f"127.0.0.1:{free_port()}", folder / "prometheus.log"
@@ -105,7 +105,7 @@ def test_a_real_prometheus_answers_the_dashboard_and_fires(start, images, tmp_pa
     with prometheus(tmp_path, target) as ask:
 
         def has_data(query):
-            # 1,000, since 2 % of the first 100 are an 8, which is at the limit of DigitsFarFromUniform.
+            # Send 1,000 images: of the first 100, 2 % are an 8, which is the limit of the alert DigitsFarFromUniform.
             assert service.predict(images[:1_000]).ok
             found = ask("query", query=query.replace("$__rate_interval", "1m"))["result"]
             return found and all(math.isfinite(float(series["value"][1])) for series in found)
@@ -122,4 +122,4 @@ def test_a_real_prometheus_answers_the_dashboard_and_fires(start, images, tmp_pa
         (alert,) = ask("alerts")["alerts"]
         assert alert["labels"]["instance"] == target
         service.stop()
-        service.wait(lambda: ("DigitsNoReadyWorker", "pending") in states())  # and firing, a minute later
+        service.wait(lambda: ("DigitsNoReadyWorker", "pending") in states())  # the alert would fire a minute later

@@ -1,4 +1,4 @@
-"""Operation under failure: a full disk, a log that nobody reads, invalid settings, many signals."""
+"""Operation: files after a shutdown, IPv6, a full disk, a shutdown during a reload, a system other than Linux."""
 
 import re
 import signal
@@ -70,7 +70,7 @@ def test_a_reload_replaces_every_worker_and_the_shutdown_does_not_wait_for_it(st
     service.reload()
     with service.connect() as stalled:
         stalled.sendall(head("/predict", "image/png", "Content-Length: 9"))
-        service.wait(lambda: service.metrics()[IN_FLIGHT] == 2)  # the stalled request and this one
+        service.wait(lambda: service.metrics()[IN_FLIGHT] == 2)  # the stalled request and the request for the metrics
         old = set(service.workers())
         service.process.send_signal(signal.SIGHUP)
         service.wait(lambda: set(service.workers()) - old)
@@ -80,7 +80,7 @@ def test_a_reload_replaces_every_worker_and_the_shutdown_does_not_wait_for_it(st
     assert service.process.wait(PATIENCE) == 0
 
 
-# What macOS lacks: put into every process of the service by Python itself.
+# Takes away what macOS lacks. Python runs this file, sitecustomize.py, in every process of the service.
 WITHOUT_LINUX = """
 import io, os, resource
 del os.posix_fallocate, os.sched_getaffinity
@@ -105,5 +105,5 @@ def test_the_service_works_without_what_only_linux_has(start, tmp_path):
     assert [prediction["digit"] for prediction in answer.json()["predictions"]] == [7]
     (line,) = [line for line in service.lines() if line["level"] == "warning"]
     assert line["message"] == "without /proc, the memory of the picture decoders is not limited"
-    assert list(tmp_path.glob("serve-*"))  # in memory on Linux only
+    assert list(tmp_path.glob("serve-*"))  # on Linux, these files are in /dev/shm
     assert service.stop() == 0

@@ -1,6 +1,6 @@
-"""The names of libraries that the service uses and their documentation does not promise, all of them.
+"""All undocumented names of libraries that the service uses still exist.
 
-pyproject.toml bounds the versions of these libraries. If a test here fails with a new one, look for the new name.
+pyproject.toml bounds the versions of these libraries. If a test here fails with a new version, look for the new name.
 """
 
 import inspect

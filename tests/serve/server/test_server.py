@@ -1,4 +1,4 @@
-"""Operation: start, shutdown, model reload, killed workers, slow clients, memory, no network."""
+"""Operation of a real gunicorn: load, slow clients, shutdown, model reload, killed workers, memory, log."""
 
 import hashlib
 import http.client
@@ -25,7 +25,7 @@ from train.paths import RELEASE
 
 @pytest.fixture
 def model_dir(tmp_path):
-    return Path(shutil.copytree(RELEASE, tmp_path / "model\udcff"))  # a log line must take a name that is not UTF-8
+    return Path(shutil.copytree(RELEASE, tmp_path / "model\udcff"))  # the log must accept a name that is not UTF-8
 
 
 def test_accuracy_over_http_equals_the_manifest_s(service, images, labels):
@@ -38,7 +38,7 @@ def test_accuracy_over_http_equals_the_manifest_s(service, images, labels):
 
 
 def test_workers_have_no_extra_threads(service):
-    """A worker has its main thread and gevent's, but no thread pool of ONNX Runtime or OpenBLAS."""
+    """A worker has its main thread and a thread of gevent, but no thread pool of ONNX Runtime or OpenBLAS."""
     assert len(service.workers()) == len(os.sched_getaffinity(0))
     for worker in service.workers():
         assert len(os.listdir(f"/proc/{worker}/task")) <= 2
@@ -64,20 +64,20 @@ def patient(start_for_module):
 def test_a_large_batch_does_not_starve_new_connections(patient, images):
     answered = 0
     with ThreadPoolExecutor() as pool:
-        url = f"{patient.url}/predict?preprocess=mnist"  # seconds of work, in chunks of a hundred images
+        url = f"{patient.url}/predict?preprocess=mnist"  # seconds of work, with pauses for other requests
         batch = pool.submit(requests.post, url, images[:5_000].tobytes(), headers=RAW)
         while not batch.done():
             assert requests.get(f"{patient.url}/healthz").ok
             answered += 1
     assert batch.result().ok
-    assert answered >= 30  # of the hundred chunks in which the batch is preprocessed and predicted
+    assert answered >= 30  # the batch yields to the event loop hundreds of times
 
 
 HEAD = head("/predict", "application/octet-stream", "Content-Length: 784")
 
 
 def test_slow_clients_do_not_block_others(patient, images):
-    """A worker has 1,000 connections: 900 whose body never ends leave room for others."""
+    """A worker accepts 1,000 connections: 900 requests whose body never ends leave room for other clients."""
     with ExitStack() as stack:
         for _ in range(900):
             stack.enter_context(patient.connect()).sendall(HEAD + b"slow")
@@ -91,7 +91,7 @@ def test_an_idle_connection_is_kept_for_keep_alive(patient):
     connection = http.client.HTTPConnection("127.0.0.1", patient.port, timeout=PATIENCE)
     connection.request("GET", "/healthz")
     assert connection.getresponse().read()
-    connection.sock.settimeout(7)  # by default, it is closed after 5 seconds
+    connection.sock.settimeout(7)  # by default, an idle connection is closed after 5 seconds
     with pytest.raises(TimeoutError):
         connection.sock.recv(1)
     connection.close()
@@ -111,7 +111,7 @@ def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
             assert len(set(clients)) == len(clients)  # no client failed twice per kill
             after = len(load.failures)
             load.wait_for_responses()
-            assert load.failures[after:] == []  # and none failed later
+            assert load.failures[after:] == []  # and no request failed later
     assert {status for status, _ in load.answers} == {200}
     assert load.answers.total() > 1_000
 
@@ -132,10 +132,10 @@ def test_a_model_reload_fails_no_request_and_sigterm_finishes_those_accepted(sta
         assert load.failures == []
         assert service.stop() == 0
     assert set(load.answers) == {(200, version) for version in versions}
-    # A kept-alive connection never fails; a new one is refused.
+    # A kept-alive connection never fails; a new connection is refused.
     assert [failure for failure in load.failures if failure[2]] == []
     assert {what for _, what, _ in load.failures} <= {"ConnectionRefusedError", "ConnectionResetError"}
-    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # in the kernel's accept queue
+    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # connections in the accept queue
 
 
 def test_an_invalid_new_model_is_refused(start, images, model_dir):
@@ -148,7 +148,7 @@ def test_an_invalid_new_model_is_refused(start, images, model_dir):
         assert str(model_dir) in refusals[-1]["message"]
         assert service.predict(images[:1]).ok
         assert service.workers() == [worker]
-    service.kill_worker()  # its replacement serves the old model, too
+    service.kill_worker()  # the new worker serves the old model, too
     service.wait(lambda: answers(service.url))
     assert service.predict(images[:1]).ok
 
@@ -159,7 +159,7 @@ def arriving(start, images):
     service = start(WEB_CONCURRENCY=1)
     with service.connect() as connection:
         connection.sendall(HEAD + images[0].tobytes()[:400])
-        service.wait(lambda: service.metrics()[IN_FLIGHT] == 2)  # that one and this one
+        service.wait(lambda: service.metrics()[IN_FLIGHT] == 2)  # the arriving request and the request for the metrics
         yield service, connection
 
 
@@ -167,7 +167,7 @@ def test_sigterm_waits_for_a_request_that_is_still_arriving(arriving, images):
     service, connection = arriving
     service.process.send_signal(signal.SIGTERM)
     service.wait(lambda: not answers(service.url))
-    time.sleep(2)  # the service waits for 30 seconds
+    time.sleep(2)  # the service waits up to 30 seconds for the body
     connection.sendall(images[0].tobytes()[400:])
     assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
     assert service.process.wait(PATIENCE) == 0
@@ -176,7 +176,7 @@ def test_sigterm_waits_for_a_request_that_is_still_arriving(arriving, images):
 def test_sigint_does_not_wait_for_connections(arriving):
     service, connection = arriving
     service.process.send_signal(signal.SIGINT)
-    assert connection.recv(100) == b""  # and no 408 after 30 seconds
+    assert connection.recv(100) == b""  # closed at once, without a 408 after 30 seconds
     assert service.process.wait(PATIENCE) == 0
 
 
@@ -191,13 +191,13 @@ def test_memory_does_not_grow(patient, images):
     ]
 
     def ask(_):
-        """Pipeline 20 requests: a client in Python takes longer than the service."""
+        """Send 20 requests at once, because a client in Python is slower than the service."""
         answers = patient.exchange(5 * b"".join(forms))
         assert (answers.count(b"HTTP/1.1 "), answers.count(b"HTTP/1.1 5")) == (20, 0)
 
     def memory():
         """Return the worker's own memory in kB. Pss would change when other processes load the same libraries."""
-        (pid,) = patient.workers()  # of several, one may not get its first request before `early`
+        (pid,) = patient.workers()  # one worker: another could get its first request after `early`
         return int(re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
 
     with ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""Settings from environment variables; a setting, a model or a system that cannot be used ends the start."""
+"""Settings from environment variables; a setting, a model or a system that cannot be used prevents the start."""
 
 import os
 import re
@@ -15,14 +15,14 @@ from tests.serve.conftest import free_port
 from tests.serve.releases import put_graph
 from train.paths import RELEASE, ROOT
 
-# As on Windows: a module that is None cannot be imported.
+# As on Windows, fcntl cannot be imported: a module that is None in sys.modules raises ImportError.
 WITHOUT_FCNTL = "import runpy, sys; sys.modules['fcntl'] = None; runpy.run_module('serve', run_name='__main__')"
 HOST = "HOST: expected an address of this machine, found '{}': .*; unset HOST, or set it to 127.0.0.1 or 0.0.0.0"
 CONDA = "x86_64-conda-linux-gnu.invalid"  # like conda's HOST
 
 
 def refused(*options, **environment):
-    """Return the one line besides JSON that `python` writes on standard error before it exits with status 1."""
+    """Run `python`, which must exit with status 1. Return the only line of its standard error that is not JSON."""
     environ = {"PATH": os.environ["PATH"], **environment}
     command = [sys.executable, *options]
     ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=PATIENCE)
