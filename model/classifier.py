@@ -30,17 +30,17 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
     """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features of the doubt head.
 
     The detectors get the means of the maps after the last two ReLU layers. The shared term gets the sorted logits, the
-    mean squares and maxima of the maps after the first and the middle ReLU layer, and the mean squares of the maps
-    after the second-to-last ReLU layer. `network` is an nn.Sequential with at least one ReLU layer.
+    mean squares and maxima of the maps after the first two ReLU layers, and the mean squares of the maps after the
+    third-to-last and the second-to-last ReLU layer. `network` is an nn.Sequential with at least two ReLU layers.
     """
     maps = []
     for layer in network.children():
         images = layer(images)
         if isinstance(layer, nn.ReLU):
             maps.append(images)
-    logits, early = images, (maps[0], maps[len(maps) // 2])
+    logits, early = images, maps[:2]
     detected = [F.adaptive_avg_pool2d(each, 1).flatten(1) for each in maps[-2:]]
-    squares = [(each * each).mean(dim=(2, 3)) for each in (*early, maps[-2:][0])]
+    squares = [(each * each).mean(dim=(2, 3)) for each in early + maps[-3:-1]]
     maxima = [each.amax(dim=(2, 3)) for each in early]
     shared = [*squares, *maxima, logits.topk(CLASSES).values]
     return logits, (torch.cat(detected, dim=1), torch.cat(shared, dim=1))
