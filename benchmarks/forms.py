@@ -24,7 +24,7 @@ SIZE = (400, 300)  # default width and height of a picture, in pixels
 Picture = Image.Image
 Floats = NDArray[np.floating[Any]]
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # of a square, clockwise
+CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # the corners of a square, clockwise
 
 
 def _encoded(picture: Picture | NDArray[Any], quality: int | None = None, **options: Any) -> bytes:
@@ -88,7 +88,7 @@ def _counted(digit: Picture, random: Generator, stretched: bool = False) -> byte
 
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
     """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
-    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # about 4/π of the outline's length
+    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # about 4/π times the outline's length
     return 2 * float(mask.sum()) / (float(steps) * np.pi / 4)
 
 
@@ -407,7 +407,7 @@ FORMS = {
         lambda digit, _: _encoded(Image.merge("RGBA", [Image.new("L", (280, 280))] * 3 + [_enlarged(digit)])),
     ),
     "photographed": Form("gradient, noise, coloured paper", _photographed),
-    # With --train (for tuning), the next two forms are measured instead of other_hands.
+    # coarse and stretched are measured only with --train, that is, for tuning; other_hands only without it.
     "coarse": Form("MNIST at 8×8, enlarged", _counted),
     "stretched": Form("MNIST at 8×8, stretched, enlarged", partial(_counted, stretched=True)),
     "other_hands": Form("other hands: load_digits, 8×8", _at_8x8),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTROL_POINTS = 5  # of elastic displacement along each axis; their distance is a quarter of the image's side
+CONTROL_POINTS = 5  # number along each axis; two neighbours are a quarter of the image's side apart
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Warp:
 
     def _change_stroke_width(self, images: Tensor) -> Tensor:
         """Make strokes thicker or thinner: blend half of the `images` with their 3×3 maximum or minimum."""
-        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half of these are within ±1: no change
+        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # from −2 to 2; within ±1: no change
         thicker, thinner = self.thicker * (draws - 1).clip(0), self.thinner * (-draws - 1).clip(0)
         maximum, minimum = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
         return images + thicker * (maximum - images) + thinner * (minimum - images)
