@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Let idle threads of OpenMP sleep. By default, they spin and block the core of the other test worker: a training took
+# Let idle threads of OpenMP sleep. By default, they spin and occupy the cores: with two test workers, a training took
 # twenty times as long. torch reads this variable when it is loaded, also in the processes that tests start.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 

@@ -1,4 +1,4 @@
-"""compose.yaml: one or three replicas behind nginx serve the model that ships, or another model."""
+"""compose.yaml: one replica behind nginx serves the model that ships; three replicas serve another model."""
 
 import json
 import os

@@ -26,7 +26,7 @@ from train.progression import PROGRESSION
 from train.trainings import Trained
 
 ROOT = Path(__file__).parents[2]
-# All in one pytest worker, so that the graph is exported only once.
+# All tests of this file run in one pytest worker, so that the graph is exported only once.
 pytestmark = pytest.mark.xdist_group("export")
 OFF, ALL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 PROVENANCE = {"source_revision": "then", "versions": {}, "device": "CPU"}
@@ -140,7 +140,7 @@ def test_full_disk_does_not_change_an_older_export(release, data, monkeypatch):
 
     def sync(descriptor):
         synced.append(descriptor)
-        if len(synced) == 3:  # after the graph and the weights, before the manifest
+        if len(synced) == 3:  # the third file is the manifest, after the graph and the weights
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
@@ -257,7 +257,7 @@ def change_digit(_probabilities, digit, _doubt):
 
 
 @pytest.mark.parametrize("level", [OFF, ALL])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300: all images, for the size 10,000
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 10,000 is tested, too: one batch of all 300
 def test_one_wrong_digit_in_any_setting_is_refused(batch_size, level, compare_with):
     with pytest.raises(TrainError, match=r"of 300 test images differ in label \(\d+\).* image \d+: PyTorch \d, ONNX"):
         compare_with(change_digit, batch_size, level)

@@ -315,7 +315,7 @@ def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
 def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
-    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed JSON, but it is not parsed
+    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, but not parsed
     assert answer.status_code == 413
     assert "expected at most 4,920 numbers, enough for 5 images, found more" in answer.text
 

@@ -13,7 +13,7 @@ from tests.serve.hostile import CASES, INFER, JSON, RAW, Bystander, attack, head
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-LATE = 5  # seconds: the limit of the worker's CPU time between another client's request and its answer
+LATE = 5  # seconds: limit of the worker's CPU time from a request of another client to its response
 MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: limits for the worker with its decoders, at 1 and at 16 hostile requests
 
 
