@@ -50,7 +50,7 @@ def _scaled(ink: Picture, scale: float, filter: Resampling = Resampling.BICUBIC,
 
 def _page(digit: Picture, random: Generator, height: int) -> bytes:
     ink = _cropped(digit)
-    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # the second limit is for wide digits
+    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # a wide digit must fit the page's width
     page = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(page.size, ink.size, strict=True))
     page.paste(0, (left, top), ink)
@@ -252,10 +252,10 @@ def _lined(digit: Picture, random: Generator, squared: bool) -> bytes:
         grid = np.maximum(*both)
     else:
         grid = _lines(angle, spacing, random.uniform(0, spacing), random.uniform(1, 2))
-        if random.random() < 0.4:  # a margin line
+        if random.random() < 0.4:  # 40 % of the pictures have a vertical margin line
             grid = np.maximum(grid, _lines(angle + np.pi / 2, 2_000, random.uniform(-180, -120), 1.5))
     paper, pen = random.uniform(0.85, 1), random.uniform(0.05, 0.3)
-    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # fainter than the ink
+    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # the lines are fainter than the ink
     return _shot(_painted(mask, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
 
 

@@ -66,7 +66,7 @@ def write_idx() -> Callable[[Path, Arrays, Arrays], Path]:
 
 @pytest.fixture(scope="session")
 def part(tmp_path_factory, mnist, write_idx) -> Callable[[str, int, int], Path]:
-    """Return a function that writes MNIST's first images as IDX files, given how many training and test images."""
+    """Return a function that writes the first training and test images of MNIST, as many as given, as IDX files."""
 
     def write(name: str, *counts: int) -> Path:
         train, test = (

@@ -226,7 +226,7 @@ def test_compose_creates_no_folder():
 def test_a_windows_checkout_has_unix_line_ends_and_unchanged_binaries():
     if not (ROOT / ".git").exists():
         pytest.skip("expected a git checkout, found none")
-    command = ["git", "ls-files", "--eol"]  # "i/lf w/lf attr/text=auto eol=lf <tab> path"
+    command = ["git", "ls-files", "--eol"]  # prints "i/lf w/lf attr/text=auto eol=lf <tab> path" per file
     files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for status, path in (line.split("\t") for line in files.splitlines()):
         binary = path.endswith((".gz", ".onnx", ".png", ".safetensors"))

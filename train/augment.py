@@ -24,8 +24,8 @@ class Warp:
     scale: float  # relative change of size
     shear: float  # pixels along x per pixel of y
     elastic: float  # displacement of each control point in pixels, along each axis
-    thicker: float = 0.0  # a quarter of the images is blended with its 3×3 maximum, up to this weight
-    thinner: float = 0.0  # another quarter is blended with its 3×3 minimum, up to this weight
+    thicker: float = 0.0  # largest weight of the 3×3 maximum, with which a quarter of the images is blended
+    thinner: float = 0.0  # largest weight of the 3×3 minimum, with which another quarter is blended
 
     def __str__(self) -> str:
         warp = (

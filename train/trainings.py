@@ -142,7 +142,7 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
     threads = max(1, torch.get_num_threads() // workers)
     state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the children: they ignore Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the children inherit this and thus ignore Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:

@@ -37,7 +37,7 @@ PROCESSES = 2  # per worker: while one process decodes a hostile picture, the ot
 MAX_BYTES = 8 * 2**20  # maximum size of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
-SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
+SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # limits of the PNGs that the worker decodes itself
 # Seconds without a response, after which a process is killed. On a busy machine, the start alone may take 10 seconds.
 TIMEOUT = 30
 # Decoding processes block these signals. Whoever stops the service may send the signals to all processes, but the
@@ -89,7 +89,7 @@ class DecoderPool:
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException:  # the next caller would get the response to this call: kill the process
+        except BaseException:  # kill the process, because its next caller would get the response to this call
             if process:
                 process.kill()
             process = _Process()
@@ -183,5 +183,5 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    with suppress(ConnectionError):  # the worker has exited
+    with suppress(ConnectionError):  # ConnectionError: the worker has exited
         serve(sys.stdin.buffer, sys.stdout.buffer)

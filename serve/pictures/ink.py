@@ -21,7 +21,7 @@ MIN_LIKENESS = 0.6  # a component with less contrast is texture or shadow
 MIN_INNER_INK = 0.1  # least ink of a component inside a frame, relative to the frame; see also find_digit
 MIN_FRAMED_SIZE = 0.25  # least size of a component inside a frame, relative to the frame
 MIN_CHOSEN_INK = 0.25  # fraction of all ink: if the chosen components have less ink, the picture is noise
-MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # if several digits: least height, least gap between two, relative to the tallest
+MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # least height of a digit and least gap between two digits, relative to the tallest
 
 EIGHT_CONNECTED = np.ones((3, 3), np.int8)
 WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # axes: thresholds, rows, columns

@@ -94,7 +94,7 @@ def _fit(foreground: Floats, side: int, margin: int = 0) -> Floats:
     height, width = (max(1, round(length * side / max(ink.shape))) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
     result = np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
-    resampled = Image.fromarray(ink).resize((width, height), Image.Resampling.HAMMING)  # anti-aliased if it shrinks
+    resampled = Image.fromarray(ink).resize((width, height), Image.Resampling.HAMMING)  # anti-aliased when reduced
     result[y : y + height, x : x + width] = np.asarray(resampled)
     return result
 

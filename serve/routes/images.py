@@ -192,7 +192,7 @@ def _base64(text: str | bytes) -> bytes:
         raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found a larger one")
     try:
         return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
-    except ValueError as error:  # includes binascii.Error
+    except ValueError as error:  # binascii.Error is a ValueError
         raise ImageError(f"expected base64, found: {error}") from error
 
 

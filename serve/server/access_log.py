@@ -11,8 +11,8 @@ from serve.config import Networks
 from serve.server import logs, metrics
 
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# A longer path is cut in the log. In JSON, a character has at most 6 bytes, so a log line has at most 4,096 bytes.
-# Linux writes a line of this size to a pipe in one piece, never mixed with the lines of other processes.
+# Maximum number of characters of a path in the log. In JSON, a character has at most 6 bytes, so a log line has at most
+# 4,096 bytes. Linux writes a line of this size to a pipe in one piece, never mixed with the lines of other processes.
 LONGEST = 600
 # Routes that monitoring calls often. Successful requests to these routes are logged at level debug.
 PROBES = re.compile("/healthz|/readyz|/metrics|/v2/.*/(live|ready)")

@@ -13,8 +13,8 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Characters. A longer message is cut; of a longer traceback, only the end is kept. Thus nearly all lines have at most
-# 4,096 bytes, and Linux writes such a line to a pipe in one piece.
+# Maximum number of characters of a message and of a traceback. Of a longer traceback, only the end is kept. Thus nearly
+# all lines have at most 4,096 bytes, and Linux writes such a line to a pipe in one piece.
 MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written

@@ -81,7 +81,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
     # A pipelined request arrives before the previous response is sent. In each iteration of the event loop, the worker
-    # serves at most one pipelined request, whatever its connection. Thus a new client does not wait for all of them.
+    # serves at most one pipelined request, of any connection. Thus no new client waits for all pipelined requests.
     _pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:

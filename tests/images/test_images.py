@@ -21,7 +21,6 @@ from train.paths import RELEASE, ROOT
 pytestmark = pytest.mark.images
 
 BASE = "python:3.13-slim-trixie"
-# Options of a hardened container with one core and 512 MiB.
 HARDENED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
 HARDENED += ["--memory=512m", "--cpus=1"]
 

@@ -28,8 +28,8 @@ from tests.serve.conftest import Service
 from train.paths import ROOT
 
 MIB = 2**20
-BODY = 16 * MIB  # MAX_BODY_BYTES by default
-PICTURE = 8 * MIB  # serve.pictures.decoder_pool.MAX_BYTES
+BODY = 16 * MIB  # bytes: the default of MAX_BODY_BYTES
+PICTURE = 8 * MIB  # bytes: serve.pictures.decoder_pool.MAX_BYTES
 ENDLESS = 10**12
 BLANK = Image.new("L", (28, 28), 128)
 

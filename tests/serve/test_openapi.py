@@ -56,7 +56,7 @@ def test_document_describes_exactly_the_routes():
     served = {
         (method, rule.rule.replace("<", "{").replace(">", "}"))
         for rule in create_app(Config()).url_map.iter_rules()
-        for method in rule.methods - {"HEAD", "OPTIONS"}  # answered by Flask itself
+        for method in rule.methods - {"HEAD", "OPTIONS"}  # Flask itself answers these two methods
     }
     assert sorted(OPERATIONS.values()) == sorted(served)
 

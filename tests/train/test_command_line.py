@@ -79,7 +79,7 @@ def test_model_over_the_parameter_budget_is_not_exported_and_other_settings_do_n
     assert not (tmp_path / "release").exists()
     checkpoint = (tmp_path / "Model_1" / "checkpoint.json").read_bytes()
     assert json.loads(checkpoint)["settings"]["seed"] == 7
-    other = tmp_path / "other" / tiny.name  # a data set of the same name
+    other = tmp_path / "other" / tiny.name  # another data set with the same name
     shutil.copytree(tiny, other)
     images = bytearray((other / "t10k-images-idx3-ubyte").read_bytes())
     images[-1] ^= 1

@@ -257,7 +257,7 @@ def change_digit(_probabilities, digit, _doubt):
 
 
 @pytest.mark.parametrize("level", [OFF, ALL])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 10,000 is tested, too: one batch of all 300
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300: with batch size 10,000, all 300 images are one batch
 def test_one_wrong_digit_in_any_setting_is_refused(batch_size, level, compare_with):
     with pytest.raises(TrainError, match=r"of 300 test images differ in label \(\d+\).* image \d+: PyTorch \d, ONNX"):
         compare_with(change_digit, batch_size, level)

@@ -122,7 +122,7 @@ def without_learning(data, layers, seed, batch_size, augmentation=None):
     ("layers", "batch_size", "augmentation"),
     [
         ([nn.BatchNorm1d(784)], 64, None),
-        ([], 198, Warp(degrees=8, pixels=1, scale=0.1, shear=0.1, elastic=0.7)),  # 198: one batch
+        ([], 198, Warp(degrees=8, pixels=1, scale=0.1, shear=0.1, elastic=0.7)),  # all images in one batch
         ([nn.Dropout(0.1)], 198, None),
     ],
     ids=["order", "augmentation", "dropout"],

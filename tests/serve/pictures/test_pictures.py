@@ -255,7 +255,7 @@ def test_any_shape_gives_a_picture_or_an_image_error():
 def test_damage_gives_a_picture_or_an_image_error(form, mode):
     random = np.random.default_rng(0)
     whole = encode(drawn(side=60).convert(mode), form)
-    for end in 150 * [min(120, len(whole)), len(whole)]:  # end of the part that is damaged
+    for end in 150 * [min(120, len(whole)), len(whole)]:  # only bytes before `end` are changed
         damaged = bytearray(whole)
         for place in random.integers(0, end, 3):
             damaged[place] = int(random.integers(256))

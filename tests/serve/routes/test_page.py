@@ -17,7 +17,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("page"),  # in one pytest process, with one browser
+    pytest.mark.xdist_group("page"),  # all tests of this file run in one pytest process, with one browser
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"expected Chromium at {CHROMIUM}, found none"),
 ]
 
@@ -337,7 +337,7 @@ def test_keyboard_reaches_every_control(page, enlarged):
     button(page, "Clear").focus()
     page.keyboard.press("Enter")
     expect_nothing(page)
-    expect(button(page, "Clear")).to_be_focused()  # also when nothing is left to clear
+    expect(button(page, "Clear")).to_be_focused()  # Clear keeps the focus, although nothing is left to clear
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="openapi.json")).to_be_focused()

@@ -155,7 +155,7 @@ ENCODINGS = {
     "GZIP": lambda body: gzip.compress(body[:99]) + gzip.compress(b"") + gzip.compress(body[99:]),
     "x-gzip": gzip.compress,
     "deflate": zlib.compress,
-    "Deflate": lambda body: (packer := zlib.compressobj(wbits=-15)).compress(body) + packer.flush(),  # without header
+    "Deflate": lambda body: (packer := zlib.compressobj(wbits=-15)).compress(body) + packer.flush(),  # no zlib header
     "identity": lambda body: body,
 }
 
@@ -315,7 +315,7 @@ def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
 def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
-    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, but not parsed
+    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed JSON, never parsed
     assert answer.status_code == 413
     assert "expected at most 4,920 numbers, enough for 5 images, found more" in answer.text
 

@@ -31,7 +31,7 @@ def check(bystander):
     assert bystander.memory < MEMORY
 
 
-# Each of these requests sends until the service closes the connection, LINGER seconds after the response.
+# Each of these cases sends data until the service closes the connection, LINGER seconds after the response.
 ENDLESS = [name for name in CASES if name.startswith("endless")]
 
 

@@ -78,5 +78,5 @@ def test_metrics_are_continued_after_a_reload_and_a_death_and_count_the_deaths(s
         after = service.metrics()
         assert change({}, after, "digits_requests_total", route="unmatched", method="any", status="404") == count
         assert (after[RESTARTS], after[IN_FLIGHT]) == (died, 1)
-        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # the old worker no longer counts
+        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # the old worker is no longer counted
     assert service.stop() == 0

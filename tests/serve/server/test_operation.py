@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
         assert requests.get(service.url + path, timeout=PATIENCE).status_code in (200, 404)
     assert service.predict(images[:1]).ok
     large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
-    assert large.status_code == 422  # an upload needs no temporary file
+    assert large.status_code == 422  # not 500: an upload needs no temporary file
     assert service.workers() == workers
     service.reload()
     service.wait(lambda: answers(service.url))

@@ -64,7 +64,7 @@ def patient(start_for_module):
 def test_a_large_batch_does_not_starve_new_connections(patient, images):
     answered = 0
     with ThreadPoolExecutor() as pool:
-        url = f"{patient.url}/predict?preprocess=mnist"  # takes seconds, with pauses for other requests
+        url = f"{patient.url}/predict?preprocess=mnist"  # takes seconds; meanwhile, other requests must be served
         batch = pool.submit(requests.post, url, images[:5_000].tobytes(), headers=RAW)
         while not batch.done():
             assert requests.get(f"{patient.url}/healthz").ok
@@ -106,12 +106,12 @@ def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
             load.wait_for_responses()
             before = len(load.failures)
             service.kill_worker()
-            load.wait_for_responses()  # clients whose request was lost have been served again
+            load.wait_for_responses()  # now each client has new responses, also a client whose request was lost
             clients = [client for client, *_ in load.failures[before:]]
             assert len(set(clients)) == len(clients)  # each kill fails at most one request per client
             after = len(load.failures)
             load.wait_for_responses()
-            assert load.failures[after:] == []  # and no request failed later
+            assert load.failures[after:] == []
     assert {status for status, _ in load.answers} == {200}
     assert load.answers.total() > 1_000
 
@@ -132,10 +132,11 @@ def test_a_model_reload_fails_no_request_and_sigterm_finishes_those_accepted(sta
         assert load.failures == []
         assert service.stop() == 0
     assert set(load.answers) == {(200, version) for version in versions}
-    # After SIGTERM, no request on a kept-alive connection fails, and new connections are refused.
+    # After SIGTERM, no request on a kept-alive connection fails. New connections are refused. Connections that
+    # were still in the accept queue are reset.
     assert [failure for failure in load.failures if failure[2]] == []
     assert {what for _, what, _ in load.failures} <= {"ConnectionRefusedError", "ConnectionResetError"}
-    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # were in the accept queue
+    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8
 
 
 def test_an_invalid_new_model_is_refused(start, images, model_dir):
