@@ -134,7 +134,7 @@ def _axes(size: tuple[int, int] = SIZE) -> tuple[Floats, Floats]:
 
 
 def _near(box: Box, random: Generator, reach: int) -> tuple[Floats, Floats]:
-    """Return x and y of each pixel relative to a random point in `box`, or up to `reach` pixels outside of `box`."""
+    """Return x and y of each pixel relative to a random point, at most `reach` pixels outside of `box`."""
     return tuple(
         axis - (random.uniform(low - reach, high + reach) - side / 2)
         for axis, side, low, high in zip(_axes(), SIZE, box[:2], box[2:], strict=True)

@@ -50,7 +50,10 @@ def directive(name):
 
 @pytest.fixture
 def commands(tmp_path):
-    """Return a function: it creates a program that prints its arguments and environment, and returns a PATH to it."""
+    """Return a function that creates a program and returns a PATH with this program.
+
+    The program prints its arguments and environment variables as JSON.
+    """
     code = f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
 
     def replace(name):
@@ -311,7 +314,7 @@ def test_no_module_of_serve_imports_torch_or_train():
 
 
 def test_gunicorn_s_master_does_not_import_the_workers_libraries():
-    """These libraries would get locks that gevent has not yet patched, and a fork would lose their threads."""
+    """In the master, these libraries would get locks that gevent has not patched, and a fork would lose their threads."""
     code = "import sys; import serve.server.master; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}

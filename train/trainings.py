@@ -188,7 +188,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     environment = {"py_modules": [model, train], "env_vars": {"SOURCE_REVISION": machine.source_revision()}}
     host, _, port = address.rpartition(":")
     try:
-        if port.isdigit() and "/" not in host:  # without this check, ray.init would try for more than 5 minutes
+        if port.isdigit() and "/" not in host:  # if nothing listens, fail now: ray.init would try for over 5 minutes
             socket.create_connection((host, int(port)), 10).close()
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()

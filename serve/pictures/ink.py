@@ -12,10 +12,10 @@ from serve.pictures.background import Floats, Mask, closing, perimeter
 
 CONTRAST_OFFSET = 40  # added to the divisor of the contrast, so that the texture of a dark table does not count as ink
 LEVELS = 8  # number of thresholds of the decomposition
-MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolute, and relative to the highest
+MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolute, and relative to the highest contrast
 FULL = 0.75  # quantile of the digit's contrast that counts as full contrast
 
-# Limits for components of ink. If a comment states no other reference, they are relative to the one with the most ink.
+# Limits for components of ink. Unless a comment says otherwise, each is relative to the component with the most ink.
 MIN_INK = 0.05  # a component with less ink is dirt
 MIN_LIKENESS = 0.6  # a component with less contrast is texture or shadow
 MIN_INNER_INK = 0.1  # least ink of a component inside a frame, relative to the frame; see also find_digit

@@ -1,7 +1,7 @@
 """Hostile requests, and the measurement of their effect on other clients and on the worker's memory.
 
-`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request blocked or killed the worker
-of an earlier version, or could do so. Some pictures are made of bytes here, because Pillow cannot write them.
+`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request could block or kill the worker, and
+some did so in an earlier version. Some pictures are made of bytes here, because Pillow cannot write them.
 """
 
 import gzip

@@ -202,7 +202,7 @@ def test_verify_refuses_another_data_set(release, tiny):
 
 
 def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
-    """Such a graph is refused even if the file with its data is in the same folder."""
+    """A graph with external data is refused even if the file with its data is in the same folder."""
     model = onnx.load(release / "digits.onnx")
     onnx.save_model(model, release / "digits.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     assert (release / "weights").stat().st_size > 1_000
@@ -229,7 +229,7 @@ def test_verify_names_a_missing_file(name, release, data):
 
 @pytest.fixture
 def compare_with(graph, classifier, data, monkeypatch):
-    """Return a function that compares the graph with its network; `error` changes the outputs in one setting."""
+    """Return a function that compares the graph and its network; `error` changes the outputs at one size and level."""
     session = onnxruntime.InferenceSession
 
     def run(error, batch_size=64, level=ALL):

@@ -118,7 +118,7 @@ def pixels(canvas: Locator) -> list[int]:
 
 
 def expect_digit(page: Page, digit: int) -> None:
-    """Wait until no request is pending and the page shows and announces this digit."""
+    """Wait until no request is pending and the page shows and announces `digit`."""
     expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#digit")).to_have_text(str(digit))
     expect(page.locator("#spoken")).to_have_text(re.compile(rf"^{digit}, (> )?\d+\.\d %$"))

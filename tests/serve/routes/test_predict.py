@@ -285,7 +285,7 @@ def test_a_picture_of_more_pixels_than_configured_is_refused(images, format):
 
 @pytest.fixture(scope="module")
 def shades():
-    """Return a function that classifies uniformly grey images. Their doubt is the grey level, above 100 doubtful."""
+    """Return a function that classifies uniformly grey images. An image is doubtful if its grey level is above 100."""
     client = create_app(Config(), make_release(threshold=100)).test_client()
 
     def shades(greys, query=""):

@@ -107,7 +107,7 @@ def test_a_connection_whose_body_was_not_read_is_closed(victim):
 
 
 def test_100_continue_is_sent_for_a_body_within_the_limit_only(victim, images):
-    """A larger body is refused before the client sends it (RFC 9110, section 10.1.1)."""
+    """A body above the limit is refused before the client sends it (RFC 9110, section 10.1.1)."""
     for size, answer in ((99_999_999, b"HTTP/1.1 413 "), (784, b"HTTP/1.1 100 Continue\r\n\r\n")):
         with victim.connect() as connection:
             connection.sendall(head("/predict", RAW, f"Content-Length: {size}", "Expect: 100-continue"))
