@@ -314,7 +314,7 @@ def test_no_module_of_serve_imports_torch_or_train():
 
 
 def test_gunicorn_s_master_does_not_import_the_workers_libraries():
-    """In the master, these libraries would get locks that gevent has not patched, and a fork would lose their threads."""
+    """In the master, the libraries would get locks that gevent has not patched, and a fork would lose their threads."""
     code = "import sys; import serve.server.master; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}
