@@ -24,7 +24,7 @@ SIZE = (400, 300)  # default width and height of a picture, in pixels
 Picture = Image.Image
 Floats = NDArray[np.floating[Any]]
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # of a square, clockwise
+CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])  # the corners of a square, clockwise
 
 
 def _encoded(picture: Picture | NDArray[Any], quality: int | None = None, **options: Any) -> bytes:
@@ -50,7 +50,7 @@ def _scaled(ink: Picture, scale: float, filter: Resampling = Resampling.BICUBIC,
 
 def _page(digit: Picture, random: Generator, height: int) -> bytes:
     ink = _cropped(digit)
-    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # the second limit is for wide digits
+    ink = _scaled(ink, min(height / ink.height, 280 / ink.width), least=1)  # a wide digit must fit the page's width
     page = Image.new("L", (300, 400), 255)
     left, top = (int(random.integers(0, room - side + 1)) for room, side in zip(page.size, ink.size, strict=True))
     page.paste(0, (left, top), ink)
@@ -88,7 +88,7 @@ def _counted(digit: Picture, random: Generator, stretched: bool = False) -> byte
 
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
     """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
-    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # about 4/π of the outline's length
+    steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # about 4/π times the outline's length
     return 2 * float(mask.sum()) / (float(steps) * np.pi / 4)
 
 
@@ -134,7 +134,7 @@ def _axes(size: tuple[int, int] = SIZE) -> tuple[Floats, Floats]:
 
 
 def _near(box: Box, random: Generator, reach: int) -> tuple[Floats, Floats]:
-    """Return x and y of each pixel relative to a random point in `box`, or up to `reach` pixels outside of `box`."""
+    """Return x and y of each pixel relative to a random point, at most `reach` pixels outside of `box`."""
     return tuple(
         axis - (random.uniform(low - reach, high + reach) - side / 2)
         for axis, side, low, high in zip(_axes(), SIZE, box[:2], box[2:], strict=True)
@@ -252,10 +252,10 @@ def _lined(digit: Picture, random: Generator, squared: bool) -> bytes:
         grid = np.maximum(*both)
     else:
         grid = _lines(angle, spacing, random.uniform(0, spacing), random.uniform(1, 2))
-        if random.random() < 0.4:  # a margin line
+        if random.random() < 0.4:  # 40 % of the pictures have a vertical margin line
             grid = np.maximum(grid, _lines(angle + np.pi / 2, 2_000, random.uniform(-180, -120), 1.5))
     paper, pen = random.uniform(0.85, 1), random.uniform(0.05, 0.3)
-    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # fainter than the ink
+    line = paper - (paper - pen) * random.uniform(0.08, 0.4)  # the lines are fainter than the ink
     return _shot(_painted(mask, _painted(grid, paper, line), pen), random, random.uniform(0, 4))
 
 
@@ -407,7 +407,7 @@ FORMS = {
         lambda digit, _: _encoded(Image.merge("RGBA", [Image.new("L", (280, 280))] * 3 + [_enlarged(digit)])),
     ),
     "photographed": Form("gradient, noise, coloured paper", _photographed),
-    # With --train (for tuning), the next two forms are measured instead of other_hands.
+    # coarse and stretched are measured only with --train, that is, for tuning; other_hands only without it.
     "coarse": Form("MNIST at 8×8, enlarged", _counted),
     "stretched": Form("MNIST at 8×8, stretched, enlarged", partial(_counted, stretched=True)),
     "other_hands": Form("other hands: load_digits, 8×8", _at_8x8),

@@ -118,7 +118,7 @@ def _shape(rng: Generator, _: Digits) -> Picture:
     if kind == 2:  # a cross
         arms = [size * _around(turn) for turn in (angle, angle + math.pi / 2 + rng.uniform(-0.2, 0.2))]
         return _drawn([np.stack([140 - arm, 140 + arm]) for arm in arms], width)
-    radii = rng.uniform(0.4, 1.3, (8, 1)) * size  # radii of a blot's outline
+    radii = rng.uniform(0.4, 1.3, (8, 1)) * size  # a blot: radii of its outline
     points = 140 + radii * _around(np.linspace(0, 2 * math.pi, 9)[:-1])
     picture = Image.new("L", (SIDE, SIDE), 255)
     outline = _smooth(np.concatenate([points, points[:2]]))

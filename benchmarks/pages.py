@@ -57,7 +57,7 @@ def contact_sheet(rows: dict[str, list[Image.Image]]) -> bytes:
     sheet = Image.new("RGB", (text + columns * (side + gap), len(rows) * (side + gap) + gap), (226, 228, 230))
     draw = ImageDraw.Draw(sheet)
     for top, (title, pictures) in zip(range(gap, sheet.height, side + gap), rows.items(), strict=False):
-        title = title.replace("×", "x")  # a sign that the font lacks
+        title = title.replace("×", "x")  # the font has no ×
         draw.text((gap, top + side // 2), title, fill=(40, 40, 40), font=font, anchor="lm")
         for left, picture in zip(range(text, sheet.width, side + gap), pictures, strict=False):
             shown = ImageOps.contain(picture.convert("RGBA"), (side, side), Image.Resampling.LANCZOS)

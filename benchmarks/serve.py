@@ -32,7 +32,7 @@ from train.markdown import table
 from train.paths import RELEASE, ROOT
 
 GRAPH = RELEASE / "digits.onnx"
-BIN = ROOT / ".venv-bench" / "bin"  # has our service's packages, too
+BIN = ROOT / ".venv-bench" / "bin"  # this environment has our service's packages, too
 COMPARED = ("onnxruntime", "flask", "gunicorn", "gevent", "fastapi", "uvicorn", "litserve", "prometheus-client")
 PORT, CORES, CONNECTIONS = 9321, available_cores(), 16
 URL = f"http://127.0.0.1:{PORT}/predict"
@@ -123,7 +123,7 @@ def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
     found = answer.get("predictions", [answer])[0]["probabilities"]
     assert np.allclose(found, expected, atol=1e-5), f"expected the probabilities {expected}, found {found}"
     if duties:
-        time.sleep(0.5)  # some margin, although every server counts and logs before it answers
+        time.sleep(0.5)  # a server might count or log only after its answer
         text = requests.get(f"http://127.0.0.1:{PORT}/metrics", timeout=10).text
         counted = re.findall(r"^\w+_requests_total\{.*/predict.*\} (\S+)$", text, re.M)
         logged = re.findall(r'^\{.*"path": ?"/predict".*\}$', log.read_text(), re.M)

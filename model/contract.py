@@ -78,7 +78,7 @@ class Doubt:
     threshold: float  # chosen on the validation images
     validation_doubted: float  # fraction of the validation images, all of them digits, that are doubted
     test_doubted: float  # fraction of the test images that are doubted
-    caught: dict[str, float]  # for each kind of non-digit in train.doubt, the fraction that is doubted
+    caught: dict[str, float]  # for each kind of non-digit in train.doubt: the fraction of its images that are doubted
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Manifest:
     parameters: int
     epochs: int
     seed: int
-    recipe: str  # in words; `settings` contains the values
+    recipe: str  # the hyper-parameters in words; `settings` contains their values
     validation_accuracy: float
     test_accuracy: float
     test_correct: int

@@ -20,5 +20,5 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if quota != "max" and int(quota) > 0:
             cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):
-        pass  # no readable cgroup: no limit is known
+        pass  # the limit is missing or unreadable: only the affinity counts
     return max(1, cores)

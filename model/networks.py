@@ -23,7 +23,7 @@ def separable_block(inputs: int, outputs: int, *, padding: int = 0, dilation: in
     Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017. ReLU comes only at the end.
     """
     depthwise = nn.Conv2d(inputs, inputs, 3, padding=padding, dilation=dilation, groups=inputs, bias=False)
-    # affine=False: the 1×1 convolution can learn a scale, and the second batch normalisation would cancel a shift.
+    # No learned scale and shift: the 1×1 convolution can learn the scale, the next batch normalisation cancels a shift.
     return [depthwise, nn.BatchNorm2d(inputs, affine=False), *block(inputs, outputs, kernel=1)]
 
 
@@ -101,7 +101,7 @@ class Model_3(nn.Sequential):
     """
 
     def __init__(self, channels: tuple[int, int] = (16, 32)) -> None:
-        large, small = channels  # channels of the large and of the small maps
+        large, small = channels  # the large maps are before the first pooling, the small maps after it
         super().__init__(
             *block(1, large),
             *separable_block(large, large),

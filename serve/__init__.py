@@ -6,6 +6,6 @@ the application with gunicorn.
 
 import os
 
-# These variables must be set before the first import of onnxruntime and numpy.
+# onnxruntime and numpy read these variables when they are imported, so the variables are set before the imports.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # OpenBLAS, which NumPy uses, then starts no thread pool
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # with 1, OpenBLAS, which NumPy uses, starts no thread pool

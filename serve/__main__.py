@@ -34,7 +34,7 @@ if __name__ == "__main__":
         config = Config.from_environment(os.environ)
     except ConfigError as error:
         sys.exit(f"serve: {error}")
-    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads this variable, too, and would fail if it were empty
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn would also read this variable, and fail if it is empty
     from serve.server import logs, master
 
     logs.prepare_standard_error()

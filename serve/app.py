@@ -24,7 +24,7 @@ def create_app(config: Config | None = None, release: Release | None = None) -> 
     predictor = Predictor(release.graph, release.manifest.doubt.threshold)
     app = Flask("serve", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=config.max_body_bytes, MAX_FORM_PARTS=config.max_batch + OTHER_FIELDS)
-    app.url_map.merge_slashes = False  # /v2/models//ready returns 404; Flask's default is a redirect
+    app.url_map.merge_slashes = False  # /v2/models//ready returns 404; by default, Flask would redirect the client
     logs.logger.setLevel(config.log_level.upper())
     metrics.initialise(release.manifest.model, release.version)
     served = {"model": release.manifest.model, "version": release.version, "authentication": bool(config.api_key)}

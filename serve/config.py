@@ -43,9 +43,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     port: Annotated[int, Meta(ge=1, le=65_535)] = 8000
     web_concurrency: Annotated[int, Meta(ge=0, le=1_024)] = 0  # number of worker processes; 0: one per core
     max_body_bytes: Annotated[int, Meta(ge=1, le=2**31)] = 16 * 2**20
-    max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # most images per request
-    max_pixels: Annotated[int, Meta(ge=784, le=2**28)] = 25_000_000  # most pixels per picture
-    request_timeout: Annotated[int, Meta(ge=1, le=3_600)] = 30  # seconds, from the head of a request to its response
+    max_batch: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # maximum number of images per request
+    max_pixels: Annotated[int, Meta(ge=784, le=2**28)] = 25_000_000  # maximum number of pixels per picture
+    request_timeout: Annotated[int, Meta(ge=1, le=3_600)] = 30  # seconds from the headers of a request to its response
     keep_alive: Annotated[int, Meta(ge=1, le=3_600)] = 5  # seconds that an idle connection stays open
     api_key: Annotated[str, Meta(pattern=r"^[!-~]*\Z", description="printable ASCII without spaces")] = ""
     cors_origins: Annotated[

@@ -17,7 +17,9 @@ from serve.server.event_loop import yield_to_event_loop
 
 NAMES = [output.name for output in OUTPUTS]  # without this list, ONNX Runtime would look up the names in each run
 BLANK = np.zeros((1, *IMAGE.shape), IMAGE.dtype)
-CHUNK = 100  # images per run: more do not fit in the CPU's cache. A run takes about 4 ms; then the event loop runs
+# Images per run. More images do not fit in the CPU's cache. A run takes about 4 ms. Between two runs, the event loop
+# serves other requests.
+CHUNK = 100
 
 
 class Predictions(NamedTuple):
@@ -66,7 +68,7 @@ class Predictor:
         return Predictions(probabilities, digits, doubts, doubts > self._threshold)
 
     def probe(self) -> None:
-        """Predict a blank image. Raises ONNX Runtime's exception if the prediction fails."""
+        """Run the model on a blank image. Raises ONNX Runtime's exception if the run fails."""
         self._run(BLANK)
 
     def _run(self, images: NDArray[np.uint8]) -> list[NDArray[Any]]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Let idle threads of OpenMP sleep. By default, they spin and block the core of the other test worker: a training took
+# Let idle threads of OpenMP sleep. By default, they spin and occupy the cores: with two test workers, a training took
 # twenty times as long. torch reads this variable when it is loaded, also in the processes that tests start.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
@@ -66,7 +66,7 @@ def write_idx() -> Callable[[Path, Arrays, Arrays], Path]:
 
 @pytest.fixture(scope="session")
 def part(tmp_path_factory, mnist, write_idx) -> Callable[[str, int, int], Path]:
-    """Return a function that writes MNIST's first images as IDX files, given how many training and test images."""
+    """Return a function that writes the first training and test images of MNIST, as many as given, as IDX files."""
 
     def write(name: str, *counts: int) -> Path:
         train, test = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-PATIENCE = 60  # seconds; many times what a busy machine needs
+PATIENCE = 60  # seconds; even a busy machine needs only a fraction of this time
 
 
 def wait(condition: Callable[[], Any], seconds: float, said: Callable[[], str]) -> Any:

@@ -24,7 +24,8 @@ from tests.processes import make
 from train.paths import ROOT
 
 DEFAULT = Config()
-# The settings that are passed to a container. Its address is fixed, and its model is a mounted folder.
+# The settings that are passed to a container unchanged. The image sets HOST and PORT. The model's folder is mounted at
+# /model.
 SETTINGS = {field.name.upper() for field in fields(Config)} - {"HOST", "PORT", "MODEL_DIR"}
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 NGINX = (ROOT / "docker/nginx/nginx.conf").read_text()
@@ -49,7 +50,10 @@ def directive(name):
 
 @pytest.fixture
 def commands(tmp_path):
-    """Return a function: it creates a program that prints its arguments and environment, and returns a PATH to it."""
+    """Return a function that creates a program and returns a PATH with this program.
+
+    The program prints its arguments and environment variables as JSON.
+    """
     code = f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv, dict(os.environ)]))\n"
 
     def replace(name):
@@ -225,7 +229,7 @@ def test_compose_creates_no_folder():
 def test_a_windows_checkout_has_unix_line_ends_and_unchanged_binaries():
     if not (ROOT / ".git").exists():
         pytest.skip("expected a git checkout, found none")
-    command = ["git", "ls-files", "--eol"]  # "i/lf w/lf attr/text=auto eol=lf <tab> path"
+    command = ["git", "ls-files", "--eol"]  # prints "i/lf w/lf attr/text=auto eol=lf <tab> path" per file
     files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for status, path in (line.split("\t") for line in files.splitlines()):
         binary = path.endswith((".gz", ".onnx", ".png", ".safetensors"))
@@ -310,7 +314,7 @@ def test_no_module_of_serve_imports_torch_or_train():
 
 
 def test_gunicorn_s_master_does_not_import_the_workers_libraries():
-    """These libraries would get locks that gevent has not yet patched, and a fork would lose their threads."""
+    """In the master, the libraries would get locks that gevent has not patched, and a fork would lose their threads."""
     code = "import sys; import serve.server.master; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"prometheus_client", "werkzeug", "flask", "numpy", "onnxruntime"}

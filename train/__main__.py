@@ -119,7 +119,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # in a shell's background jobs, SIGINT stays ignored
+        if signal.getsignal(number) != signal.SIG_IGN:  # SIGINT stays ignored in the background jobs of a shell
             signal.signal(number, _interrupt)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

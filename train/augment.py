@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CONTROL_POINTS = 5  # of elastic displacement along each axis; their distance is a quarter of the image's side
+CONTROL_POINTS = 5  # number along each axis; two neighbours are a quarter of the image's side apart
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Warp:
     scale: float  # relative change of size
     shear: float  # pixels along x per pixel of y
     elastic: float  # displacement of each control point in pixels, along each axis
-    thicker: float = 0.0  # a quarter of the images is blended with its 3×3 maximum, up to this weight
-    thinner: float = 0.0  # another quarter is blended with its 3×3 minimum, up to this weight
+    thicker: float = 0.0  # largest weight of the 3×3 maximum, with which a quarter of the images is blended
+    thinner: float = 0.0  # largest weight of the 3×3 minimum, with which another quarter is blended
 
     def __str__(self) -> str:
         warp = (
@@ -58,7 +58,7 @@ class Warp:
 
     def _change_stroke_width(self, images: Tensor) -> Tensor:
         """Make strokes thicker or thinner: blend half of the `images` with their 3×3 maximum or minimum."""
-        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # half of these are within ±1: no change
+        draws = torch.rand(len(images), 1, 1, 1, device=images.device) * 4 - 2  # from −2 to 2; within ±1: no change
         thicker, thinner = self.thicker * (draws - 1).clip(0), self.thinner * (-draws - 1).clip(0)
         maximum, minimum = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
         return images + thicker * (maximum - images) + thinner * (minimum - images)

@@ -20,7 +20,7 @@ BOX = 20  # pixels: side of the square that the ink is scaled to
 THINNEST, THICKEST = 1.8, 3.2  # pixels: stroke width
 SEED = 17  # independent of the training's seed: every training sees the same drawn digits
 CHUNK = 200  # images drawn at once
-SMOOTH = 8  # line segments between two points of a curve
+SMOOTH = 8  # number of line segments between two points of a curve
 # Standard deviations: of a point's shift, in the units of STYLES, and of the slant, x per unit of y.
 JITTER, SLANT = 0.22, 0.12
 STRETCH = 0.2  # standard deviation of the logarithm of the width, that is, about 20 % of the width

@@ -34,7 +34,7 @@ from train.trainings import Trained
 
 OPSET = 20
 TOLERANCE = 1e-4  # maximum difference of a probability between ONNX Runtime and PyTorch
-DOUBT_TOLERANCE = 1e-3  # the same for the doubt, whose values are between about -20 and 20
+DOUBT_TOLERANCE = 1e-3  # maximum difference of a doubt; doubts are between about -20 and 20
 BATCH_SIZES = (1, 7, 64, 10_000)
 OUTPUT_NAMES = [tensor.name for tensor in contract.OUTPUTS]
 NETWORK = "network."  # prefix of the network's weights in DigitClassifier; model.safetensors lacks this prefix

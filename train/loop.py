@@ -24,8 +24,8 @@ from train.progression import Experiment, Recipe
 
 # On a CPU, the loss is checked every 50 batches; on a GPU once per epoch, as reading the loss forces synchronisation.
 CHECK_INTERVAL = 50
-EVALUATION_BATCH_SIZE = 500  # 1,000 takes twice as long: malloc maps new memory for Model_1's largest layer each time
-MINIMUM_BATCHES = 10  # of all epochs: the first fifth of the one-cycle schedule needs two batches
+EVALUATION_BATCH_SIZE = 500  # at 1,000, malloc maps new memory for Model_1's largest layer each time: twice as slow
+MINIMUM_BATCHES = 10  # of all epochs together: the first fifth of the one-cycle schedule needs two batches
 
 
 def fit(

@@ -15,7 +15,8 @@ from torch import nn
 from model.cores import available_cores
 from train import TrainError, paths
 
-REQUIRED_MEMORY = 2_000 * 2**20  # bytes per training; measured on a CPU: 1,500 MiB are too few to verify an export
+# Bytes that each training needs, including the verification of the export. On a CPU, 1,500 MiB were too few.
+REQUIRED_MEMORY = 2_000 * 2**20
 LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
 
 
@@ -73,7 +74,7 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # no such file, or "max"
+        with suppress(OSError, ValueError):  # OSError: no such file; ValueError: "max", that is, no limit
             found = min(found, int(limit.read_text()))
     return found
 
@@ -87,7 +88,7 @@ def provenance(network: nn.Module) -> dict[str, Any]:
     }
 
 
-@cache  # cached: later changes of the files do not change the running code
+@cache  # the first result stays valid: later changes of the files do not change the running code
 def source_revision() -> str:
     """Return the Git commit, with `-dirty` if model/*.py or train/ differ from it; `unknown` outside a checkout.
 

@@ -31,9 +31,9 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    one_cycle: bool = False  # otherwise the learning rate is constant
+    one_cycle: bool = False  # False: the learning rate is constant
     augmentation: Warp | None = None
-    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # how many are added, as a fraction of the training images
+    drawn_digits: Annotated[float, Meta(ge=0)] = 0.0  # drawn digits to add, as a fraction of the training images
 
     def __str__(self) -> str:
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"

@@ -27,7 +27,6 @@ from train.trainings import Trained
 
 GOALS = (0.999, 0.9995)  # target accuracies of the accepted predictions
 COLUMNS = ("target accuracy", "confidence threshold", "validation: coverage", "accuracy", "test: coverage", "accuracy")
-# The style of the line that shows the goal in a plot.
 GOAL: dict[str, Any] = {"color": "#2a9d5c", "linestyle": "--", "label": f"goal {percent(TARGET_ACCURACY)}"}
 plt.rc("figure", dpi=110)
 plt.rc("figure.constrained_layout", use=True)
@@ -158,7 +157,7 @@ def choose_threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_]
     order = np.argsort(-confidence, kind="stable")
     confidence, correct = confidence[order], correct[order]
     accuracy = correct.cumsum() / np.arange(1, len(correct) + 1)
-    ends = np.append(confidence[1:] < confidence[:-1], True)  # equal confidences are accepted together
+    ends = np.append(confidence[1:] < confidence[:-1], True)  # a threshold accepts all predictions of equal confidence
     enough = np.flatnonzero((accuracy >= goal) & ends)
     return float(confidence[enough[-1]]) if enough.size else None
 

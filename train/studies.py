@@ -20,7 +20,7 @@ from train.progression import PROGRESSION, TARGET_ACCURACY, Experiment, experime
 from train.report import GOAL, plot_accuracies, png
 from train.trainings import Training, train_all
 
-# Widths of Model_3: its channels before and after its first pooling. Value: the number of seeds to train.
+# Widths of Model_3. Key: the numbers of channels before and after the first pooling. Value: the number of seeds.
 WIDTHS = {(3, 6): 2, (6, 8): 2, (8, 12): 2, (10, 16): 5, (12, 22): 10, (16, 32): 20}
 # Other networks in the plot: parameters, published test accuracy (one seed each), and the page that published it.
 PUBLISHED = {
@@ -197,7 +197,7 @@ def frontier_page(figures: dict[str, Any]) -> str:
 def consistency_plot(figures: dict[str, Any]) -> bytes:
     """Plot the test accuracy of every seed by epoch, from the content of consistency.json."""
     figure, axes = plt.subplots(figsize=(8, 4.2))
-    lines = {  # matplotlib's legend leaves out labels that begin with _
+    lines = {  # no legend for the seeds: matplotlib leaves out labels that begin with _
         f"_{trial['settings']['seed']}": [epoch["test_accuracy"] for epoch in trial["history"]]
         for trial in figures["trials"]
     }

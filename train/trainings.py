@@ -82,7 +82,7 @@ def train_all(trainings: list[Training], data: Data) -> tuple[list[Trained], dic
     results: Results = ((one, _train(one, data)) for one in pending)
     if pending and (address := os.environ.get("RAY_ADDRESS")):
         results = _on_cluster(address, pending, data)
-    # Count all trainings, also finished ones: another number of threads per training changes the last bits of weights.
+    # Count finished trainings, too: a resumed run must have as many threads per training to give the same last bits.
     elif pending and (workers := max_workers(len(trainings), trainings[0].device_name)) > 1:
         results = _in_processes(workers, pending, data)
     errors = {}
@@ -138,11 +138,11 @@ def _line(training: Training, epoch: Epoch, data: Data) -> str:
 
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
     """Train in `workers` processes, which share torch's threads equally and end when this process ends."""
-    context = multiprocessing.get_context("spawn")  # a fork may hang: it copies torch's locks, but no threads
+    context = multiprocessing.get_context("spawn")  # a fork may hang: it copies locks, but not the threads holding them
     threads = max(1, torch.get_num_threads() // workers)
     state = (os.getpid(), threads, data.directory, context.RLock())
     with ProcessPoolExecutor(workers, context, _start_child, state) as pool:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the children: they ignore Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the children inherit this and thus ignore Ctrl-C
         trainings = {pool.submit(_train_in_child, training): training for training in pending}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
@@ -159,7 +159,7 @@ def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
     """Prepare a child process: it ends when its parent ends, has its own number of threads, and loads the data."""
     global _data
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG: SIGKILL when the parent ends
         if os.getppid() != parent:  # the parent ended before prctl was called
             os._exit(1)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
@@ -172,7 +172,7 @@ _data: Data  # set in child processes only
 
 
 def _train_in_child(training: Training) -> TrainError | None:
-    number = int(multiprocessing.current_process().name.rpartition("-")[2])  # the names count from SpawnProcess-1
+    number = int(multiprocessing.current_process().name.rpartition("-")[2])  # names: SpawnProcess-1, SpawnProcess-2, …
     return _train(training, _data, number - 1)
 
 
@@ -188,7 +188,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
     environment = {"py_modules": [model, train], "env_vars": {"SOURCE_REVISION": machine.source_revision()}}
     host, _, port = address.rpartition(":")
     try:
-        if port.isdigit() and "/" not in host:  # if nothing listens, ray.init tries for more than 5 minutes
+        if port.isdigit() and "/" not in host:  # if nothing listens, fail now: ray.init would try for over 5 minutes
             socket.create_connection((host, int(port)), 10).close()
         with ThreadPoolExecutor(1) as thread:  # in the main thread, ray.init would replace the handler of SIGTERM
             thread.submit(ray.init, address, runtime_env=environment, logging_level=logging.ERROR).result()
@@ -218,5 +218,5 @@ def _train_remotely(training: Training, data: Data) -> tuple[TrainError | None, 
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)
         error = _train(training, data)
-        files = sorted(training.folder.glob("*"), reverse=True)  # so that checkpoint.json is the last
+        files = sorted(training.folder.glob("*"), reverse=True)  # epoch-NN first, checkpoint.json last
         return error, {path.name: path.read_bytes() for path in files}

@@ -17,16 +17,16 @@ Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 WORKING_SIDE = 80  # pixels: longer side of the reduced picture in which the ink is searched for
-UNIFORM = 24  # a uniform border differs from its median by at most this, in grey levels
-MAX_SHARE = 0.1  # fraction of the border: longest place where ink crosses it; in a cropped picture, it may be longer
+UNIFORM = 24  # grey levels: the pixels of a uniform border differ from their median by at most this
+MAX_SHARE = 0.1  # fraction of the border: the longest place where ink may cross it; _uniform states an exception
 CLOSING_WINDOW = 0.17  # fraction of the shorter side: ink is narrower than this window, a shadow or a table is wider
 
-# Of sheets, in the reduced picture.
+# Limits for sheets, in the reduced picture.
 THRESHOLDS = 4  # number of thresholds between light and dark
-MIN_AREA = 400  # pixels; a small 8 with its holes filled is no sheet
+MIN_AREA = 400  # pixels: a smaller region is no sheet, for example an 8 with its holes filled
 MIN_TOUCH = 0.1  # fraction of a side: a region that covers more than this of two opposite sides is not a sheet
-MARKS = 0.002, 0.25  # least and largest fraction of a sheet that marks cover; the holes of a printed 8 cover more
-MIN_OVERLAP = 0.9  # least intersection over union of a sheet and its rectangle; an ellipse has 0.785
+MARKS = 0.002, 0.25  # least and largest fraction of a sheet that marks cover. An 8 is no sheet: its holes cover more
+MIN_OVERLAP = 0.9  # least intersection over union of a sheet and its rectangle; an ellipse is no sheet and has 0.785
 ANGLES = np.deg2rad(np.arange(0, 180, 5, dtype=np.float32))  # possible directions of a rectangle's sides
 DIRECTIONS = np.stack([np.sin(ANGLES), np.cos(ANGLES)])
 
@@ -73,12 +73,12 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
     """
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2
-    # The closing removes dark ink, which has steep edges where it crosses glare.
+    # The closing removes dark ink from the light part, because ink that crosses glare has steep edges.
     parts = closing(values).clip(level), values.clip(None, level)
     light, dark = (ndimage.morphological_gradient(part, 3).max() for part in parts)
     border = perimeter(values - level if is_light else level - values)
     is_ink = border > max(border.max() / 2, UNIFORM)
-    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # length of each run
+    places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # length of each run of ink
     longest = max(MAX_SHARE * len(border), min(values.shape) if len(places) > 1 else 0)
     is_uniform = places.max(initial=0) <= longest and max(border.max(), UNIFORM) >= -border.min()
     return (level, is_light) if is_uniform and not (is_light and light < dark) else (None, False)

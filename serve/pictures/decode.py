@@ -16,7 +16,7 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, modes other than L and RGB: up to 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, modes other than L and RGB: these need up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of each format; formats that are not in FORMATS are only named in errors
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
@@ -83,7 +83,7 @@ def _parsed(content: bytes, name: str, preprocess: Preprocess, max_pixels: int) 
     image.draft(None, (width * 384 // max(image.size) or 1, height * 384 // max(image.size) or 1))
     picture = _reduced(image).convert("L")
     picture.info = image.info
-    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # the metadata may be damaged: ignore it then
+    with suppress(Exception), warnings.catch_warnings(action="ignore"):  # damaged metadata is ignored
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 

@@ -33,16 +33,18 @@ from PIL import Image
 from serve.pictures.decode import decode
 from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess
 
-PROCESSES = 2  # per worker: while one decodes a hostile picture, the other decodes the pictures of other clients
-MAX_BYTES = 8 * 2**20  # most bytes of an encoded picture; a phone's photo has 2 to 6 MB
+PROCESSES = 2  # per worker: while one process decodes a hostile picture, the other one decodes other pictures
+MAX_BYTES = 8 * 2**20  # maximum size of an encoded picture; a phone's photo has 2 to 6 MB
 CPU_SECONDS = 1.0  # per picture
 MEMORY = 224 * 2**20  # bytes per picture, in addition to what the process uses before it decodes the picture
-SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # the largest PNG that the worker decodes itself
-TIMEOUT = 30  # seconds until a process that hangs is killed. On a busy machine, its start may take 10 seconds
-# Decoding processes block these signals, which may be sent to all processes: the worker's requests must still finish.
+SMALL_BYTES, SMALL_PIXELS = 16 * 2**10, 512**2  # limits of the PNGs that the worker decodes itself
+# Seconds without a response, after which a process is killed. On a busy machine, the start alone may take 10 seconds.
+TIMEOUT = 30
+# Decoding processes block these signals. Whoever stops the service may send the signals to all processes, but the
+# decoding processes must still decode the pictures of current requests.
 STOP = (signal.SIGINT, signal.SIGTERM)
-# With these variables, glibc returns every freed block of 4 MiB or more to the system. Otherwise the memory of earlier
-# pictures would count as used before the next picture, and would raise its limit (see _limit_memory).
+# With these variables, glibc returns every freed block of 4 MiB or more to the system. Memory that glibc keeps after a
+# picture would count as used before the next picture, and would raise the limit for that picture (see _limit_memory).
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": f"{4 * 2**20}", "MALLOC_TRIM_THRESHOLD_": f"{16 * 2**20}"}
 
 USAGE = Path("/proc/self/statm")  # the first number in this file is the size of the address space, in pages
@@ -58,7 +60,7 @@ EXCEEDED = (
 
 
 class DecoderPool:
-    """The decoding processes of one worker. The first process starts immediately, the others on demand."""
+    """The decoding processes of a worker. The first process starts immediately, the second with the second picture."""
 
     def __init__(self, max_pixels: int) -> None:
         if not USAGE.exists():
@@ -82,12 +84,12 @@ class DecoderPool:
             return decode(content, preprocess, min(SMALL_PIXELS, self._max_pixels))
         process = self._processes.get()
         try:
-            if process is None or process.child.poll() is not None:  # not started, or killed by the OOM killer
+            if process is None or process.child.poll() is not None:  # not started yet, or killed by the OOM killer
                 process = _Process()
             kind, payload = process.call(
                 REQUEST.pack(get_args(Preprocess).index(preprocess), self._max_pixels, len(content)), content
             )
-        except BaseException:  # the process must end: its next caller would get the response to this call
+        except BaseException:  # kill the process, because its next caller would get the response to this call
             if process:
                 process.kill()
             process = _Process()
@@ -115,7 +117,7 @@ class _Process:
     def __init__(self) -> None:
         self._socket, remote = socket.socketpair()
         self._socket.settimeout(TIMEOUT)
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the child process inherits this mask
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the child process inherits the blocked signals
         try:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "serve.pictures.decoder_pool"],
@@ -160,7 +162,7 @@ def _limit_memory() -> None:
 
 def serve(requests: BinaryIO, responses: BinaryIO) -> None:
     """Serve requests until the end of the input."""
-    Image.init()  # loads Pillow's plugins now: otherwise the first picture's limit would include their memory
+    Image.init()  # load Pillow's plugins now, so that they use no memory of the first picture's limit
     while header := requests.read(REQUEST.size):
         preprocess, max_pixels, size = REQUEST.unpack(header)
         content = requests.read(size)
@@ -181,5 +183,5 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    with suppress(ConnectionError):  # the worker has exited
+    with suppress(ConnectionError):  # ConnectionError: the worker has exited
         serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -10,19 +10,18 @@ from scipy import ndimage
 
 from serve.pictures.background import Floats, Mask, closing, perimeter
 
-# Contrast is 0 to 1.
 CONTRAST_OFFSET = 40  # added to the divisor of the contrast, so that the texture of a dark table does not count as ink
-LEVELS = 8  # thresholds of the decomposition
-MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolute, and relative to the strongest
+LEVELS = 8  # number of thresholds of the decomposition
+MIN_CONTRAST, MIN_RELATIVE_CONTRAST = 0.06, 0.2  # least contrast of ink: absolute, and relative to the highest contrast
 FULL = 0.75  # quantile of the digit's contrast that counts as full contrast
 
-# Limits for components, relative to the one with the most ink (of a framed one: to its frame) unless stated otherwise.
-MIN_INK = 0.05  # a component with less is dirt
-MIN_LIKENESS = 0.6  # least contrast: a fainter component is texture or shadow
-MIN_INNER_INK = 0.1  # a framed component has this much. If one away from the border has it, those at it are ignored
-MIN_FRAMED_SIZE = 0.25  # a component is a frame if it encloses one of at least this size relative to its own
-MIN_CHOSEN_INK = 0.25  # fraction of all ink: if the chosen components have less, the picture is noise
-MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # several digits: least height and least gap between two, relative to the tallest
+# Limits for components of ink. Unless a comment says otherwise, each is relative to the component with the most ink.
+MIN_INK = 0.05  # a component with less ink is dirt
+MIN_LIKENESS = 0.6  # a component with less contrast is texture or shadow
+MIN_INNER_INK = 0.1  # least ink of a component inside a frame, relative to the frame; see also find_digit
+MIN_FRAMED_SIZE = 0.25  # least size of a component inside a frame, relative to the frame
+MIN_CHOSEN_INK = 0.25  # fraction of all ink: if the chosen components have less ink, the picture is noise
+MIN_HEIGHT, MIN_GAP = 0.55, 0.015  # least height of a digit and least gap between two digits, relative to the tallest
 
 EIGHT_CONNECTED = np.ones((3, 3), np.int8)
 WITHIN_LEVELS = np.pad(EIGHT_CONNECTED[None], ((1, 1), (0, 0), (0, 0)))  # axes: thresholds, rows, columns
@@ -91,7 +90,8 @@ def _is_frame(frame: Component, other: Component, labels: NDArray[np.int32]) -> 
 def find_digit(contrast: Floats) -> tuple[Mask, list[Component]]:
     """Return the digit's mask, [H, W], and its connected components by decreasing ink.
 
-    Frames, dirt, texture and components at the border are excluded. Raises ImageError if too little ink remains.
+    Frames, dirt and texture are excluded. Components at the border are excluded if a component elsewhere has at least
+    MIN_INNER_INK of the largest component's ink. Raises ImageError if too little ink remains.
     """
     labels, found = _components(contrast)
     at_border = set(perimeter(labels).tolist())

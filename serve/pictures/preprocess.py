@@ -21,11 +21,11 @@ Preprocess = Literal["auto", "none", "mnist"]
 
 # Sizes in pixels.
 SIDE, BOX = 28, 20  # the result, and the box that the ink is scaled to fit
-MIN_SIZE = 6  # of a digit. Share of wrong predictions: 2 % with 8 pixels, 14 % with 6, 30 % with 5
-FINE_SIDE, FINE_MARGIN = 80, 3  # size of the digit when its strokes change; the margin is also the largest change
-MIN_STROKE, MAX_STROKE = 2.2, 3.2  # stroke width of the result; a third of MNIST's are thinner, a third thicker
-SECOND_PASS_SIZE, MARGIN = 20, 0.35  # a smaller digit is segmented again, finer, with a margin relative to its size
-INK_LEVEL, STROKE_LEVEL = 0.2, 0.4  # fraction of the maximum: pixels above it are ink, and strokes when measured
+MIN_SIZE = 6  # least size of a digit. Share of wrong predictions: 2 % at 8 pixels, 14 % at 6, 30 % at 5
+FINE_SIDE, FINE_MARGIN = 80, 3  # size of a digit while its stroke width is changed; the margin limits the change
+MIN_STROKE, MAX_STROKE = 2.2, 3.2  # limits of the result's stroke width; a third of MNIST is thinner, a third thicker
+SECOND_PASS_SIZE, MARGIN = 20, 0.35  # a smaller digit is cut out, with a margin (× its size), and segmented again
+INK_LEVEL, STROKE_LEVEL = 0.2, 0.4  # ink: pixels above the first; strokes: pixels above the second × the maximum
 
 SQUARES = (np.mgrid[-FINE_MARGIN : FINE_MARGIN + 1, -FINE_MARGIN : FINE_MARGIN + 1] ** 2).sum(axis=0)  # distance²
 _PLACES = np.arange(SIDE, dtype=np.float32) - SIDE / 2  # offsets of the pixels' upper or left edges from the middle
@@ -50,7 +50,7 @@ def in_form(pixels: Grey) -> bool:
     middle, and the maximum is 254 or 255. The limits here are wider, because other implementations round differently.
     """
     mass, y, x = (pixels.reshape(-1).astype(np.float32) @ _MOMENTS).tolist()
-    maxima = [pixels.max(axis=axis).tobytes() for axis in (0, 1)]  # of each column and row
+    maxima = [pixels.max(axis=axis).tobytes() for axis in (0, 1)]  # the maximum of each column, then of each row
     length = max(len(values.strip(b"\0")) for values in maxima)
     return max(maxima[0]) >= 200 and abs(y) <= mass and abs(x) <= mass and abs(length - BOX) <= 2
 
@@ -62,7 +62,7 @@ def to_mnist(grey: Grey) -> Grey:
     """
     grey, background = dark_on_light(grey)
     contrast, mask, size = _segmented(grey, background)
-    if size < SECOND_PASS_SIZE and max(grey.shape) > WORKING_SIDE:  # again, at a higher resolution
+    if size < SECOND_PASS_SIZE and max(grey.shape) > WORKING_SIDE:  # segment again, at a higher resolution
         contrast, mask, size = _segmented(grey[_surroundings(mask, grey.shape)], background)
     if size < MIN_SIZE:
         raise ImageError(f"expected a digit of at least {MIN_SIZE} pixels, found {size}: crop closer")
@@ -94,7 +94,7 @@ def _fit(foreground: Floats, side: int, margin: int = 0) -> Floats:
     height, width = (max(1, round(length * side / max(ink.shape))) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
     result = np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
-    resampled = Image.fromarray(ink).resize((width, height), Image.Resampling.HAMMING)  # anti-aliased if it shrinks
+    resampled = Image.fromarray(ink).resize((width, height), Image.Resampling.HAMMING)  # anti-aliased when reduced
     result[y : y + height, x : x + width] = np.asarray(resampled)
     return result
 
@@ -105,14 +105,14 @@ def _fitted(foreground: Floats) -> Floats:
     mask = large > STROKE_LEVEL * large.max()
     outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # pixel edges: 4/π times the true length
     width = 2 * float(mask.sum()) / max(float(outline) * np.pi / 4, 1)
-    if width > 0.43 * FINE_SIDE:  # the stroke width of a disc is half of its size
+    if width > 0.43 * FINE_SIDE:  # for a disc, this formula gives half of its size
         raise ImageError("expected a picture of a digit, found a dot")
     goal = min(max(width * BOX / FINE_SIDE, MIN_STROKE), MAX_STROKE)
     # With an outline moved by r, (width + 2r) / (FINE_SIDE + 2r) must be goal / BOX. Solved for r:
     offset = (goal * FINE_SIDE - width * BOX) / (2 * (BOX - goal))
     change = ndimage.grey_dilation if offset > 0 else ndimage.grey_erosion
     changed = change(large, footprint=offset**2 + 0.5 >= SQUARES)
-    return _fit(changed if changed.max() > INK_LEVEL else large, BOX)  # erosion may remove all ink
+    return _fit(changed if changed.max() > INK_LEVEL else large, BOX)  # if erosion removes all ink, do not erode
 
 
 def _centred(digit: Floats) -> Grey:

@@ -161,7 +161,7 @@ def _pixels(numbers: list[Any]) -> Pixels:
     If no number exceeds 1, the numbers mean 0 (black) to 1 (white). With 0 to 255, the image would be nearly black.
     Raises ImageError for another shape, ValueError or OverflowError for a number out of range.
     """
-    with suppress(TypeError, ValueError):  # integers from 0 to 255: a request takes 6 % less time than with np.array
+    with suppress(TypeError, ValueError):  # a fast path for integers from 0 to 255: 6 % less time per request
         rows = numbers if len(numbers) == SIDE else [numbers]
         if {*map(len, rows)} == {SIDE**2 // len(rows)}:
             pixels = b"".join(map(bytes, rows))
@@ -192,7 +192,7 @@ def _base64(text: str | bytes) -> bytes:
         raise ImageError(f"expected a picture of at most {MAX_BYTES:,} bytes, found a larger one")
     try:
         return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
-    except ValueError as error:  # includes binascii.Error
+    except ValueError as error:  # binascii.Error is a ValueError
         raise ImageError(f"expected base64, found: {error}") from error
 
 

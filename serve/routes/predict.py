@@ -1,4 +1,4 @@
-"""POST /predict: decode the images, predict their digits, encode the response."""
+"""POST /predict: decode the images, classify them, encode the response."""
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ def blueprint(config: Config, release: Release, predictor: Predictor) -> Bluepri
         refuses_doubtful = "refuse" in request.args and query_parameter(request, "refuse", ("doubtful",), "")
         images = read_images(request, config, decoders)
         found = predictor.predict(images)
-        readable = found.probabilities.astype(np.float64).round(6).tolist()  # rounded here, but not in /v2
+        readable = found.probabilities.astype(np.float64).round(6).tolist()  # here to 6 decimals; /v2 does not round
         digits, doubtful = found.digits.tolist(), found.doubtful.tolist()
         predictions = [
             Prediction(digit, probabilities[digit], doubt, probabilities)

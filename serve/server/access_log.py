@@ -11,8 +11,8 @@ from serve.config import Networks
 from serve.server import logs, metrics
 
 ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# Most characters of a path in the log. In JSON, a character has at most 6 bytes, so a log line has at most 4,096 bytes.
-# Linux writes a line of this size to a pipe in one piece, never mixed with the lines of other processes.
+# Maximum number of characters of a path in the log. In JSON, a character has at most 6 bytes, so a log line has at most
+# 4,096 bytes. Linux writes a line of this size to a pipe in one piece, never mixed with the lines of other processes.
 LONGEST = 600
 # Routes that monitoring calls often. Successful requests to these routes are logged at level debug.
 PROBES = re.compile("/healthz|/readyz|/metrics|/v2/.*/(live|ready)")
@@ -64,9 +64,11 @@ def install(app: Flask, proxies: Networks) -> None:
 
 
 def _client(address: str, forwarded: str, proxies: Networks) -> str:
-    """Return the client's address: the last address that is not in `proxies`, in the list of `forwarded` and `address`.
+    """Return the client's address.
 
-    `address` is the connection's. `forwarded` is X-Forwarded-For: each proxy appends the address of its own client.
+    Of the addresses in `forwarded`, followed by `address`, it is the last one that is not in `proxies`, or the first
+    one if all are. `address` is the address of the connection. `forwarded` is the header X-Forwarded-For, to which each
+    proxy appends the address of its own client.
     """
     addresses = forwarded.split(",")
     while addresses and proxies and proxies.include(address):

@@ -28,7 +28,7 @@ def require_key(app: Flask, key: str) -> None:
         # Flask's request.authorization is not used, because it parses a key that contains "=" as parameters.
         scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not sent.strip():
-            found = "another form" if scheme else "none"  # another scheme, or Bearer without a key
+            found = "another form" if scheme else "none"  # another form: the scheme is not Bearer, or no key follows
             raise Unauthorized(f"expected Authorization: Bearer KEY, found {found}", None, WWWAuthenticate("bearer"))
         if not hmac.compare_digest(sent.strip().encode(), key.encode()):
             raise Unauthorized("expected the API key, found another key", None, WWWAuthenticate("bearer"))

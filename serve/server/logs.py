@@ -13,8 +13,8 @@ from gunicorn import glogging
 from gunicorn.config import Config as GunicornConfig
 
 STDERR = 2
-# Most characters of a message, and of a traceback, whose end is kept. Most lines then have at most 4,096 bytes, so that
-# Linux writes a line to a pipe in one piece.
+# Maximum number of characters of a message and of a traceback. Of a longer traceback, only the end is kept. Thus nearly
+# all lines have at most 4,096 bytes, and Linux writes such a line to a pipe in one piece.
 MAX_MESSAGE, MAX_TRACEBACK = 500, 2_500
 logger = logging.getLogger("serve")
 on_drop: Callable[[], object] | None = None  # called for each line that could not be written
@@ -65,7 +65,7 @@ def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[
     line = {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
     try:
         encoded = msgspec.json.encode(line)
-    except UnicodeEncodeError:  # surrogates, from a folder's name (MODEL_DIR) that is not UTF-8
+    except UnicodeEncodeError:  # MODEL_DIR is not UTF-8, so the line contains surrogates
         encoded = json.dumps(line).encode()
     try:
         os.write(STDERR, encoded + b"\n")

@@ -79,7 +79,7 @@ class Master(Arbiter):  # type: ignore[misc]
             return
         for _ in range(self.num_workers):
             self.spawn_worker()
-        self.manage_workers()  # stops the oldest workers, because there are now too many
+        self.manage_workers()  # stops the oldest workers until num_workers remain
 
 
 def post_fork(_server: Master, _worker: Worker) -> None:

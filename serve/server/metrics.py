@@ -21,15 +21,15 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 IN_FLIGHT = Gauge("digits_requests_in_flight", "Requests in progress.", multiprocess_mode="livesum")
-IMAGES = Counter("digits_images", "Images predicted.")
-DIGITS = Counter("digits_predictions", "Images predicted, by digit.", ["digit"])
+IMAGES = Counter("digits_images", "Images classified.")
+DIGITS = Counter("digits_predictions", "Images classified, by predicted digit.", ["digit"])
 CONFIDENCE = Histogram(
     "digits_confidence",
     "Probability of the predicted digit, per image.",
     # Nearly all digits have a confidence above 0.99. Many images that are not digits have a lower confidence.
     buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1),
 )
-DOUBTFUL = Counter("digits_doubtful", "Images predicted whose doubt is above the model's threshold.")
+DOUBTFUL = Counter("digits_doubtful", "Images classified whose doubt is above the model's threshold.")
 DROPPED = Counter("digits_log_lines_dropped", "Log lines that could not be written to standard error.")
 RESTARTS = Counter("digits_worker_restarts", "Workers that died and were replaced.")
 MODEL = Gauge(

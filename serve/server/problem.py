@@ -9,7 +9,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
 from serve.server.access_log import REQUEST_ID
 
-LONGEST = 1_000  # most characters of an error's detail
+LONGEST = 1_000  # characters of an error's detail; a longer detail is cut
 logger = logging.getLogger("serve")
 
 

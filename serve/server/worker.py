@@ -31,7 +31,8 @@ class Connection:
         self._socket = sock
         self.timeout: gevent.Timeout | None = None  # the timeout of the current request
         self.lingers = False  # whether the client may still be sending when the connection is closed
-        # The head of a response is kept here and sent with the body: 4 % less CPU time. b"": the head comes next.
+        # The head of a response, which is sent together with the body: this saves 4 % of CPU time. b"": the next data
+        # is the head of a response. None: data is sent immediately.
         self.held: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -53,7 +54,8 @@ class Connection:
             return
         data, self.held = (self.held or b"") + data, None
         try:
-            if self.timeout and not self.timeout.pending:  # the timeout has expired, and `data` is the response 408
+            # If the timeout has expired, `data` is the response 408. A new timeout limits the sending of this response.
+            if self.timeout and not self.timeout.pending:
                 self.timeout = gevent.Timeout.start_new(self.timeout.seconds, self.timeout.exception)
             self._socket.sendall(data)
         except Exception as error:
@@ -79,7 +81,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gevent worker that enforces REQUEST_TIMEOUT and fair scheduling of pipelined requests."""
 
     # A pipelined request arrives before the previous response is sent. In each iteration of the event loop, the worker
-    # serves one pipelined request, over all connections. Otherwise a new client would wait for all pipelined requests.
+    # serves at most one pipelined request, of any connection. Thus no new client waits for all pipelined requests.
     _pipelined = BoundedSemaphore()
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
@@ -88,7 +90,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> None:
         """Serve a request within REQUEST_TIMEOUT seconds, including the time to receive its body."""
-        from werkzeug.exceptions import RequestTimeout  # the master must not import it: see serve.server.master
+        from werkzeug.exceptions import RequestTimeout  # the master must not import werkzeug: see serve.server.master
 
         should_close = req.should_close
         req.should_close = lambda: should_close() or _is_unread(req.body)
@@ -123,7 +125,7 @@ def _is_unread(body: Any) -> bool:
 
 def _write_problem(sock: Connection, status: int, reason: str, detail: str) -> None:
     """Send application/problem+json (RFC 9457) in answer to a request that gunicorn cannot parse."""
-    from serve.server import problem  # the master must not import it: see serve.server.master
+    from serve.server import problem  # the master must not import Flask, as problem does: see serve.server.master
 
     request_id = secrets.token_hex(16)
     title = HTTPStatus(status).phrase

@@ -1,4 +1,4 @@
-"""compose.yaml: one or three replicas behind nginx serve the model that ships, or another model."""
+"""compose.yaml: one replica behind nginx serves the model that ships; three replicas serve another model."""
 
 import json
 import os
@@ -21,7 +21,7 @@ URL = "http://127.0.0.1:8000"
 def compose(docker, tmp_path):
     """Return a function that runs `docker compose` on a copy of compose.yaml and of the model that ships."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
-    # `up --wait` waits for the first health check, which by default comes after 10 seconds.
+    # `up --wait` waits for the first health check: here after 1 second, by default after 10 seconds.
     (tmp_path / "compose.override.yaml").write_text("services: {serve: {healthcheck: {interval: 1s}}}")
     shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]
@@ -55,7 +55,7 @@ def test_three_replicas_of_a_model_of_your_own_share_the_requests_and_killing_on
     replicas = compose("ps", "--quiet", "serve").split()
     scrapes = [requests.get(f"{URL}/metrics").text for _ in range(40)]
     hosts = {host for text in scrapes for host in re.findall(r'^digits_model_info\{.*host="(\w+)"', text, re.M)}
-    assert hosts == {container[:12] for container in replicas}  # the metrics name the replica
+    assert hosts == {container[:12] for container in replicas}  # the label `host` is the id of the replica's container
     with Load(8000, images, name=lambda answer, _: answer.getheader("X-Replica").split(", ")[-1]) as load:
         wait(lambda: len(load.answers) == 3 and min(load.answers.values()) > 20, PATIENCE, lambda: f"{load.answers}")
         docker("kill", replicas[0])

@@ -21,7 +21,6 @@ from train.paths import RELEASE, ROOT
 pytestmark = pytest.mark.images
 
 BASE = "python:3.13-slim-trixie"
-# Options of a hardened container with one core and 512 MiB.
 HARDENED = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
 HARDENED += ["--memory=512m", "--cpus=1"]
 
@@ -124,7 +123,7 @@ def test_sigterm_ends_with_code_0_within_the_grace_period_and_loses_nothing(dock
     container = serve(*HARDENED)
     with Load(container.port, images) as load:
         load.wait_for_responses()
-        docker("stop", "-t", "35", container.name)  # 35 s, as documented; then Docker kills it (code 137)
+        docker("stop", "-t", "35", container.name)  # after 35 s, as documented, Docker kills the container (code 137)
     assert container.inspect("{{.State.ExitCode}}") == "0"
     assert {status for status, _ in load.answers} == {200}
     assert [failure for failure in load.failures if failure[2]] == []

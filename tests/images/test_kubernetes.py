@@ -26,7 +26,7 @@ KSERVE = MANIFESTS["kserve/inferenceservice.yaml"]
 PREDICTOR = KSERVE["spec"]["predictor"]
 # Fields of an InferenceService's predictor (KServe 0.21) that a pod does not have; only the fields used here.
 OF_KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "deploymentStrategy"}
-POD = DEPLOYMENT["spec"]["template"]["spec"]  # KServe's pod is the same: test_kserve_runs_the_same_container
+POD = DEPLOYMENT["spec"]["template"]["spec"]  # equal to KServe's pod: see test_kserve_runs_the_same_container
 
 
 def container(pod):

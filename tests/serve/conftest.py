@@ -123,7 +123,7 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def exchange(self, sent: bytes) -> bytes:
-        """Send these bytes and no more. Return all that the service sends until it closes the connection."""
+        """Send `sent` and end the input. Return all that the service sends until it closes the connection."""
         with self.connect() as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
@@ -206,7 +206,10 @@ def service(tmp_path_factory) -> Iterator[Service]:
 
 
 def _starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
-    """Return a function that starts a service with a configuration. The service ends after the test or the module."""
+    """Return a function that starts a service with a configuration.
+
+    Every started service ends after the test (fixture `start`) or after the module (fixture `start_for_module`).
+    """
     folder, services = tmp_path_factory.mktemp("services"), []
 
     def start(**environment: object) -> Service:

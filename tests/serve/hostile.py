@@ -1,7 +1,7 @@
 """Hostile requests, and the measurement of their effect on other clients and on the worker's memory.
 
-`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request blocked or killed the worker
-of an earlier version, or could do so. Some pictures are made of bytes here, because Pillow cannot write them.
+`CASES` maps a name to a raw HTTP request, as an iterator of bytes. Each request could block or kill the worker, and
+some did so in an earlier version. Some pictures are made of bytes here, because Pillow cannot write them.
 """
 
 import gzip
@@ -28,8 +28,8 @@ from tests.serve.conftest import Service
 from train.paths import ROOT
 
 MIB = 2**20
-BODY = 16 * MIB  # MAX_BODY_BYTES by default
-PICTURE = 8 * MIB  # serve.pictures.decoder_pool.MAX_BYTES
+BODY = 16 * MIB  # bytes: the default of MAX_BODY_BYTES
+PICTURE = 8 * MIB  # bytes: serve.pictures.decoder_pool.MAX_BYTES
 ENDLESS = 10**12
 BLANK = Image.new("L", (28, 28), 128)
 
@@ -68,7 +68,7 @@ def packed(path: str, content_type: str, start: bytes, unit: bytes) -> Parts:
 
 
 def zeros(path: str, content_type: str) -> Parts:
-    """Return a request whose gzip body unpacks to zeros. Its unit is one packed MiB, which may be repeated."""
+    """Return a request whose gzip body unpacks to zeros. The repeated unit is one compressed MiB."""
     packer = zlib.compressobj(9, wbits=-15)
     mebibyte = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
     return packed(path, content_type, b"\x1f\x8b\x08" + bytes(7), mebibyte)
@@ -78,9 +78,6 @@ def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object
     content = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(content, kind, **options)
     return content.getvalue()
-
-
-# PNG
 
 
 def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
@@ -106,9 +103,6 @@ def png_small() -> bytes:
     return with_chunks(encode(page), texts * 15)
 
 
-# JPEG
-
-
 @cache
 def jpeg_of_many_scans(scans: int) -> bytes:
     """Return a progressive JPEG of 5000×5000 with its last scan repeated; each repetition refines every block."""
@@ -117,17 +111,12 @@ def jpeg_of_many_scans(scans: int) -> bytes:
     return content[:last] + content[last:-2] * scans + content[-2:]
 
 
-# WebP
-
-
 @cache
 def webp() -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (5_000, 5_000, 3), np.uint8)
     noise[:, :4_500] = 0  # with more noise, the file would exceed MAX_BYTES
     return encode(noise, "WEBP", lossless=True, method=0)
 
-
-# JSON and forms
 
 JSON, FORM, RAW = "application/json", "multipart/form-data; boundary=b", "application/octet-stream"
 INFER = "/v2/models/digits/infer"
@@ -151,7 +140,8 @@ def many(content: bytes, count: int) -> bytes:
     return (FILE + content + b"\r\n") * count + b"--b--\r\n"
 
 
-# A body is made before its connection is opened: the service closes idle connections. A name's first word is its kind.
+# Each function makes the body before `attack` opens the connection, because the service closes idle connections. The
+# first word of a name is the kind of the request.
 CASES: dict[str, Callable[[], Parts]] = {
     "PNG of many chunks": lambda: post(
         "image/png", with_chunks(encode(BLANK), png_chunk(b"teSt") * (PICTURE // 12 - 100))
@@ -207,7 +197,7 @@ class Bystander:
 
     def __init__(self, service: Service) -> None:
         self.statuses: Counter[int] = Counter()
-        self.blocked = 0.0  # maximum CPU time, in seconds, of the worker between a request and its answer
+        self.blocked = 0.0  # seconds: maximum CPU time of the worker from a request to its response
         self.memory = 0.0  # MiB: maximum resident memory of the worker and its decoders
         self._service, (self._worker,) = service, service.workers()
         self._stop = threading.Event()

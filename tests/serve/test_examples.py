@@ -9,7 +9,7 @@ import pytest
 
 from train.paths import ROOT
 
-ADDRESS = "127.0.0.1:8000"  # in the documentation
+ADDRESS = "127.0.0.1:8000"  # the service's address in the documentation
 
 
 def run(command, service):

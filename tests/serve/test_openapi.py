@@ -39,7 +39,7 @@ REACHED = {
     "v2InferVersion": {200, 400, 404, 405, 413},
     "v2Model": {200, 404, 405},
 }
-GENERATED = {"predict": 600, "v2Infer": 400, "v2InferVersion": 200}  # random requests; 50 for each other operation
+GENERATED = {"predict": 600, "v2Infer": 400, "v2InferVersion": 200}  # number of random requests; other operations: 50
 
 
 def example(name):
@@ -56,7 +56,7 @@ def test_document_describes_exactly_the_routes():
     served = {
         (method, rule.rule.replace("<", "{").replace(">", "}"))
         for rule in create_app(Config()).url_map.iter_rules()
-        for method in rule.methods - {"HEAD", "OPTIONS"}  # answered by Flask itself
+        for method in rule.methods - {"HEAD", "OPTIONS"}  # Flask itself answers these two methods
     }
     assert sorted(OPERATIONS.values()) == sorted(served)
 
@@ -88,7 +88,7 @@ def described(service, name):
         "phases": {"stateful": {"enabled": False}},  # requests do not affect each other
         "checks": {
             "positive_data_acceptance": {"expected-statuses": sorted(accepted)},
-            # An invalid request can also be too large.
+            # A request that does not match the schema can also be too large (413).
             "negative_data_rejection": {"expected-statuses": sorted(REFUSED | accepted & {413})},
         },
         "operations": [{"include-operation-id": other, "enabled": other == name} for other in OPERATIONS],

@@ -77,7 +77,7 @@ def test_shear_shifts_rows_in_proportion_to_their_distance_from_the_middle():
 def test_elastic_displacements_stay_within_the_limit_and_bend_a_line():
     torch.manual_seed(0)
     bent = replace(IDENTITY, elastic=1)(line(14, 500))
-    # The displacements of the two ends of the line. Their correlation is 1 for a mere shift, -1 for a mere rotation.
+    # The displacements of the two ends of the line. A shift alone gives the correlation 1, a rotation alone -1.
     columns = torch.arange(28)
     left, right = (centre(bent * ((columns - end).abs() <= 1))[:, 0] - 14 for end in (9, 18))
     # Bicubic interpolation overshoots its control points by up to 28 % per axis.

@@ -79,7 +79,7 @@ def test_model_over_the_parameter_budget_is_not_exported_and_other_settings_do_n
     assert not (tmp_path / "release").exists()
     checkpoint = (tmp_path / "Model_1" / "checkpoint.json").read_bytes()
     assert json.loads(checkpoint)["settings"]["seed"] == 7
-    other = tmp_path / "other" / tiny.name  # a data set of the same name
+    other = tmp_path / "other" / tiny.name  # another data set with the same name
     shutil.copytree(tiny, other)
     images = bytearray((other / "t10k-images-idx3-ubyte").read_bytes())
     images[-1] ^= 1
@@ -204,8 +204,8 @@ def interrupt(data: Path, out: Path, number: signal.Signals, after: int) -> tupl
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # with its own process group
-        # Handle SIGINT, as in a terminal or a container. Background jobs of a shell would ignore it.
+        start_new_session=True,  # the run gets its own process group
+        # Handle SIGINT, as in a terminal or a container. Background jobs of a shell would ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
@@ -236,7 +236,7 @@ def uninterrupted(tiny, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(available_cores() < 2, reason="needs two cores to train two models in parallel")
 def test_interrupted_and_resumed_run_gives_the_weights_of_an_uninterrupted_run(uninterrupted, tiny, tmp_path, capfd):
-    """Each run resumes the previous run, which was ended by Ctrl-C, SIGTERM, SIGKILL or an unwritable file."""
+    """Each run resumes the previous run. Ctrl-C, SIGTERM, SIGKILL and an unwritable file end one run each."""
     for after, number in ((2, signal.SIGINT), (4, signal.SIGTERM)):
         code, error = interrupt(tiny, tmp_path, number, after)
         assert code == 128 + number

@@ -42,7 +42,7 @@ def test_fit_detects_non_digits_and_does_not_change_the_network(network, data):
 
 
 def test_only_training_images_decide_the_head_and_only_validation_images_the_threshold(network, tiny, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # fork_rng warns of several GPUs by default
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # by default, fork_rng warns if there are several GPUs
     data, state = load(tiny), torch.random.get_rng_state()
     others = replace(data, validation=data.test, test=data.validation)
     one, other = (doubt.fit(network, each.train) for each in (data, others))

@@ -26,7 +26,7 @@ from train.progression import PROGRESSION
 from train.trainings import Trained
 
 ROOT = Path(__file__).parents[2]
-# All in one pytest worker, so that the graph is exported only once.
+# All tests of this file run in one pytest worker, so that the graph is exported only once.
 pytestmark = pytest.mark.xdist_group("export")
 OFF, ALL = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 PROVENANCE = {"source_revision": "then", "versions": {}, "device": "CPU"}
@@ -140,7 +140,7 @@ def test_full_disk_does_not_change_an_older_export(release, data, monkeypatch):
 
     def sync(descriptor):
         synced.append(descriptor)
-        if len(synced) == 3:  # after the graph and the weights, before the manifest
+        if len(synced) == 3:  # the third file is the manifest, after the graph and the weights
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
@@ -202,7 +202,7 @@ def test_verify_refuses_another_data_set(release, tiny):
 
 
 def test_verify_refuses_a_graph_with_external_data(release, data, monkeypatch):
-    """Such a graph is refused even if the file with its data is in the same folder."""
+    """A graph with external data is refused even if the file with its data is in the same folder."""
     model = onnx.load(release / "digits.onnx")
     onnx.save_model(model, release / "digits.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     assert (release / "weights").stat().st_size > 1_000
@@ -229,7 +229,7 @@ def test_verify_names_a_missing_file(name, release, data):
 
 @pytest.fixture
 def compare_with(graph, classifier, data, monkeypatch):
-    """Return a function that compares the graph with its network; `error` changes the outputs in one setting."""
+    """Return a function that compares the graph and its network; `error` changes the outputs at one size and level."""
     session = onnxruntime.InferenceSession
 
     def run(error, batch_size=64, level=ALL):
@@ -257,7 +257,7 @@ def change_digit(_probabilities, digit, _doubt):
 
 
 @pytest.mark.parametrize("level", [OFF, ALL])
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300: all images, for the size 10,000
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 300])  # 300: with batch size 10,000, all 300 images are one batch
 def test_one_wrong_digit_in_any_setting_is_refused(batch_size, level, compare_with):
     with pytest.raises(TrainError, match=r"of 300 test images differ in label \(\d+\).* image \d+: PyTorch \d, ONNX"):
         compare_with(change_digit, batch_size, level)

@@ -219,7 +219,7 @@ def edit_json(change):
     return edit
 
 
-# By name: a function that damages the checkpoint in a folder, and the expected error message.
+# Key: a name. Value: a function that damages the checkpoint in a folder, and the expected error message.
 DAMAGES = {
     "weights damaged": (lambda folder: (folder / WEIGHTS).write_bytes(b"others"), f"{WEIGHTS}: expected SHA-256"),
     "weights deleted": (lambda folder: (folder / WEIGHTS).unlink(), f"cannot read .*{WEIGHTS}"),

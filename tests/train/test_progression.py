@@ -34,7 +34,7 @@ class Small(nn.Sequential):
 def test_a_fourth_model_is_one_entry(subset, tmp_path, monkeypatch):
     experiment = replace(PROGRESSION["Model_3"], name="Model_4", network=Small)
     monkeypatch.setitem(PROGRESSION, "Model_4", experiment)
-    assert experiments()[-1] is experiment  # trained by default
+    assert experiments()[-1] is experiment  # a new model is trained by default
     options = ["--data", str(subset), "--out", str(tmp_path)]
     assert main(["--models", "Model_4", "--epochs", "2", *options]) == 0
     assert "## Model_4" in (tmp_path / "report.md").read_text()

@@ -41,7 +41,7 @@ def test_figures_are_those_of_the_checkpoints_and_the_manifest(trained):
         last = json.loads((trained / name / "checkpoint.json").read_text())["history"][-1]
         row = next(line for line in report.splitlines() if line.startswith(f"| {name} |"))
         assert f"| {100 * last['validation_accuracy']:.2f} % | **{100 * last['test_accuracy']:.2f} %** |" in row
-    assert "(99.36)" in report  # the reference's accuracy
+    assert "(99.36)" in report  # the reference's test accuracy of Model_2
     manifest = json.loads((trained / "release" / "manifest.json").read_text())
     for kind, share in manifest["doubt"]["caught"].items():
         assert f"| {kind} | {100 * share:.1f} % |" in report

@@ -22,7 +22,7 @@ from train.paths import ROOT
 from train.progression import PROGRESSION
 from train.studies import command_line, sentence, summarise
 
-pytestmark = pytest.mark.xdist_group("ray")  # in one pytest process, with one Ray cluster
+pytestmark = pytest.mark.xdist_group("ray")  # all tests of this file run in one process, with one Ray cluster
 EPOCHS = 4  # the minimum for the data set `tiny`
 
 
@@ -205,7 +205,7 @@ def stop_task_on(node) -> int | None:
     os.kill(pid, signal.SIGSTOP)
     if pid == task_on(node):
         return pid
-    os.kill(pid, signal.SIGCONT)  # the task has finished
+    os.kill(pid, signal.SIGCONT)  # the task finished before the signal
     return None
 
 

@@ -77,7 +77,7 @@ def test_children_end_with_a_parent_that_is_killed(training, tiny, tmp_path):
     try:
         if training:
             next(line for line in parent.stdout if "Test set:" in line)
-        else:  # two trainings and multiprocessing's resource tracker
+        else:  # the three children: two trainings and multiprocessing's resource tracker
             wait(lambda: len(children(parent.pid)) == 3, 240, lambda: "the children have not started")
         parent.kill()
         parent.wait()

@@ -78,7 +78,7 @@ TOO_COSTLY = {
 @pytest.mark.parametrize("resource", TOO_COSTLY)
 def test_a_picture_that_takes_too_much_is_refused_and_the_next_is_decoded(resource):
     decoders = DecoderPool(max_pixels=200_000_000)
-    with pytest.raises(ImageError, match=r"within 1 s of CPU time and 224 MiB of memory"):  # as docs/operation.md says
+    with pytest.raises(ImageError, match=r"within 1 s of CPU time and 224 MiB of memory"):  # as in docs/operation.md
         decoders.decode(TOO_COSTLY[resource]())
     assert decoders.decode(PHOTO).shape == (28, 28)
 
@@ -97,7 +97,7 @@ def test_a_photo_of_12_million_pixels_is_decoded_whatever_was_decoded_before(dec
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "1", "I;16"])
 def test_a_picture_in_any_mode_may_have_13_million_pixels_and_no_more(decoders, mode):
     digit = Image.open(io.BytesIO(SEVEN)).convert("L").resize((3_600, 3_600))
-    if mode == "RGBA":  # the memory limit has no room for a copy of a phone's photo
+    if mode == "RGBA":  # a phone's photo in RGBA is read without a copy, for which the memory limit has no room
         assert decoders.decode(encode(digit.convert(mode).resize((4_032, 3_024)), "WEBP", method=0)).max() == 255
     digit = Image.fromarray(np.asarray(digit, np.uint16) * 257) if mode == "I;16" else digit.convert(mode)
     assert decoders.decode(encode(digit, compress_level=1, transparency=0 if mode == "P" else None)).max() == 255
@@ -123,7 +123,7 @@ def test_a_process_that_is_killed_is_replaced(decoders, started):
 
 def test_a_signal_to_the_process_group_does_not_end_a_decoding_process(decoders, started):
     """Ctrl-C and systemd send a signal to every process of the service; the worker must still finish its requests."""
-    for count in (1, PROCESSES):  # the first process has just started
+    for count in (1, PROCESSES):  # number of processes; the first one has just started
         assert len(started) == count
         for child in started:
             child.send_signal(signal.SIGINT)
@@ -161,7 +161,7 @@ def test_the_number_of_processes_is_limited_and_they_exit_with_the_pool(started)
     decoders = DecoderPool(MAX_PIXELS)
     with ThreadPoolExecutor(16) as pool:
         assert len(list(pool.map(decoders.decode, [PHOTO] * 100))) == 100
-    assert len(running(started)) == len(started) == 2  # as docs/operation.md says
+    assert len(running(started)) == len(started) == 2  # docs/operation.md states this number
     del pool, decoders
     wait(lambda: not running(started), PATIENCE, lambda: "a process is still running")
 

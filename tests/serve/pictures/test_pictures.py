@@ -39,14 +39,14 @@ def on_page(pixels: np.ndarray, side: int, corner: tuple[int, int], size: tuple[
 
 
 def close(found: np.ndarray) -> bool:
-    """Return whether `found` is about SEVEN. Rounding of the centre may have shifted it by one pixel."""
+    """Return whether `found` is similar to SEVEN. Rounding of the centre may have shifted it by one pixel."""
     shifted = (np.roll(SEVEN, (y, x), axis=(0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1))
     return min(float(np.abs(found.astype(int) - other).mean()) for other in shifted) < 12
 
 
 GLARE = 105 * np.exp(-(np.hypot(*np.mgrid[-50:230, -250:30]) ** 2) / 900)  # upper right, brighter than ink is dark
 SHADE = 1 - 0.7 * np.outer(abs(np.arange(280) - 140) < 60, np.arange(280) < 30)  # on the left edge, as narrow as ink
-SCENES = {  # with little contrast of luminance, or with light and shadow that look like ink
+SCENES = {  # ink and background differ little in brightness, or light and shadow look like ink
     "glare": lambda pixels: Image.fromarray((150 + GLARE - 0.3 * np.asarray(enlarge(pixels))).astype(np.uint8)),
     "shadow on a turned sheet": lambda pixels: Image.fromarray(
         (on_page(pixels, 200, (50, 40), (280, 280)) * SHADE).astype(np.uint8)
@@ -90,7 +90,7 @@ def turned(form: str, orientation: int, turn: str) -> bytes:
 
 
 MODES = {"PNG": "1 L LA P RGB RGBA", "JPEG": "1 L RGB CMYK YCbCr", "WEBP": "L P RGB RGBA", "GIF": "1 L LA P RGB RGBA"}
-TURNS = {2: "FLIP_LEFT_RIGHT", 6: "ROTATE_90", 8: "ROTATE_270"}  # by Exif's orientation
+TURNS = {2: "FLIP_LEFT_RIGHT", 6: "ROTATE_90", 8: "ROTATE_270"}  # key: Exif's orientation
 SEVENS = {
     **{
         f"{form} {mode}": encode(drawn().convert("LA" if mode == "LA" else "RGB").convert(mode), form)
@@ -164,7 +164,7 @@ def test_dirt_is_ignored(level):
     assert accuracy(pages) >= 0.95
 
 
-@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # size of the filter; if negative: thinner strokes
+@pytest.mark.parametrize("width", [-7, -5, 9, 15, 21, 27])  # size of the filter; negative: strokes become thinner
 def test_strokes_of_any_width_are_read(width):
     change = (ImageFilter.MinFilter if width > 0 else ImageFilter.MaxFilter)(abs(width))
     assert accuracy(ImageOps.expand(drawn(pixels), 40, 255).filter(change) for pixels in IMAGES[:COUNT]) >= 0.95
@@ -224,7 +224,7 @@ METADATA = {
 
 
 @pytest.mark.parametrize("name", METADATA)
-@pytest.mark.parametrize("place", [33, -12])  # after the header and before the end
+@pytest.mark.parametrize("place", [33, -12])  # after the header, and before the last chunk
 def test_the_metadata_of_a_png_does_not_matter(name, place):
     content = encode(drawn())
     found = decode(content[:place] + METADATA[name] + content[place:])
@@ -261,7 +261,7 @@ def test_any_shape_gives_a_picture_or_an_image_error():
 def test_damage_gives_a_picture_or_an_image_error(form, mode):
     random = np.random.default_rng(0)
     whole = encode(drawn(side=60).convert(mode), form)
-    for end in 150 * [min(120, len(whole)), len(whole)]:  # end of the part that is damaged
+    for end in 150 * [min(120, len(whole)), len(whole)]:  # only bytes before `end` are changed
         damaged = bytearray(whole)
         for place in random.integers(0, end, 3):
             damaged[place] = int(random.integers(256))
@@ -269,7 +269,7 @@ def test_damage_gives_a_picture_or_an_image_error(form, mode):
         gives_picture_or_image_error(whole[: int(random.integers(len(whole)))])
 
 
-FORMS = {  # key: accuracy in % on all images: MNIST's 10,000 test images, or load_digits' 1,797 for other_hands
+FORMS = {  # key: accuracy in % on all images: 10,000 of MNIST; for other_hands, 1,797 of load_digits
     99.5: "plain",
     99.2: "enlarged inverted inverted_enlarged page_third page_tenth jpeg thin thick transparent",
     98.8: "photographed",
@@ -283,7 +283,7 @@ SAMPLE = 200  # images per form, the same in every run; `make pictures` measures
 
 
 def least(percent: float) -> float:
-    """Return the minimum accuracy of a sample: three standard errors less than `percent`, that of all images."""
+    """Return the minimum accuracy of a sample: three standard errors below `percent`, the accuracy on all images."""
     return percent - 3 * math.sqrt(percent * (100 - percent) / SAMPLE)
 
 

@@ -44,7 +44,7 @@ def test_a_zero_is_not_a_frame_for_dirt_inside_it():
     draw.ellipse([140, 140, 150, 150], fill=0)
     found = to_mnist(np.asarray(page))
     assert found[14, 14] == 0
-    assert found[:, 14].max() >= 254  # the maximum, 255, is beside this column
+    assert found[:, 14].max() >= 254  # the maximum of the image, 255, is in another column
 
 
 def test_a_thin_zero_is_not_a_frame_either_and_dirt_does_not_replace_a_digit_at_the_border():
@@ -80,7 +80,7 @@ def test_thinning_thick_strokes_does_not_remove_a_thinner_one():
     draw = ImageDraw.Draw(page)
     draw.ellipse([90, 20, 190, 120], fill=0)
     draw.ellipse([90, 160, 190, 260], fill=0)
-    draw.rectangle([129, 100, 151, 180], fill=0)  # joins the discs
+    draw.rectangle([129, 100, 151, 180], fill=0)  # a thinner stroke, which joins the two discs
     assert to_mnist(np.asarray(page))[14].max() > 100
 
 

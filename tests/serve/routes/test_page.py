@@ -17,7 +17,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("page"),  # in one pytest process, with one browser
+    pytest.mark.xdist_group("page"),  # all tests of this file run in one pytest process, with one browser
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"expected Chromium at {CHROMIUM}, found none"),
 ]
 
@@ -92,7 +92,7 @@ def page(visit) -> Page:
 
 @pytest.fixture
 def enlarged(images) -> Callable[..., bytes]:
-    """Return a function that returns the MNIST test image with this index, enlarged to 336×336."""
+    """Return a function that returns the MNIST test image with a given index, enlarged to 336×336."""
     return lambda index, kind="PNG": encode(np.kron(images[index], np.ones((12, 12), np.uint8)), kind)
 
 
@@ -118,7 +118,7 @@ def pixels(canvas: Locator) -> list[int]:
 
 
 def expect_digit(page: Page, digit: int) -> None:
-    """Wait until no request is pending and the page shows and announces this digit."""
+    """Wait until no request is pending and the page shows and announces `digit`."""
     expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#digit")).to_have_text(str(digit))
     expect(page.locator("#spoken")).to_have_text(re.compile(rf"^{digit}, (> )?\d+\.\d %$"))
@@ -165,7 +165,7 @@ def test_drawn_digits_are_recognised_and_announced_once(page):
         shares = [float(text.strip("> %")) for text in bars(page)]
         assert sum(shares) == pytest.approx(100, abs=0.6)  # ten values, each rounded to 0.1
         assert shares.index(max(shares)) == digit
-        until(page, "document.getAnimations().length === 0")  # the bars are animated
+        until(page, "document.getAnimations().length === 0")  # the bars no longer move
         assert page.locator(".bar").evaluate_all(widths) == pytest.approx(shares, abs=0.2)
         assert page.locator("#confidence").inner_text() == bars(page)[digit]
         said = page.evaluate("said")
@@ -273,7 +273,7 @@ def test_dropped_chosen_or_pasted_picture_is_shown_and_sent_unchanged_until_a_st
         give(page, kind, content)
         expect_digit(page, digit)
         expect(page.get_by_role("img", name="Paper: the picture")).to_be_visible()
-        assert ink(page) > 100_000  # the black background of MNIST's image
+        assert ink(page) > 100_000  # the black background of MNIST's image counts as ink
         sent = page.evaluate("async () => [sent.type, ...new Uint8Array(await sent.arrayBuffer())]")
         assert give is paste or sent == [f"image/{kind}", *content]  # the clipboard encodes a picture again
     before = bars(page), ink(page)
@@ -292,7 +292,7 @@ def test_file_that_is_not_a_picture_is_refused_with_a_message(visit):
     before = bars(page)
     drop(page, "svg+xml", b"seven")
     expect(status(page)).to_have_text("Expected a PNG, JPEG, WebP or GIF picture, found digit.svg+xml, image/svg+xml.")
-    assert bars(page) == before  # the drawing is kept
+    assert bars(page) == before  # the result of the drawing stays
     drop(page, "png", b"seven")
     expect(status(page)).to_have_text("Expected a PNG, JPEG, WebP or GIF picture, found 5 bytes of another format")
     expect_nothing(page)
@@ -337,7 +337,7 @@ def test_keyboard_reaches_every_control(page, enlarged):
     button(page, "Clear").focus()
     page.keyboard.press("Enter")
     expect_nothing(page)
-    expect(button(page, "Clear")).to_be_focused()  # also if there is nothing to clear
+    expect(button(page, "Clear")).to_be_focused()  # Clear keeps the focus, although nothing is left to clear
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="openapi.json")).to_be_focused()

@@ -134,7 +134,7 @@ def test_a_large_form_yields_to_the_event_loop_while_it_is_parsed(client, images
     monkeypatch.setattr(MultipartDecoder, "receive_data", lambda *piece: (done.append("parse"), receive(*piece))[1])
     parts = part("note", bytes(90_000)) + part("image", encode(images[0]), 'filename="7.png"') + b"--b--"
     assert digits(predict(client, parts, FORM)) == [7]
-    assert done == ["parse", "yield", "parse", "parse"]  # the last call is for the end of the body
+    assert done == ["parse", "yield", "parse", "parse"]  # the last "parse" is for the end of the body
 
 
 @pytest.mark.parametrize(("count", "content_type", "yields"), [(3, FORM, 2), (11, RAW, 1)], ids=["pictures", "pixels"])
@@ -155,7 +155,7 @@ ENCODINGS = {
     "GZIP": lambda body: gzip.compress(body[:99]) + gzip.compress(b"") + gzip.compress(body[99:]),
     "x-gzip": gzip.compress,
     "deflate": zlib.compress,
-    "Deflate": lambda body: (packer := zlib.compressobj(wbits=-15)).compress(body) + packer.flush(),  # headerless
+    "Deflate": lambda body: (packer := zlib.compressobj(wbits=-15)).compress(body) + packer.flush(),  # no zlib header
     "identity": lambda body: body,
 }
 
@@ -285,7 +285,7 @@ def test_a_picture_of_more_pixels_than_configured_is_refused(images, format):
 
 @pytest.fixture(scope="module")
 def shades():
-    """Return a function that predicts uniformly grey images. The doubt is the grey; images above 100 are doubtful."""
+    """Return a function that classifies uniformly grey images. An image is doubtful if its grey level is above 100."""
     client = create_app(Config(), make_release(threshold=100)).test_client()
 
     def shades(greys, query=""):
@@ -315,7 +315,7 @@ def test_the_shipped_model_doubts_turned_digits_and_few_upright_ones(images):
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/digits/infer"])
 def test_more_numbers_than_the_images_have_are_refused_before_they_are_parsed(client, path):
-    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed, but not parsed
+    answer = client.post(path, data=b'{"images":[' + b"0," * 5_000, content_type=JSON)  # malformed JSON, never parsed
     assert answer.status_code == 413
     assert "expected at most 4,920 numbers, enough for 5 images, found more" in answer.text
 

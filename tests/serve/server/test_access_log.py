@@ -38,7 +38,7 @@ def test_every_request_has_one_line_of_json(service, images):
     for path, method, body, expected in (
         ("/predict?preprocess=none", "POST", pixels, {"path": "/predict", "status": 200, "images": 3}),
         ("/v2/models/digits/infer", "POST", tensor, {"path": "/v2/models/digits/infer", "status": 200, "images": 2}),
-        ("/nowhere", "GET", None, {"path": "/nowhere", "status": 404}),  # an error of the client, not of the service
+        ("/nowhere", "GET", None, {"path": "/nowhere", "status": 404}),  # an error of the client has level info
     ):
         began = time.monotonic()
         line = logged(service, f"order-66_a.b:{path[1]}", path, method, body, **RAW)

@@ -13,8 +13,8 @@ from tests.serve.hostile import CASES, INFER, JSON, RAW, Bystander, attack, head
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-LATE = 5  # seconds: the limit of the worker's CPU time between another client's request and its answer
-MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: limits for a worker and its decoders, at 1 and at 16 requests
+LATE = 5  # seconds: limit of the worker's CPU time from a request of another client to its response
+MEMORY, MEMORY_OF_16 = 512, 1024  # MiB: limits for the worker with its decoders, at 1 and at 16 hostile requests
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def check(bystander):
     assert bystander.memory < MEMORY
 
 
-# Each of these keeps its connection open until the service closes the connection, LINGER seconds after its response.
+# Each of these cases sends data until the service closes the connection, LINGER seconds after the response.
 ENDLESS = [name for name in CASES if name.startswith("endless")]
 
 
@@ -40,8 +40,10 @@ def test_endless_requests_at_once_get_responses_and_do_not_harm_others(victim):
     with Bystander(victim) as bystander, ThreadPoolExecutor(len(ENDLESS)) as pool:
         statuses = dict(zip(ENDLESS, pool.map(lambda name: attack(victim, CASES[name]()), ENDLESS), strict=True))
     check(bystander)
-    malformed = {400, 408}  # 408 if the machine is so busy that the timeout comes before the limit of bytes
-    refused = {"/nowhere": {404}, "trailers": malformed, "extension": malformed}  # key: last word of the name
+    # 400 when gunicorn's limit for trailers or for a chunk extension is reached; 408 if the machine is so busy that the
+    # timeout comes first.
+    malformed = {400, 408}
+    refused = {"/nowhere": {404}, "trailers": malformed, "extension": malformed}  # key: last word of the case's name
     for name, status in statuses.items():
         assert status in refused.get(name.split()[-1], {408, 413}), name
 
@@ -105,7 +107,7 @@ def test_a_connection_whose_body_was_not_read_is_closed(victim):
 
 
 def test_100_continue_is_sent_for_a_body_within_the_limit_only(victim, images):
-    """A larger body is refused before the client sends it (RFC 9110, section 10.1.1)."""
+    """A body above the limit is refused before the client sends it (RFC 9110, section 10.1.1)."""
     for size, answer in ((99_999_999, b"HTTP/1.1 413 "), (784, b"HTTP/1.1 100 Continue\r\n\r\n")):
         with victim.connect() as connection:
             connection.sendall(head("/predict", RAW, f"Content-Length: {size}", "Expect: 100-continue"))

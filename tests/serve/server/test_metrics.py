@@ -37,7 +37,7 @@ def test_metrics_count_requests_over_all_workers(service, images):
     assert [change(before, after, "digits_predictions_total", digit=str(digit)) for digit in (7, 1, 2)] == [20, 40, 0]
     assert change(before, after, "digits_request_duration_seconds_count", route="/predict") == 21
     assert 0 < change(before, after, "digits_request_duration_seconds_sum", route="/predict") < took
-    assert after[IN_FLIGHT] == 1  # the request for the metrics itself
+    assert after[IN_FLIGHT] == 1  # the request for the metrics is in flight itself
     # Wait, because a worker that has just started does not yet export this metric.
     service.wait(lambda: service.metrics()["digits_model_info", MODEL] == len(service.workers()))
 
@@ -78,5 +78,5 @@ def test_metrics_are_continued_after_a_reload_and_a_death_and_count_the_deaths(s
         after = service.metrics()
         assert change({}, after, "digits_requests_total", route="unmatched", method="any", status="404") == count
         assert (after[RESTARTS], after[IN_FLIGHT]) == (died, 1)
-        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # until the old worker is not counted
+        service.wait(lambda: service.metrics()["digits_model_info", MODEL] == 2)  # the old worker is no longer counted
     assert service.stop() == 0

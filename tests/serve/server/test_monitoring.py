@@ -76,13 +76,13 @@ def prometheus(folder, target):
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FOLDER / file) for file in config["rule_files"]]
     (scraped,) = config["scrape_configs"]
-    del scraped["dns_sd_configs"]  # only for Docker's DNS
+    del scraped["dns_sd_configs"]  # finds targets by Docker's DNS, which is not used here
     scraped["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     address, log = f"127.0.0.1:{free_port()}", folder / "prometheus.log"
     with log.open("wb") as file:
         command = ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}"]
-        process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file)  # its data are in `folder`, too
+        process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=file)  # writes to `folder`
 
     def ask(path, **parameters):
         answer = requests.get(f"http://{address}/api/v1/{path}", parameters, timeout=PATIENCE)
@@ -105,7 +105,7 @@ def test_a_real_prometheus_answers_the_dashboard_and_fires(start, images, tmp_pa
     with prometheus(tmp_path, target) as ask:
 
         def has_data(query):
-            # Send 1,000 images: of the first 100, 2 % are an 8, which is the limit of the alert DigitsFarFromUniform.
+            # Send 1,000 images: of the first 100, 2 % are 8s, the limit below which DigitsFarFromUniform fires.
             assert service.predict(images[:1_000]).ok
             found = ask("query", query=query.replace("$__rate_interval", "1m"))["result"]
             return found and all(math.isfinite(float(series["value"][1])) for series in found)

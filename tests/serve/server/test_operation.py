@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_harms_no_worker(start, small_disk, images):
         assert requests.get(service.url + path, timeout=PATIENCE).status_code in (200, 404)
     assert service.predict(images[:1]).ok
     large = requests.post(f"{service.url}/predict", files={"image": bytes(1_000_000)}, timeout=PATIENCE)
-    assert large.status_code == 422  # uploads need no temporary file
+    assert large.status_code == 422  # not 500: an upload needs no temporary file
     assert service.workers() == workers
     service.reload()
     service.wait(lambda: answers(service.url))
@@ -80,7 +80,7 @@ def test_a_reload_replaces_every_worker_and_the_shutdown_does_not_wait_for_it(st
     assert service.process.wait(PATIENCE) == 0
 
 
-# Takes away what macOS lacks. Python runs this file, sitecustomize.py, in every process of the service.
+# Content of sitecustomize.py, which Python runs at the start of each process. It removes what macOS does not have.
 WITHOUT_LINUX = """
 import io, os, resource
 del os.posix_fallocate, os.sched_getaffinity

@@ -64,7 +64,7 @@ def patient(start_for_module):
 def test_a_large_batch_does_not_starve_new_connections(patient, images):
     answered = 0
     with ThreadPoolExecutor() as pool:
-        url = f"{patient.url}/predict?preprocess=mnist"  # seconds of work, with pauses for other requests
+        url = f"{patient.url}/predict?preprocess=mnist"  # takes seconds; meanwhile, other requests must be served
         batch = pool.submit(requests.post, url, images[:5_000].tobytes(), headers=RAW)
         while not batch.done():
             assert requests.get(f"{patient.url}/healthz").ok
@@ -106,12 +106,12 @@ def test_a_killed_worker_loses_only_its_requests_in_flight(start, images):
             load.wait_for_responses()
             before = len(load.failures)
             service.kill_worker()
-            load.wait_for_responses()  # clients whose request was lost have been served again
+            load.wait_for_responses()  # now each client has new responses, also a client whose request was lost
             clients = [client for client, *_ in load.failures[before:]]
-            assert len(set(clients)) == len(clients)  # no client failed twice per kill
+            assert len(set(clients)) == len(clients)  # each kill fails at most one request per client
             after = len(load.failures)
             load.wait_for_responses()
-            assert load.failures[after:] == []  # and no request failed later
+            assert load.failures[after:] == []
     assert {status for status, _ in load.answers} == {200}
     assert load.answers.total() > 1_000
 
@@ -132,10 +132,11 @@ def test_a_model_reload_fails_no_request_and_sigterm_finishes_those_accepted(sta
         assert load.failures == []
         assert service.stop() == 0
     assert set(load.answers) == {(200, version) for version in versions}
-    # A kept-alive connection never fails; a new connection is refused.
+    # After SIGTERM, no request on a kept-alive connection fails. New connections are refused. Connections that
+    # were still in the accept queue are reset.
     assert [failure for failure in load.failures if failure[2]] == []
     assert {what for _, what, _ in load.failures} <= {"ConnectionRefusedError", "ConnectionResetError"}
-    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8  # connections in the accept queue
+    assert sum(what == "ConnectionResetError" for _, what, _ in load.failures) <= 8
 
 
 def test_an_invalid_new_model_is_refused(start, images, model_dir):
@@ -148,7 +149,7 @@ def test_an_invalid_new_model_is_refused(start, images, model_dir):
         assert str(model_dir) in refusals[-1]["message"]
         assert service.predict(images[:1]).ok
         assert service.workers() == [worker]
-    service.kill_worker()  # the new worker serves the old model, too
+    service.kill_worker()  # the worker that replaces it serves the old model, too
     service.wait(lambda: answers(service.url))
     assert service.predict(images[:1]).ok
 
@@ -197,7 +198,8 @@ def test_memory_does_not_grow(patient, images):
 
     def memory():
         """Return the worker's own memory in kB. Pss would change when other processes load the same libraries."""
-        (pid,) = patient.workers()  # one worker: another could get its first request after `early`
+        # One worker: of several, one might get its first request, and grow, only after `early` is measured.
+        (pid,) = patient.workers()
         return int(re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1])
 
     with ThreadPoolExecutor(4) as pool:

@@ -18,7 +18,7 @@ from train.paths import RELEASE, ROOT
 # As on Windows, fcntl cannot be imported: a module that is None in sys.modules raises ImportError.
 WITHOUT_FCNTL = "import runpy, sys; sys.modules['fcntl'] = None; runpy.run_module('serve', run_name='__main__')"
 HOST = "HOST: expected an address of this machine, found '{}': .*; unset HOST, or set it to 127.0.0.1 or 0.0.0.0"
-CONDA = "x86_64-conda-linux-gnu.invalid"  # like conda's HOST
+CONDA = "x86_64-conda-linux-gnu.invalid"  # conda sets HOST to such a name
 
 
 def refused(*options, **environment):
