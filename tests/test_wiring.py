@@ -24,8 +24,7 @@ from tests.processes import make
 from train.paths import ROOT
 
 DEFAULT = Config()
-# The settings that are passed to a container unchanged. The image sets HOST and PORT. The model's folder is mounted at
-# /model.
+# Settings passed to a container unchanged. The image sets HOST and PORT; the model's folder is mounted at /model.
 SETTINGS = {field.name.upper() for field in fields(Config)} - {"HOST", "PORT", "MODEL_DIR"}
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 NGINX = (ROOT / "docker/nginx/nginx.conf").read_text()

@@ -40,8 +40,7 @@ def test_endless_requests_at_once_get_responses_and_do_not_harm_others(victim):
     with Bystander(victim) as bystander, ThreadPoolExecutor(len(ENDLESS)) as pool:
         statuses = dict(zip(ENDLESS, pool.map(lambda name: attack(victim, CASES[name]()), ENDLESS), strict=True))
     check(bystander)
-    # 400 when gunicorn's limit for trailers or for a chunk extension is reached; 408 if the machine is so busy that the
-    # timeout comes first.
+    # 400 at gunicorn's limit for trailers or a chunk extension; 408 if a busy machine reaches the timeout first.
     malformed = {400, 408}
     refused = {"/nowhere": {404}, "trailers": malformed, "extension": malformed}  # key: last word of the case's name
     for name, status in statuses.items():
