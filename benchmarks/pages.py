@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 
 
 def fill(page: str, figures: dict[str, str]) -> str:
-    """Return `page` with each of the `figures` in place of the text from `<!-- NAME -->` to `<!-- /NAME -->`.
+    """Return `page` with each of the `figures` in place of the text between `<!-- NAME -->` and `<!-- /NAME -->`.
 
     Prose is wrapped at 120 columns; tables keep their lines. Raises ValueError if a place is missing or not unique.
     """

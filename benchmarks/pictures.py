@@ -132,7 +132,7 @@ def _sample(name: str, numbers: NDArray[Any], digits: Pixels) -> tuple[Pixels, P
 
 
 def render_all(name: str, numbers: NDArray[Any], digits: Pixels) -> list[bytes]:
-    """Render digits, uint8 [N, H, W], in a form. The index of a digit seeds its random generator."""
+    """Render digits, uint8 [N, H, W], in the form `name`. Their indices, `numbers`, seed the random generators."""
     seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 

@@ -71,7 +71,7 @@ def _one_at_a_time(experiment: Experiment, workers: int) -> float:
 
 
 def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
-    """Return the seconds of STEPS training steps. The step before them, which starts the worker, is not timed."""
+    """Return the seconds of STEPS training steps. The step before them, which starts any worker, is not timed."""
     network.train()
     correct, start = 0, 0.0
     for number, (images, labels) in enumerate(loader):

@@ -315,7 +315,7 @@ def _fitted(images: Tensor) -> Tensor:
         first, end = used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)
         middles.append((first + end) / 2)
         lengths.append(end - first)
-    # Sample positions in pixels of the input: SAMPLES × SAMPLES per output pixel.
+    # Sample SAMPLES × SAMPLES positions per output pixel. grid_sample expects x and y from -1 to 1 inside the image.
     scale = torch.maximum(*lengths).float() / BOX
     offsets = (torch.arange(SIDE * SAMPLES) + 0.5) / SAMPLES - SIDE / 2
     x, y = (

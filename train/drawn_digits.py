@@ -105,7 +105,7 @@ def _ink(strokes: str, count: int, random: Generator) -> Tensor:
 
 
 def _path(stroke: str, count: int, random: Generator) -> Tensor:
-    """Sample the points of a `stroke` `count` times: [count, P, x and y]."""
+    """Sample one stroke of a style `count` times, each as P points of a polyline or curve: [count, P, x and y]."""
     ranges = [[value.split(":") for value in point.split(",")] for point in stroke.lstrip("~").split()]
     first, last = (torch.tensor([[float(value[end]) for value in point] for point in ranges]) for end in (0, -1))
     points = torch.lerp(first, last, torch.rand(count, len(first), 1, generator=random))

@@ -46,7 +46,7 @@ def _gpu_fault() -> str:
         return "none"
     try:
         torch.ones(1, device="cuda").add(1).item()
-    except (RuntimeError, AssertionError) as error:  # the driver is too old, or torch has no kernels for this GPU
+    except (RuntimeError, AssertionError) as error:  # for example, torch has no kernels for this GPU
         return f"one that torch {torch.__version__} cannot use ({str(error).partition(chr(10))[0]})"
     return ""
 

@@ -213,7 +213,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
 
 
 def _train_remotely(training: Training, data: Data) -> tuple[TrainError | None, dict[str, bytes]]:
-    """Train on another machine, and return the error, if any, and the checkpoint's files."""
+    """Train, as a Ray task on any node of the cluster. Return the error, if any, and the checkpoint's files."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)

@@ -193,11 +193,11 @@ def _base64(text: str | bytes) -> bytes:
     try:
         return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except ValueError as error:  # binascii.Error is a ValueError
-        raise ImageError(f"expected base64, found: {error}") from error
+        raise ImageError(f"expected base64, found invalid base64: {error}") from error
 
 
 def _from_text(text: bytes) -> bytes | None:
-    """Return the picture that `text` contains as base64 or as a data URL, or None if `text` contains no picture."""
+    """Return the picture that `text` contains as base64, or the content of a base64 data URL; otherwise None."""
     with suppress(ImageError):
         content = _base64(text)
         if text.startswith(b"data:") or format_of(content):
