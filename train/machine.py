@@ -41,7 +41,7 @@ def pick(name: str) -> torch.device:
 
 
 def _gpu_fault() -> str:
-    """Return why the GPU cannot be used, or an empty text if a kernel runs on it."""
+    """Return what an error message found instead of a usable GPU, or an empty text if a kernel runs on the GPU."""
     if not torch.cuda.is_available():
         return "none"
     try:

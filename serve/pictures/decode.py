@@ -102,7 +102,7 @@ def _without_metadata(png: bytes) -> bytes:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return an opaque picture in mode L or RGB, reduced by an integer factor to a side of about DECODED_SIDE."""
+    """Return an opaque picture in mode L or RGB. A large one is reduced by an integer factor, to about DECODED_SIDE."""
     factor = max(1, round(max(image.size) / DECODED_SIDE))
     if image.mode[0] in "IF":  # more than 8 bits per pixel: scale the largest value to 255
         values = np.asarray(image, np.float32)  # Pillow's own conversion of mode I;16 would clip values at 255
@@ -113,7 +113,7 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Fill transparent pixels with the median of the opaque pixels. If most are transparent, use black or white."""
+    """Fill transparent pixels with the median of the opaque ones; if most are transparent, white or black, unlike ink."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0

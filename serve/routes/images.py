@@ -122,7 +122,7 @@ def _raw_pixels(content: bytes) -> list[Source]:
 
 
 def _form(request: Request) -> list[Source]:
-    """Return the pictures of a form, in the order sent: files in any field, and text fields with base64."""
+    """Return the pictures of a form, in the order sent: files in any field, and text fields that contain a picture."""
     pictures: list[Source] = []
     for content, is_file in read_form(request):
         picture = content if is_file or format_of(content) in FORMATS else _from_text(content)
