@@ -73,7 +73,7 @@ def _at_8x8(digit: Picture, _: Generator) -> bytes:
 
 
 def _counted(digit: Picture, random: Generator, stretched: bool = False) -> bytes:
-    """Render a digit at 8×8, like scikit-learn's load_digits: fit the ink into 32×32 bits, count them per 4×4 block."""
+    """Render a digit at 8×8, like scikit-learn's load_digits: fit it into 32×32 bits, count the ink per 4×4 block."""
     ink = _cropped(digit)
     if stretched:  # 32 pixels high and 20 wide, but at most twice as wide as with the right aspect ratio
         ink = ink.resize((max(2, min(20, round(64 * ink.width / ink.height))), 32), Resampling.BICUBIC)
@@ -164,14 +164,14 @@ def _blurred(values: NDArray[Any], radius: float) -> Floats:
 def _shot(
     scene: Floats, random: Generator, noise: float, quality: int = 82, blur: float = 0.6, **options: Any
 ) -> bytes:
-    """Return a scene of 0–1, [H, W] or [H, W, 3], as a blurred JPEG, with `noise`, a deviation in grey levels."""
+    """Blur a scene of 0–1, [H, W] or [H, W, 3]; add noise (standard deviation `noise` in grey levels); return a JPEG."""
     values = _blurred(scene.clip(0, 1) * 255, blur)
     values = values + noise * random.standard_normal(values.shape, np.float32)
     return _encoded(values.clip(0, 255), quality, **options)
 
 
 def _lines(angle: float, spacing: float, phase: float, thick: float) -> Floats:
-    """Return each pixel's coverage by parallel lines, float32 [H, W]. Angle 0, in radians, is horizontal."""
+    """Return each pixel's coverage by parallel lines, float32 [H, W]. `angle` is in radians; 0 is horizontal."""
     place = (_turned(*_axes(), angle)[1] + phase) % spacing
     return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
 
@@ -317,7 +317,7 @@ def _corners(random: Generator, cut_off: bool = False) -> Floats:
 
 
 def _table(random: Generator, lightest: float, darkest: float = 0.03, grain: float = 0.06) -> Floats:
-    """Return a table top, float32 [H, W]: one level from `darkest` to `lightest`, with wood grain of up to ±`grain`."""
+    """Return the grey levels of a table, float32 [H, W]: one of `darkest` to `lightest`, plus grain of up to ±`grain`."""
     x, y = _axes()
     levels = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, grain)
     return np.asarray(random.uniform(darkest, lightest) + levels, np.float32)

@@ -24,7 +24,7 @@ MultiProcessCollector(METRICS)
 
 @cache
 def session():
-    """Return this process's ONNX Runtime session of the graph in the file that the variable GRAPH names."""
+    """Return this process's ONNX Runtime session. The environment variable GRAPH is the path of the graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(os.environ["GRAPH"], options)

@@ -123,7 +123,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def metadata(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return the graph's metadata properties, given the manifest's fields. Values that are no text become JSON."""
+    """Return the graph's metadata properties, given the manifest's fields. Values other than texts become JSON."""
     return {
         name: manifest[name] if isinstance(manifest[name], str) else json.dumps(manifest[name], sort_keys=True)
         for name in METADATA

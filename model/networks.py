@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def block(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
-    """Convolution (square, no padding), batch normalisation, ReLU: [N, inputs, H, W] → [N, outputs, H', W']."""
+    """Convolution without padding, batch normalisation, ReLU: [N, inputs, H, W] → [N, outputs, H', W']."""
     # No bias: batch normalisation subtracts the mean and would thus cancel a bias.
     return [nn.Conv2d(inputs, outputs, kernel, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 

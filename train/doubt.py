@@ -301,7 +301,7 @@ def _some_strokes(paths: Tensor, fewest: int, random: Generator) -> Tensor:
 
 
 def _mapped(images: Tensor, maps: list[Tensor]) -> Tensor:
-    """Resample `images`, float [N, H, H], by maps from output to input, [a, b, c, d], each [N]; scale ink to BOX."""
+    """Resample `images`, float [N, H, H], by matrices a, b, c, d, each [N], from output to input; scale ink to BOX."""
     theta = F.pad(torch.stack(maps, dim=1).view(-1, 2, 2), (0, 1))  # no shift
     grid = F.affine_grid(theta, [len(images), 1, *images.shape[1:]], align_corners=False)
     return _fitted(F.grid_sample(images[:, None], grid, align_corners=False)[:, 0])

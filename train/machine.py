@@ -41,7 +41,7 @@ def pick(name: str) -> torch.device:
 
 
 def _gpu_fault() -> str:
-    """Return what an error message found instead of a usable GPU, or an empty text if a kernel runs on the GPU."""
+    """Return, for a message, what was found instead of a usable GPU, or an empty text if a kernel runs on the GPU."""
     if not torch.cuda.is_available():
         return "none"
     try:

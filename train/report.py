@@ -89,7 +89,7 @@ def _comparison(trained: list[Trained]) -> str:
 
 
 def section(model: Trained, test_images: int) -> str:
-    """Return the section on `model`: target, recipe, goal, over-fitting, time, layers. `test_images` is a number."""
+    """Return a model's section: target, recipe, goal, over-fitting, time, layers. `test_images`: size of the test set."""
     history, last, parameters = model.history, model.history[-1], parameter_count(model.network)
     short = TARGET_ACCURACY - last.test_accuracy
     misses = [f"accuracy {100 * short:.2f} points too low"] * (short > 0)

@@ -105,7 +105,7 @@ def png_small() -> bytes:
 
 @cache
 def jpeg_of_many_scans(scans: int) -> bytes:
-    """Return a progressive JPEG of 5000×5000 with its last scan `scans` times; each time, it refines every block."""
+    """Return a progressive JPEG of 5000×5000 whose last scan, which refines every block, occurs `scans` times."""
     content = encode(Image.new("L", (5_000, 5_000), 128), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + content[-2:]
