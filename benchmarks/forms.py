@@ -164,7 +164,7 @@ def _blurred(values: NDArray[Any], radius: float) -> Floats:
 def _shot(
     scene: Floats, random: Generator, noise: float, quality: int = 82, blur: float = 0.6, **options: Any
 ) -> bytes:
-    """Blur a scene of 0–1, [H, W] or [H, W, 3]; add noise (standard deviation `noise` in grey levels); return a JPEG."""
+    """Blur a scene of 0–1, [H, W] or [H, W, 3]; add noise (standard deviation: `noise` grey levels); return a JPEG."""
     values = _blurred(scene.clip(0, 1) * 255, blur)
     values = values + noise * random.standard_normal(values.shape, np.float32)
     return _encoded(values.clip(0, 255), quality, **options)
@@ -317,7 +317,7 @@ def _corners(random: Generator, cut_off: bool = False) -> Floats:
 
 
 def _table(random: Generator, lightest: float, darkest: float = 0.03, grain: float = 0.06) -> Floats:
-    """Return the grey levels of a table, float32 [H, W]: one of `darkest` to `lightest`, plus grain of up to ±`grain`."""
+    """Return a table's grey levels, float32 [H, W]: one of `darkest` to `lightest`, plus grain of up to ±`grain`."""
     x, y = _axes()
     levels = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, grain)
     return np.asarray(random.uniform(darkest, lightest) + levels, np.float32)

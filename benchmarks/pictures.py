@@ -87,7 +87,7 @@ def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
 
 
 def load_sources(train: bool, count: int | None) -> dict[str, Source]:
-    """Return, by form, test digits or (`train`) TUNING training digits: all, or a sample of `count`, always the same."""
+    """Return, by form, test digits or (`train`) TUNING training digits: all, or a fixed sample of `count`."""
     if train:
         digits, labels = mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]

@@ -152,7 +152,7 @@ def draw_strokes(segments: Tensor, random: Generator, filled: Tensor | None = No
 
 
 def centred(ink: Tensor) -> Tensor:
-    """Convert `ink`, [N, 28, 28] of 0–1, to uint8; move its centre of mass to the middle, by up to 4 pixels per axis."""
+    """Convert `ink`, [N, 28, 28] of 0–1, to uint8; move its centre of mass to the middle, at most 4 pixels per axis."""
     images = (255 * ink).round().to(torch.uint8)
     mass, positions = images.sum(dim=(1, 2)).clip(1), torch.arange(SIDE)
     centres = [(images.sum(dim=3 - axis) * positions).sum(dim=1) / mass for axis in (1, 2)]  # row and column

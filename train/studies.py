@@ -71,7 +71,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
 
 
 def _networks() -> list[tuple[Experiment, int]]:
-    """Return each experiment of the frontier and its number of seeds. The width of Model_3 is the experiment Model_3."""
+    """Return each experiment of the frontier and its number of seeds. Model_3's width is the experiment Model_3."""
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():

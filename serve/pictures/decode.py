@@ -16,7 +16,7 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, Pillow modes other than L, RGB: they need up to 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency and Pillow modes other than L and RGB: up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of each format; formats that are not in FORMATS are only named in errors
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
@@ -113,7 +113,7 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Fill transparent pixels with the opaque pixels' median; if most are transparent, white for dark ink, else black."""
+    """Fill transparent pixels with the opaque pixels' median; if most are transparent, white (dark ink) or black."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0
