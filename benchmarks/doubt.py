@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _methods(classifier: DigitClassifier, data: Data) -> Callable[[Tensor], dict[str, NDArray[np.float32]]]:
-    """Return a function from images, uint8 [N, 28, 28], to scores by method. A larger score means less like a digit."""
+    """Return a function from images, uint8 [N, 28, 28], to each method's scores, [N]. Larger: less like a digit."""
     logits, (features, _) = doubt.extract_features(classifier.network, data.train.images[:MAHALANOBIS_IMAGES])
     digits = logits.argmax(dim=1)
     means = torch.stack([features[digits == digit].mean(dim=0) for digit in range(10)])

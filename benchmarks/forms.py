@@ -58,7 +58,7 @@ def _page(digit: Picture, random: Generator, height: int) -> bytes:
 
 
 def pair(first: Picture, second: Picture, random: Generator) -> bytes:
-    """Return a picture of two digits beside each other, 0.1 to 0.8 of a digit's height apart, black on white."""
+    """Return a PNG of two digits beside each other, with a gap of 15 to 120 pixels, black on white."""
     page = Image.new("L", (560, 300), 255)
     left = int(random.integers(20, 60))
     for digit in (first, second):
@@ -73,7 +73,7 @@ def _at_8x8(digit: Picture, _: Generator) -> bytes:
 
 
 def _counted(digit: Picture, random: Generator, stretched: bool = False) -> bytes:
-    """Reduce a digit to 8×8 like scikit-learn's load_digits: scale it to 32×32 bits, count the ink per 4×4 block."""
+    """Render a digit at 8×8, like scikit-learn's load_digits: fit it into 32×32 bits, count the ink per 4×4 block."""
     ink = _cropped(digit)
     if stretched:  # 32 pixels high and 20 wide, but at most twice as wide as with the right aspect ratio
         ink = ink.resize((max(2, min(20, round(64 * ink.width / ink.height))), 32), Resampling.BICUBIC)
@@ -87,7 +87,7 @@ def _counted(digit: Picture, random: Generator, stretched: bool = False) -> byte
 
 
 def _stroke_width(mask: NDArray[np.bool_]) -> float:
-    """Return the stroke width in pixels: twice the area of the ink divided by the length of its outline."""
+    """Return the stroke width of `mask`, [H, W], in pixels: twice the ink's area divided by its outline's length."""
     steps = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # about 4/π times the outline's length
     return 2 * float(mask.sum()) / (float(steps) * np.pi / 4)
 
@@ -113,8 +113,8 @@ def _scene(
 ) -> tuple[Floats, Box]:
     """Return the coverage of each pixel by the digit's ink, float32 [H, W], and the digit's box.
 
-    The digit is rotated by up to 8°. Its longer side is a random share of the picture's shorter side. Its position is
-    random.
+    The digit is rotated by up to 8°. Its longer side is a random share, in the range `share`, of the picture's shorter
+    side. Its position is random.
     """
     ink = _cropped(_enlarged(digit).rotate(random.uniform(-8, 8), Resampling.BICUBIC))
     ink = _scaled(ink, min(size) * random.uniform(*share) / max(ink.size), Resampling.LANCZOS)
@@ -146,7 +146,7 @@ def _turned(x: Floats, y: Floats, angle: float) -> tuple[Floats, Floats]:
 
 
 def _uneven_light(random: Generator, fall: tuple[float, float], size: tuple[int, int] = SIZE) -> Floats:
-    """Return each pixel's brightness. It falls from 1 in a random direction, by a random share in the range `fall`."""
+    """Return each pixel's brightness, at most 1. It falls in a random direction, by up to a random share in `fall`."""
     across, _ = _turned(*_axes(size), random.uniform(0, 2 * np.pi))
     return 1 - random.uniform(*fall) * (0.5 + across / math.hypot(*size))
 
@@ -156,7 +156,7 @@ def _painted(mask: Floats, paper: Floats | float, pen: Floats | float) -> Floats
 
 
 def _blurred(values: NDArray[Any], radius: float) -> Floats:
-    """Blur `values` of 0–255. Return them as float32."""
+    """Blur `values` of 0–255 by a Gaussian with the standard deviation `radius` in pixels. Return them as float32."""
     picture = Image.fromarray(values.astype(np.uint8))
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32)
 
@@ -164,14 +164,14 @@ def _blurred(values: NDArray[Any], radius: float) -> Floats:
 def _shot(
     scene: Floats, random: Generator, noise: float, quality: int = 82, blur: float = 0.6, **options: Any
 ) -> bytes:
-    """Return a scene, [H, W] or [H, W, 3], clipped to 0–1, as a camera's JPEG: blurred and noisy."""
+    """Blur a scene of 0–1, [H, W] or [H, W, 3]; add noise (standard deviation: `noise` grey levels); return a JPEG."""
     values = _blurred(scene.clip(0, 1) * 255, blur)
     values = values + noise * random.standard_normal(values.shape, np.float32)
     return _encoded(values.clip(0, 255), quality, **options)
 
 
 def _lines(angle: float, spacing: float, phase: float, thick: float) -> Floats:
-    """Return the coverage of each pixel by parallel lines, float32 [H, W]; angle 0 is horizontal."""
+    """Return each pixel's coverage by parallel lines, float32 [H, W]. `angle` is in radians; 0 is horizontal."""
     place = (_turned(*_axes(), angle)[1] + phase) % spacing
     return np.asarray((thick / 2 + 0.5 - np.minimum(place, spacing - place)).clip(0, 1), np.float32)
 
@@ -290,7 +290,7 @@ def _poor_jpeg(digit: Picture, random: Generator) -> bytes:
 
 
 def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, int] = SIZE) -> list[Floats]:
-    """Return the coverage of each pixel by a sheet with `corners` (clockwise, [4, 2]), and by the sheet's digit."""
+    """Return each pixel's coverage by a sheet with `corners`, [4, 2], clockwise from the top left, and by its digit."""
     width, height = np.ptp(corners, axis=0).round().astype(int).tolist()
     ink, _ = _scene(digit, random, (0.35, 0.75), (width, height))
     rows, goals = [], []  # linear equations of the transform from the picture's coordinates to the sheet's
@@ -303,7 +303,7 @@ def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, i
 
 
 def _corners(random: Generator, cut_off: bool = False) -> Floats:
-    """Return a sheet's corners: rotated by up to 15°, in perspective; with `cut_off`, one side is out of view."""
+    """Return a sheet's corners: rotated up to 15°, in perspective; with `cut_off`, one side is usually out of view."""
     box = random.uniform(0.5, 0.8, 2) * SIZE
     middle = np.array(SIZE) / 2 + random.uniform(-0.06, 0.06, 2) * SIZE
     if cut_off:
@@ -317,14 +317,14 @@ def _corners(random: Generator, cut_off: bool = False) -> Floats:
 
 
 def _table(random: Generator, lightest: float, darkest: float = 0.03, grain: float = 0.06) -> Floats:
-    """Return the grey levels of a table top with more or less wood grain, float32 [H, W]."""
+    """Return a table's grey levels, float32 [H, W]: one of `darkest` to `lightest`, plus grain of up to ±`grain`."""
     x, y = _axes()
     levels = np.sin((y + 6 * np.sin(x / 90)) / random.uniform(2, 9)) * random.uniform(0, grain)
     return np.asarray(random.uniform(darkest, lightest) + levels, np.float32)
 
 
 def _cloth(random: Generator, lightest: float) -> Floats:
-    """Return the grey levels of a striped, chequered or mottled cloth, float32 [H, W]."""
+    """Return the grey levels, at most `lightest`, of a striped, chequered or mottled cloth, float32 [H, W]."""
     kind, spacing, angle = int(random.integers(3)), random.uniform(8, 40), random.uniform(0, np.pi)
     if kind == 2:
         spots = _blurred(random.random(SIZE[::-1]) * 255, spacing / 6)
@@ -352,7 +352,7 @@ def _framed(digit: Picture, random: Generator, light: bool = False) -> bytes:
 
 
 def _on_surround(digit: Picture, random: Generator, surround: Callable[..., Floats] | None = None) -> bytes:
-    """Render a sheet on `surround`. If None: on a table or a cloth, with one side of the sheet out of view."""
+    """Render a sheet on what `surround` draws. If None: on a table or a cloth, usually with one side out of view."""
     if cut_off := surround is None:
         surround = _table if random.random() < 0.7 else _cloth
     mask: Floats = np.zeros(SIZE[::-1], np.float32)
@@ -361,7 +361,7 @@ def _on_surround(digit: Picture, random: Generator, surround: Callable[..., Floa
     paper = random.uniform(0.75, 0.97)
     scene = _painted(sheet, surround(random, paper - 0.2), _painted(mask, paper, random.uniform(0.05, 0.3)))
     if random.random() < 0.2:
-        scene = 1 - scene  # a dark sheet with light ink on a light table
+        scene = 1 - scene  # a dark sheet with light ink on a lighter surround
     return _shot(scene * _uneven_light(random, (0, 0.3)), random, random.uniform(1, 5), blur=0.9)
 
 

@@ -56,7 +56,7 @@ Draw = Callable[[Generator, Digits], Picture]
 
 
 def _drawn(strokes: Iterable[Points], width: float) -> Picture:
-    """Draw polylines with round ends and joints."""
+    """Draw polylines, `width` pixels wide, with round ends and joints: SIDE × SIDE, black on white."""
     picture = Image.new("L", (SIDE, SIDE), 255)
     draw = ImageDraw.Draw(picture)
     for points in strokes:
@@ -68,7 +68,7 @@ def _drawn(strokes: Iterable[Points], width: float) -> Picture:
 
 
 def _around(angles: NDArray[np.float64] | float) -> Points:
-    """Return the points of the unit circle at these angles."""
+    """Return the points of the unit circle at `angles`, in radians."""
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 

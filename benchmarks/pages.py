@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 
 
 def fill(page: str, figures: dict[str, str]) -> str:
-    """Return `page` with each of the `figures` in place of the text from `<!-- NAME -->` to `<!-- /NAME -->`.
+    """Return `page` with each of the `figures` in place of the text between `<!-- NAME -->` and `<!-- /NAME -->`.
 
     Prose is wrapped at 120 columns; tables keep their lines. Raises ValueError if a place is missing or not unique.
     """
@@ -33,7 +33,7 @@ def fill(page: str, figures: dict[str, str]) -> str:
 
 
 def write(folder: Path, page: str, name: str, values: Any, figures: dict[str, str], **pictures: bytes) -> None:
-    """Write `page` of docs/ with new `figures`, their values as `name`.json, and `pictures` as PNGs, into `folder`."""
+    """Print `figures`. Write to `folder`: `page` of docs/ with them, `values` as `name`.json, `pictures` as PNGs."""
     print(*figures.values(), sep="\n\n")
     text = fill((DOCS / page).read_text(), figures)
     files = {f"{picture}.png": content for picture, content in pictures.items()}
@@ -46,7 +46,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def plus_minus(value: dict[str, float], digits: int) -> str:
-    """Format a mean and its standard deviation."""
+    """Format the mean and the standard deviation in `value`, a result of summary, with `digits` decimals."""
     return f"{value['mean']:,.{digits}f} ± {value['sd']:,.{digits}f}"
 
 

@@ -24,7 +24,7 @@ MultiProcessCollector(METRICS)
 
 @cache
 def session():
-    """Return this process's session of the model."""
+    """Return this process's ONNX Runtime session. The environment variable GRAPH is the path of the graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(os.environ["GRAPH"], options)
@@ -39,7 +39,7 @@ def predict_image(rows):
 
 
 def flask_app():
-    """Return the service in Flask."""
+    """Return the service as a Flask application, which performs the duties if the variable DUTIES is not empty."""
     from flask import Flask, g, request
 
     app = Flask(__name__)
@@ -69,7 +69,7 @@ def flask_app():
 
 
 def fastapi_app():
-    """Return the service in FastAPI."""
+    """Return the service as a FastAPI application, which performs the duties if the variable DUTIES is not empty."""
     from fastapi import FastAPI
     from pydantic import BaseModel, Field
     from starlette.middleware import Middleware
@@ -110,7 +110,7 @@ class Duties:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        """Answer a request."""
+        """Answer a request. Count and log it when its response starts, except a request for /metrics."""
         start = time.perf_counter()
 
         async def respond(message):

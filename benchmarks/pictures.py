@@ -45,7 +45,7 @@ Source = tuple[NDArray[Any], Pixels, NDArray[Any]]
 
 
 def main() -> None:
-    """Measure every form; write the page, its examples and its figures."""
+    """Measure every form, or those of --forms. Without --train, write the page, its examples and its figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
     parser.add_argument("--images", type=int, help="digits per form: a sample, the same at every call (default: all)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, metavar="FORM", help="(default: all)")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
-    """Measure a form and return its figures; accuracies are in percent."""
+    """Measure the form `name` on the digits of `source`, and return its figures; accuracies are in percent."""
     numbers, images, labels = source
     chunks = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
     samples = pool.starmap(_sample, [(name, numbers[chunk], images[chunk]) for chunk in chunks])
@@ -87,7 +87,7 @@ def _measure(pool: Pool, name: str, source: Source) -> dict[str, Any]:
 
 
 def load_sources(train: bool, count: int | None) -> dict[str, Source]:
-    """Return, by form, the digits to render: all, or a sample of `count`, the same at every call."""
+    """Return, by form, test digits or (`train`) TUNING training digits: all, or a fixed sample of `count`."""
     if train:
         digits, labels = mnist("train")
         chosen = np.random.default_rng(SEED).permutation(len(digits))[:TUNING]
@@ -109,7 +109,7 @@ def _drawn(digits: Pixels, labels: NDArray[Any], count: int | None) -> Source:
 
 
 def mnist(part: str) -> tuple[Pixels, Pixels]:
-    """Return the images, uint8 [N, 28, 28], and the labels of `train` or `t10k`."""
+    """Return the images, uint8 [N, 28, 28], and the labels, [N], of a `part` of MNIST: `train` or `t10k`."""
     images = gzip.decompress((DATA / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((DATA / f"{part}-labels-idx1-ubyte.gz").read_bytes())
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
@@ -132,7 +132,7 @@ def _sample(name: str, numbers: NDArray[Any], digits: Pixels) -> tuple[Pixels, P
 
 
 def render_all(name: str, numbers: NDArray[Any], digits: Pixels) -> list[bytes]:
-    """Render digits, uint8 [N, H, W], in a form. The index of a digit seeds its random generator."""
+    """Render digits, uint8 [N, H, W], in the form `name`. Their indices, `numbers`, seed the random generators."""
     seeds = [np.random.default_rng([SEED, number]) for number in numbers]
     return [FORMS[name].render(Image.fromarray(digit), seed) for digit, seed in zip(digits, seeds, strict=True)]
 

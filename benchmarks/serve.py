@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _measure(name: str, seconds: int) -> dict[str, float]:
-    """Return a server's requests per second, latencies and CPU time per request, after a warm-up."""
+    """Return a server's requests per second, latencies and CPU time per request, over `seconds` after a warm-up."""
     with _running(name) as pid:
         _wrk(3)
         before = _cpu_seconds(pid)
@@ -86,7 +86,7 @@ def _measure(name: str, seconds: int) -> dict[str, float]:
 
 @contextmanager
 def _running(name: str) -> Iterator[int]:
-    """Start a server, check it, yield its process id and stop it."""
+    """Start the server `name` of SERVERS, check it, yield its process id and stop it."""
     with tempfile.TemporaryDirectory() as folder:
         log, environment = Path(folder) / "log", {key: os.environ[key] for key in ("HOME", "PATH")}
         environment |= {"PORT": str(PORT), "WORKERS": str(CORES), "GRAPH": str(GRAPH), "ORT_DISABLE_TELEMETRY": "1"}
@@ -131,14 +131,14 @@ def _check(process: subprocess.Popen[bytes], log: Path, duties: bool) -> None:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Return the seconds of CPU that a process and its descendants have used."""
+    """Return the seconds of CPU that a process and its living descendants have used."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(_cpu_seconds, map(int, children)))
 
 
 def _wrk(seconds: int) -> dict[str, float]:
-    """Return requests per second, and the 50th and 99th percentile of latency in milliseconds."""
+    """Run wrk for `seconds`. Return requests per second, and the 50th and 99th percentile of latency in ms."""
     # By default, wrk counts a response after more than 2 s as an error; a worker's start may take 2 s.
     command = f"wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 10s -s {ROOT}/benchmarks/wrk.lua {URL}"
     environment = os.environ | {"BODY": BODY}

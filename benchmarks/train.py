@@ -33,7 +33,7 @@ DEVICE = machine.pick("auto")
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """A split as a data set of torchvision: each image is converted to PIL and transformed when it is loaded."""
+    """A split as a PyTorch data set. Loading an image converts it to PIL, warps it if `augmented`, normalises it."""
 
     def __init__(self, split: Split, augmented: bool) -> None:
         self.images, self.labels = split.images.cpu().numpy(), split.labels.cpu().tolist()
@@ -54,7 +54,7 @@ def batches(experiment: Experiment) -> int:
 
 
 def _one_at_a_time(experiment: Experiment, workers: int) -> float:
-    """Return the seconds per epoch of the reference's way, with `workers` worker processes (0 or 1)."""
+    """Return the seconds per epoch of `experiment` in the reference's way, with `workers` worker processes (0 or 1)."""
     data = load()
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": workers > 0 and DEVICE.type == "cuda"}
     pictures = Pictures(data.train, experiment.recipe.augmentation is not None)
@@ -71,7 +71,7 @@ def _one_at_a_time(experiment: Experiment, workers: int) -> float:
 
 
 def _train(network: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader[Any]) -> float:
-    """Return the seconds of STEPS training steps. The step before them, which starts the worker, is not timed."""
+    """Return the seconds of STEPS training steps. The step before them, which starts any worker, is not timed."""
     network.train()
     correct, start = 0, 0.0
     for number, (images, labels) in enumerate(loader):

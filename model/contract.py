@@ -46,7 +46,7 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True)
 class File:
-    """An exported file."""
+    """An exported file: its name, SHA-256 and size in bytes."""
 
     file: str
     sha256: str
@@ -55,7 +55,7 @@ class File:
 
 @dataclass(frozen=True)
 class GraphFile(File):
-    """The ONNX graph."""
+    """The file of the ONNX graph, and the graph's opset version."""
 
     opset: int
 
@@ -110,12 +110,12 @@ class Manifest:
     source_revision: str
     versions: dict[str, str]
     device: str
-    settings: dict[str, Any]  # everything that determines the training's result
+    settings: dict[str, Any]  # what identifies the training: see train.checkpoint.settings
     doubt: Doubt
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Parse a manifest from JSON. Unknown fields are ignored. Raises ContractError if the JSON is invalid."""
+    """Parse a JSON manifest. Unknown fields are ignored. Raises ContractError for invalid JSON or an invalid field."""
     try:
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -123,7 +123,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def metadata(manifest: dict[str, Any]) -> dict[str, str]:
-    """Return the graph's metadata properties, given the manifest's fields."""
+    """Return the graph's metadata properties, given the manifest's fields. Values other than texts become JSON."""
     return {
         name: manifest[name] if isinstance(manifest[name], str) else json.dumps(manifest[name], sort_keys=True)
         for name in METADATA

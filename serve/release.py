@@ -29,7 +29,7 @@ class Release:
 
 
 def read(folder: Path) -> Release:
-    """Return the release in `folder`. Raises ModelError if a file is missing, unreadable or altered."""
+    """Return the release in `folder`. Raises ModelError if a file is missing, unreadable, invalid or altered."""
     path = folder / MANIFEST
     try:
         manifest = parse_manifest(_read(path))
@@ -46,7 +46,7 @@ def read(folder: Path) -> Release:
 
 
 def verify(folder: Path) -> Release:
-    """Return the release in `folder`, and test the graph in a separate process. Raises ModelError if the test fails.
+    """Read the release in `folder`, and run its graph in a separate process. Raises ModelError if either step fails.
 
     gunicorn's master process must not load the graph. Otherwise the master would fork workers while the threads of ONNX
     Runtime exist, and a graph that crashes ONNX Runtime would crash the master.

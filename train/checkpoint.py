@@ -38,7 +38,7 @@ class Epoch:
 
 
 def settings(experiment: Experiment, data: Data, seed: int) -> dict[str, Any]:
-    """Return everything that determines a training's result, as JSON values. Equal settings mean the same training."""
+    """Return model, seed, recipe and data of a training as JSON values. Equal settings mean the same training."""
     recipe = asdict(experiment.recipe)
     return {
         "model": experiment.name,

@@ -113,7 +113,7 @@ def _unpacked(folder: Path, name: str, expected: str | None) -> bytes:
 
 
 def _split(root: str, folder: Path, *, train: bool) -> Split:
-    """Read the training or the test set with torchvision. Raises TrainError with the paths of the files in `folder`."""
+    """Read the training or the test set in `root` with torchvision. TrainError names the original files in `folder`."""
     images_path, labels_path = (folder / name for name in (FILES[:2] if train else FILES[2:]))
     try:
         found = MNIST(root, train)

@@ -120,7 +120,7 @@ def measure(classifier: DigitClassifier, data: Data, validation: Outputs, test: 
 
 
 def choose_threshold(doubts: NDArray[np.float32]) -> float:
-    """Return the threshold that the fraction DOUBTED of `doubts` exceeds. It is midway between two of them."""
+    """Return the threshold that the fraction DOUBTED of `doubts` exceeds: the mean of the two doubts next to it."""
     ordered = np.sort(doubts)[::-1]
     above = int(DOUBTED * len(ordered))
     return float(ordered[max(0, above - 1) : above + 1].mean())
@@ -128,7 +128,7 @@ def choose_threshold(doubts: NDArray[np.float32]) -> float:
 
 @torch.inference_mode()
 def extract_features(network: nn.Module, images: Tensor, warp: Warp | None = None) -> LogitsAndFeatures:
-    """Return the logits and the doubt head's features of `images`, uint8 [N, 28, 28], computed in batches of 500."""
+    """Return the logits and the doubt head's features of `images`, uint8 [N, 28, 28], after `warp` if it is given."""
     batches = (scale(batch) for batch in images.cpu().split(500))
     return _concatenate([logits_and_features(network, normalise(warp(batch) if warp else batch)) for batch in batches])
 
@@ -154,7 +154,7 @@ def scribbles(count: int, _: Split, random: Generator) -> Tensor:
     straight = _chance(0.35, (count, 1, 1, 1), random)
     t = torch.linspace(0, 1, 9)
     bezier = torch.stack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])  # [4, 9]
-    # Three straight lines through the four points.
+    # Weights of the four points in three straight lines through them: [4, 9].
     lines = (1 - (torch.linspace(0, 3, 9) - torch.arange(4)[:, None]).abs()).clip(0)
     angular, smooth = (torch.einsum("nskd,kt->nstd", controls, weights) for weights in (lines, bezier))
     return _some_strokes(torch.where(straight, angular, smooth), 1, random)
@@ -243,7 +243,7 @@ def _letter_masks() -> Tensor:
 
 
 def _thinned(mask: Tensor, width: float) -> Tensor:
-    """Erode the `mask`, [H, W], until its mean stroke width is at most `width` pixels."""
+    """Erode the `mask`, [H, W], until its mean stroke width is at most `width` pixels, but never until it is empty."""
     for _ in range(GLYPH // 8):
         outline = sum(float(mask.diff(dim=axis).abs().sum()) for axis in (0, 1)) * math.pi / 4
         smaller = -F.max_pool2d(-mask[None], 3, stride=1, padding=1)[0]
@@ -287,12 +287,12 @@ def _chance(probability: float, shape: tuple[int, ...], random: Generator) -> Te
 
 
 def _unit(angle: Tensor) -> Tensor:
-    """Return the unit vectors, [N, K, 2], at angles [N, K]."""
+    """Return the unit vectors, [N, K, 2], at the angles `angle`, [N, K], in radians."""
     return torch.stack([angle.cos(), angle.sin()], dim=2)
 
 
 def _some_strokes(paths: Tensor, fewest: int, random: Generator) -> Tensor:
-    """Draw the first n of each image's K `paths`, [N, K, P, 2]. n is random, from `fewest` to K."""
+    """Draw the first n of each image's K `paths` of P points, [N, K, P, 2]. n is random, from `fewest` to K."""
     strokes = torch.randint(fewest, paths.shape[1] + 1, (len(paths), 1), generator=random)
     segments = segments_of(paths)
     kept = torch.arange(segments.shape[1]) < segments.shape[1] // strokes.max() * strokes
@@ -301,21 +301,21 @@ def _some_strokes(paths: Tensor, fewest: int, random: Generator) -> Tensor:
 
 
 def _mapped(images: Tensor, maps: list[Tensor]) -> Tensor:
-    """Resample `images`, float [N, H, H], by linear maps [a, b, c, d], each [N], and scale the ink to the box."""
+    """Resample `images`, float [N, H, H], by matrices a, b, c, d, each [N], from output to input; scale ink to BOX."""
     theta = F.pad(torch.stack(maps, dim=1).view(-1, 2, 2), (0, 1))  # no shift
     grid = F.affine_grid(theta, [len(images), 1, *images.shape[1:]], align_corners=False)
     return _fitted(F.grid_sample(images[:, None], grid, align_corners=False)[:, 0])
 
 
 def _fitted(images: Tensor) -> Tensor:
-    """Scale the bounding box of the ink of each image, float [N, H, W], to the box: [N, 28, 28] of 0–1."""
+    """Scale the bounding box of each image's ink, float [N, H, W], to fit into BOX × BOX: [N, 28, 28] of 0–1."""
     middles, lengths = [], []
     for axis in (2, 1):  # x, y
         used = (images > 0.2).any(dim=3 - axis).int()
         first, end = used.argmax(dim=1), used.shape[1] - used.flip(1).argmax(dim=1)
         middles.append((first + end) / 2)
         lengths.append(end - first)
-    # Sample positions in pixels of the input: SAMPLES × SAMPLES per output pixel.
+    # Sample SAMPLES × SAMPLES positions per output pixel. grid_sample expects x and y from -1 to 1 inside the image.
     scale = torch.maximum(*lengths).float() / BOX
     offsets = (torch.arange(SIDE * SAMPLES) + 0.5) / SAMPLES - SIDE / 2
     x, y = (

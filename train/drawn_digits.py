@@ -105,7 +105,7 @@ def _ink(strokes: str, count: int, random: Generator) -> Tensor:
 
 
 def _path(stroke: str, count: int, random: Generator) -> Tensor:
-    """Sample the points of a `stroke` `count` times: [count, P, x and y]."""
+    """Sample one stroke of a style `count` times, each as P points of a polyline or curve: [count, P, x and y]."""
     ranges = [[value.split(":") for value in point.split(",")] for point in stroke.lstrip("~").split()]
     first, last = (torch.tensor([[float(value[end]) for value in point] for point in ranges]) for end in (0, -1))
     points = torch.lerp(first, last, torch.rand(count, len(first), 1, generator=random))
@@ -114,7 +114,7 @@ def _path(stroke: str, count: int, random: Generator) -> Tensor:
 
 
 def _curve(points: Tensor) -> Tensor:
-    """Return the uniform Catmull-Rom spline through `points`, [N, P, 2]: [N, (P - 1) × SMOOTH + 1, 2]."""
+    """Return the uniform Catmull-Rom spline, [N, (P - 1) × SMOOTH + 1, 2], through `points`, [N, P, 2]."""
     t = torch.arange(SMOOTH) / SMOOTH
     powers = torch.stack([torch.ones_like(t), t, t**2, t**3])
     matrix = torch.tensor([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
@@ -124,7 +124,7 @@ def _curve(points: Tensor) -> Tensor:
 
 
 def segments_of(paths: Tensor) -> Tensor:
-    """Return the line segments, [N, K × (P - 1), 2 ends, 2], of `paths`, [N, K, P, x and y]."""
+    """Return the line segments, [N, K × (P - 1), 2 ends, 2], of K `paths` of P points per image, [N, K, P, x and y]."""
     return torch.stack([paths[:, :, :-1], paths[:, :, 1:]], dim=3).flatten(1, 2)
 
 
@@ -152,7 +152,7 @@ def draw_strokes(segments: Tensor, random: Generator, filled: Tensor | None = No
 
 
 def centred(ink: Tensor) -> Tensor:
-    """Convert `ink`, [N, 28, 28] of 0–1, to uint8 and shift its centre of mass to the middle by whole pixels."""
+    """Convert `ink`, [N, 28, 28] of 0–1, to uint8; move its centre of mass to the middle, at most 4 pixels per axis."""
     images = (255 * ink).round().to(torch.uint8)
     mass, positions = images.sum(dim=(1, 2)).clip(1), torch.arange(SIDE)
     centres = [(images.sum(dim=3 - axis) * positions).sum(dim=1) / mass for axis in (1, 2)]  # row and column

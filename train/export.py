@@ -196,7 +196,7 @@ def compare(graph: bytes, images: Tensor, expected: Outputs) -> contract.Parity:
 
 
 def _differences(expected: Outputs, found: Outputs, setting: str) -> tuple[float, float]:
-    """Return the largest differences of probability and doubt. Raises TrainError if a value differs too much."""
+    """Return the largest differences of probability and doubt. TrainError: a label differs, or a value too much."""
     probabilities, digits, _ = expected
     label = (found[1] != digits) | (found[0].argmax(axis=1) != digits)
     probability, doubt = np.abs(found[0] - probabilities).max(axis=1), np.abs(found[2] - expected[2])

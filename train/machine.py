@@ -41,12 +41,12 @@ def pick(name: str) -> torch.device:
 
 
 def _gpu_fault() -> str:
-    """Return why the GPU cannot be used, or an empty text if a kernel runs on it."""
+    """Return, for a message, what was found instead of a usable GPU, or an empty text if a kernel runs on the GPU."""
     if not torch.cuda.is_available():
         return "none"
     try:
         torch.ones(1, device="cuda").add(1).item()
-    except (RuntimeError, AssertionError) as error:  # the driver is too old, or torch has no kernels for this GPU
+    except (RuntimeError, AssertionError) as error:  # for example, torch has no kernels for this GPU
         return f"one that torch {torch.__version__} cannot use ({str(error).partition(chr(10))[0]})"
     return ""
 

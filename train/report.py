@@ -89,7 +89,7 @@ def _comparison(trained: list[Trained]) -> str:
 
 
 def section(model: Trained, test_images: int) -> str:
-    """Return the section of a training: target, recipe, whether the goal is reached, over-fitting, time, layers."""
+    """Return a model's section: target, recipe, goal, over-fitting, time, layers. `test_images`: number of images."""
     history, last, parameters = model.history, model.history[-1], parameter_count(model.network)
     short = TARGET_ACCURACY - last.test_accuracy
     misses = [f"accuracy {100 * short:.2f} points too low"] * (short > 0)

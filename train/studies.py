@@ -71,7 +71,7 @@ def frontier(*, settings: list[str], device_name: str, data_directory: Path, out
 
 
 def _networks() -> list[tuple[Experiment, int]]:
-    """Return each experiment and its number of seeds. The standard width is the experiment Model_3 itself."""
+    """Return each experiment of the frontier and its number of seeds. Model_3's width is the experiment Model_3."""
     model_3 = PROGRESSION["Model_3"]
     entries = [(PROGRESSION[name], 1) for name in ("Model_1", "Model_2")]
     for channels, seeds in WIDTHS.items():
@@ -129,7 +129,7 @@ def command_line(command: str, settings: list[str], data_directory: Path) -> str
 
 
 def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str, Any]:
-    """Return statistics of the test accuracies of `trials` at the last epoch, as fractions."""
+    """Return statistics of the accuracies of the `trials` of `experiment` at the last epoch, as fractions."""
     accuracies = [trial["history"][-1]["test_accuracy"] for trial in trials]
     return {
         "model": experiment.name,
@@ -147,7 +147,7 @@ def summarise(trials: list[dict[str, Any]], experiment: Experiment) -> dict[str,
 
 
 def sentence(figures: dict[str, Any]) -> str:
-    """Return the result of summarise as a sentence."""
+    """Return `figures`, a result of summarise, as a sentence, followed by the diverged trainings, if any."""
     seeds, diverged = figures["seeds"], figures.get("diverged")  # older files lack "diverged"
     deviation = f"± {percent(figures['standard_deviation'])} (mean ± standard deviation, n = {seeds} seeds)"
     return (

@@ -137,7 +137,7 @@ def _line(training: Training, epoch: Epoch, data: Data) -> str:
 
 
 def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
-    """Train in `workers` processes, which share torch's threads equally and end when this process ends."""
+    """Train in `workers` processes, which share torch's threads equally and, on Linux, end when this process ends."""
     context = multiprocessing.get_context("spawn")  # a fork may hang: it copies locks, but not the threads holding them
     threads = max(1, torch.get_num_threads() // workers)
     state = (os.getpid(), threads, data.directory, context.RLock())
@@ -156,7 +156,7 @@ def _in_processes(workers: int, pending: list[Training], data: Data) -> Results:
 
 
 def _start_child(parent: int, threads: int, directory: Path, lock: Any) -> None:
-    """Prepare a child process: it ends when its parent ends, has its own number of threads, and loads the data."""
+    """Prepare a child: set `threads` and the progress bars' `lock`, load the data; on Linux, end with `parent`."""
     global _data
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG: SIGKILL when the parent ends
@@ -213,7 +213,7 @@ def _on_cluster(address: str, pending: list[Training], data: Data) -> Results:
 
 
 def _train_remotely(training: Training, data: Data) -> tuple[TrainError | None, dict[str, bytes]]:
-    """Train on another machine, and return the error, if any, and the checkpoint's files."""
+    """Train, as a Ray task on any node of the cluster. Return the error, if any, and the checkpoint's files."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         training = replace(training, folder=Path(folder) / training.folder.name)

@@ -17,7 +17,7 @@ Grey = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 WORKING_SIDE = 80  # pixels: longer side of the reduced picture in which the ink is searched for
-UNIFORM = 24  # grey levels: the pixels of a uniform border differ from their median by at most this
+UNIFORM = 24  # grey levels: border pixels that differ from the border's median by at most this are no ink
 MAX_SHARE = 0.1  # fraction of the border: the longest place where ink may cross it; _uniform states an exception
 CLOSING_WINDOW = 0.17  # fraction of the shorter side: ink is narrower than this window, a shadow or a table is wider
 
@@ -32,7 +32,7 @@ DIRECTIONS = np.stack([np.sin(ANGLES), np.cos(ANGLES)])
 
 
 def reduced(grey: Grey, side: int) -> Floats:
-    """Return the picture, reduced if its longer side exceeds `side`."""
+    """Return the picture as float32. If its longer side exceeds `side` pixels, it is reduced to `side` pixels."""
     picture = Image.fromarray(grey)
     picture.thumbnail((side, side), Image.Resampling.HAMMING)
     return np.asarray(picture, np.float32)
@@ -100,7 +100,7 @@ def _find_sheet(values: Floats) -> tuple[Mask, bool] | None:
 
 
 def _sheet(kind: Mask) -> Mask | None:
-    """Return the largest connected component with its holes filled; None if it is no sheet."""
+    """Return the largest connected component of `kind`, [H, W], with its holes filled; None if it is no sheet."""
     labels, _ = ndimage.label(kind)
     part = labels == np.bincount(labels[kind], minlength=1).argmax()
     top, bottom, left, right = (side.mean() > MIN_TOUCH for side in (part[0], part[-1], part[:, 0], part[:, -1]))
@@ -112,7 +112,7 @@ def _sheet(kind: Mask) -> Mask | None:
 
 
 def _overlap(sheet: Mask) -> float:
-    """Return the intersection over union of the sheet and the visible part of its smallest rectangle."""
+    """Return the intersection over union of the sheet and the visible part of the smallest rectangle around it."""
     outline = np.argwhere(sheet & ~ndimage.minimum_filter(sheet, 3, mode="constant")) @ DIRECTIONS
     extents = np.ptp(outline, axis=0)
     half = len(ANGLES) // 2
@@ -123,7 +123,7 @@ def _overlap(sheet: Mask) -> float:
 
 
 def _cropped(grey: Grey, sheet: Mask, fill: int) -> Grey:
-    """Crop to the sheet, and set the pixels that are not part of the sheet to `fill`."""
+    """Crop `grey` to the `sheet`, a mask of the reduced picture, and set the pixels outside the sheet to `fill`."""
     inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # leaves out the sheet's blurred edge
     mask = np.asarray(Image.fromarray(inner).resize(grey.shape[::-1]))
     (box,) = ndimage.find_objects(mask.astype(np.int8))

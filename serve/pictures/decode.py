@@ -16,7 +16,7 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency, modes other than L and RGB: these need up to 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency and Pillow modes other than L and RGB: up to 16 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of each format; formats that are not in FORMATS are only named in errors
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)
@@ -102,7 +102,7 @@ def _without_metadata(png: bytes) -> bytes:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return an opaque picture in mode L or RGB, reduced by an integer factor to a side of about DECODED_SIDE."""
+    """Return an opaque picture in mode L or RGB. A large one is reduced by an integer factor, to about DECODED_SIDE."""
     factor = max(1, round(max(image.size) / DECODED_SIDE))
     if image.mode[0] in "IF":  # more than 8 bits per pixel: scale the largest value to 255
         values = np.asarray(image, np.float32)  # Pillow's own conversion of mode I;16 would clip values at 255
@@ -113,7 +113,7 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """Fill transparent pixels with the median of the opaque pixels. If most are transparent, use black or white."""
+    """Fill transparent pixels with the opaque pixels' median; if most are transparent, white (dark ink) or black."""
     alpha = np.asarray(picture.getchannel("A"), np.float32) / 255
     shades = np.asarray(picture.convert("L"), np.float32)
     fill = 255 if float((alpha * (shades - 127.5)).sum()) < 0 else 0

@@ -60,7 +60,7 @@ EXCEEDED = (
 
 
 class DecoderPool:
-    """The decoding processes of a worker. The first process starts immediately, the second with the second picture."""
+    """A worker's decoding processes. The first starts at once, the second with the second picture that is not small."""
 
     def __init__(self, max_pixels: int) -> None:
         if not USAGE.exists():
@@ -104,7 +104,7 @@ class DecoderPool:
 
 
 def _is_small(content: bytes) -> bool:
-    """Return whether `content` is a PNG with few bytes and, according to its header, few pixels."""
+    """Return whether `content` is a PNG of at most SMALL_BYTES and, by its header, at most SMALL_PIXELS."""
     if not content.startswith(PNG_START) or not PNG_HEADER.size <= len(content) <= SMALL_BYTES:
         return False
     width, height = PNG_HEADER.unpack_from(content)

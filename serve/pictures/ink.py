@@ -51,7 +51,7 @@ def measure_contrast(values: Floats, background: float | None) -> Floats:
 
     If `background` is None, the values are divided by their closing, which corrects uneven light. Then threshold
     decomposition finds ink as dark regions inside lighter ones. At each of LEVELS thresholds, it finds the darker
-    connected components that do not touch the border. Each adds one step to its depth.
+    connected components that do not touch the border. Each adds one step to the depth of its pixels.
     """
     if background is not None:
         depth = (background - values).clip(0)

@@ -70,7 +70,7 @@ def to_mnist(grey: Grey) -> Grey:
 
 
 def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]:
-    """Return the contrast of a picture with dark ink, 0-1 [H, W], the digit's mask, and its size in pixels."""
+    """Return the contrast of dark ink, 0–1 [H, W], the digit's mask, and its main component's size in pixels."""
     values = reduced(grey, WORKING_SIDE)
     contrast = measure_contrast(values, background)
     mask, chosen = find_digit(contrast)
@@ -79,7 +79,7 @@ def _segmented(grey: Grey, background: float | None) -> tuple[Floats, Mask, int]
 
 
 def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return the mask's bounding box with a margin, as slices of a picture of `shape`."""
+    """Return the mask's bounding box with a margin, as slices of the original picture, which has `shape`."""
     (box,) = ndimage.find_objects(mask.astype(np.int8))
     margin = MARGIN * max(side.stop - side.start for side in box) + 1
     return tuple(
@@ -89,7 +89,7 @@ def _surroundings(mask: Mask, shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 
 def _fit(foreground: Floats, side: int, margin: int = 0) -> Floats:
-    """Crop to the bounding box of the ink, scale its longer side to `side`, and pad to a square."""
+    """Crop to the ink's bounding box, scale its longer side to `side`, pad to a square of `side` + 2 × `margin`."""
     ink = foreground[ndimage.find_objects((foreground > INK_LEVEL).astype(np.int8))[0]]
     height, width = (max(1, round(length * side / max(ink.shape))) for length in ink.shape)
     y, x = margin + (side - height) // 2, margin + (side - width) // 2
@@ -100,7 +100,7 @@ def _fit(foreground: Floats, side: int, margin: int = 0) -> Floats:
 
 
 def _fitted(foreground: Floats) -> Floats:
-    """Return the ink scaled to 20×20, 0–1, dilated or eroded if its strokes are thinner or thicker than MNIST's."""
+    """Return the ink scaled to 20×20, 0–1; dilated if its strokes are below MIN_STROKE, eroded if above MAX_STROKE."""
     large = _fit(foreground, FINE_SIDE, FINE_MARGIN)
     mask = large > STROKE_LEVEL * large.max()
     outline = np.diff(mask, axis=0).sum() + np.diff(mask, axis=1).sum()  # pixel edges: 4/π times the true length

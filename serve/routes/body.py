@@ -57,7 +57,7 @@ def read_form(request: Request) -> Iterator[tuple[bytes, bool]]:
 
 
 def _read(request: Request, limit: int) -> bytes:
-    """Return the body, which may still be compressed."""
+    """Return the body, which may be compressed. Raises 413 if it has more than `limit` bytes, 400 if incomplete."""
     size = request.content_length  # None: the body is chunked, or there is no body
     if (size or 0) > limit:
         raise _too_large(limit)

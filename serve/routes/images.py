@@ -122,7 +122,7 @@ def _raw_pixels(content: bytes) -> list[Source]:
 
 
 def _form(request: Request) -> list[Source]:
-    """Return the pictures of a form, in the order sent: files in any field, and text fields with base64."""
+    """Return the pictures of a form, in the order sent: files in any field, and text fields that contain a picture."""
     pictures: list[Source] = []
     for content, is_file in read_form(request):
         picture = content if is_file or format_of(content) in FORMATS else _from_text(content)
@@ -193,11 +193,11 @@ def _base64(text: str | bytes) -> bytes:
     try:
         return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except ValueError as error:  # binascii.Error is a ValueError
-        raise ImageError(f"expected base64, found: {error}") from error
+        raise ImageError(f"expected base64, found invalid base64: {error}") from error
 
 
 def _from_text(text: bytes) -> bytes | None:
-    """Return the picture that `text` contains as base64 or as a data URL, or None if `text` contains no picture."""
+    """Return the picture that `text` contains as base64, or the content of a base64 data URL; otherwise None."""
     with suppress(ImageError):
         content = _base64(text)
         if text.startswith(b"data:") or format_of(content):

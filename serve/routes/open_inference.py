@@ -141,7 +141,7 @@ def _metadata(tensor: TensorSpec) -> dict[str, Any]:
 
 
 def _parse(body: bytes, header_length: str | None, config: Config) -> tuple[InferenceRequest, bytes]:
-    """Return the decoded JSON of a request, and the binary data after the JSON."""
+    """Return the decoded JSON, the first `header_length` bytes of `body` (None: all), and the binary data after it."""
     size = len(body)
     if header_length is not None:
         if not re.fullmatch("[0-9]{1,10}", header_length) or int(header_length) > len(body):

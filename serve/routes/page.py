@@ -21,7 +21,7 @@ HEADERS = {
 
 
 def blueprint() -> Blueprint:
-    """Return the routes. The files are read once, when this function is called."""
+    """Return the routes of the page and of openapi.json. All files are read once, when this function is called."""
     routes = Blueprint("page", __name__)
     files = {file.name: file.read_bytes() for file in (FOLDER / "static").iterdir()}
     description = (FOLDER.parent / "openapi.json").read_bytes()

@@ -60,7 +60,7 @@ def write(level: int, message: str, **fields: object) -> None:
 
 
 def _write(seconds: float, level: str, name: str, message: str, fields: Mapping[str, object]) -> None:
-    """Write a line. If the disk or the pipe is full, or the pipe's reader has exited, count the line as dropped."""
+    """Write a line. If this fails, for example because the disk or the pipe is full, count the line as dropped."""
     moment = datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
     line = {"time": moment, "level": level.lower(), "logger": name, "message": message, **fields}
     try:

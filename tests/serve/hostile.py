@@ -62,7 +62,7 @@ def endless(path: str, content_type: str) -> Parts:
 
 
 def packed(path: str, content_type: str, start: bytes, unit: bytes) -> Parts:
-    """Return a request with a gzip body: `start`, then `unit` repeated until the body has the size BODY."""
+    """Return a request with a gzip body: `start`, then `unit` repeated until the body has about BODY bytes."""
     body = start + unit * ((BODY - 10) // len(unit))
     return iter([request(path, content_type, body, "Content-Encoding: gzip")])
 
@@ -105,7 +105,7 @@ def png_small() -> bytes:
 
 @cache
 def jpeg_of_many_scans(scans: int) -> bytes:
-    """Return a progressive JPEG of 5000×5000 with its last scan repeated; each repetition refines every block."""
+    """Return a progressive JPEG of 5000×5000 whose last scan, which refines every block, occurs `scans` times."""
     content = encode(Image.new("L", (5_000, 5_000), 128), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * scans + content[-2:]

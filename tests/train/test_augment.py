@@ -10,7 +10,7 @@ IDENTITY = Warp(degrees=0, pixels=0, scale=0, shear=0, elastic=0)
 
 
 def dot(row: int, column: int, count: int) -> torch.Tensor:
-    """Return images with a single white pixel."""
+    """Return `count` images with a single white pixel, at `row` and `column`."""
     images = torch.zeros(count, 1, 28, 28)
     images[:, 0, row, column] = 1
     return images
@@ -44,7 +44,7 @@ def test_rotations_reach_the_limit_and_stay_within_it():
 
 
 def line(row: int, count: int) -> torch.Tensor:
-    """Return images with a horizontal line in `row`, from column 8 to 19."""
+    """Return `count` images with a horizontal line in `row`, from column 8 to 19."""
     images = torch.zeros(count, 1, 28, 28)
     images[:, 0, row, 8:20] = 1
     return images
