@@ -135,7 +135,7 @@ def with_settings(experiment: Experiment, settings: Iterable[str]) -> Experiment
             recipe[name] = json.loads(value)
             changed = msgspec.convert(values, Recipe)
         except (ValueError, msgspec.MsgspecError) as error:
-            raise TrainError(f"--set {setting}: expected a JSON value for the field, found: {error}") from error
+            raise TrainError(f"--set {setting}: expected a JSON value of the field's type; error: {error}") from error
         experiment = replace(experiment, recipe=changed)
     return experiment
 

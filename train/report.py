@@ -1,4 +1,4 @@
-"""The report of a run in Markdown, with plots: target, recipe and results of each model. Templates: train/pages."""
+"""The report of a run, in Markdown: each model's target, recipe, results and plots. Templates: train/pages."""
 
 import io
 from pathlib import Path

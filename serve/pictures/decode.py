@@ -16,7 +16,7 @@ from serve.pictures.preprocess import SIDE, Grey, ImageError, Preprocess, prepar
 
 MAX_PIXELS = 25_000_000
 Image.MAX_IMAGE_PIXELS = None  # disables Pillow's limit: _parsed checks `max_pixels` instead
-MAX_OTHER_PIXELS = 13_000_000  # for WebP, transparency and Pillow modes other than L and RGB: up to 16 bytes per pixel
+MAX_OTHER_PIXELS = 13_000_000  # WebP, transparency, modes other than L and RGB take up to 16 bytes of memory per pixel
 FORMATS = ("PNG", "JPEG", "WebP", "GIF")
 SIGNATURES = re.compile(  # the first bytes of each format; formats that are not in FORMATS are only named in errors
     rb"""(?P<PNG>\x89PNG\r\n\x1a\n)

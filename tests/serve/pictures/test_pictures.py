@@ -46,7 +46,7 @@ def close(found: np.ndarray) -> bool:
 
 GLARE = 105 * np.exp(-(np.hypot(*np.mgrid[-50:230, -250:30]) ** 2) / 900)  # upper right, brighter than ink is dark
 SHADE = 1 - 0.7 * np.outer(abs(np.arange(280) - 140) < 60, np.arange(280) < 30)  # on the left edge, as narrow as ink
-SCENES = {  # ink and background differ little in brightness, or light and shadow look like ink
+SCENES = {  # unusual colours, ink nearly as bright as its background, light and shadow that look like ink
     "glare": lambda pixels: Image.fromarray((150 + GLARE - 0.3 * np.asarray(enlarge(pixels))).astype(np.uint8)),
     "shadow on a turned sheet": lambda pixels: Image.fromarray(
         (on_page(pixels, 200, (50, 40), (280, 280)) * SHADE).astype(np.uint8)
