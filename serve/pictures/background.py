@@ -74,14 +74,14 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2
     # The closing removes dark ink from the light part, because ink that crosses glare has steep edges.
-    parts = closing(values).clip(level), values.clip(None, level)
-    light, dark = (ndimage.morphological_gradient(part, 3).max() for part in parts)
+    parts = [closing(values).clip(level), values.clip(None, level)] if is_light else []
+    steepest = [float(ndimage.morphological_gradient(part, 3).max()) for part in parts]
     border = perimeter(values - level if is_light else level - values)
     is_ink = border > max(border.max() / 2, UNIFORM)
     places = np.bincount(ndimage.label(np.roll(is_ink, -is_ink.argmin()))[0])[1:]  # length of each run of ink
     longest = max(MAX_SHARE * len(border), min(values.shape) if len(places) > 1 else 0)
     is_uniform = places.max(initial=0) <= longest and max(border.max(), UNIFORM) >= -border.min()
-    return (level, is_light) if is_uniform and not (is_light and light < dark) else (None, False)
+    return (level, is_light) if is_uniform and not (is_light and steepest[0] < steepest[1]) else (None, False)
 
 
 def _find_sheet(values: Floats) -> tuple[Mask, bool] | None:
