@@ -290,7 +290,7 @@ def _poor_jpeg(digit: Picture, random: Generator) -> bytes:
 
 
 def _laid(digit: Picture, random: Generator, corners: Floats, size: tuple[int, int] = SIZE) -> list[Floats]:
-    """Return each pixel's coverage by a sheet with `corners`, [4, 2], clockwise from the top left, and by its digit."""
+    """Return each pixel's coverage by a sheet and by its digit. `corners`, [4, 2], are clockwise from the top left."""
     width, height = np.ptp(corners, axis=0).round().astype(int).tolist()
     ink, _ = _scene(digit, random, (0.35, 0.75), (width, height))
     rows, goals = [], []  # linear equations of the transform from the picture's coordinates to the sheet's

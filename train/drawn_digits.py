@@ -167,6 +167,6 @@ def sheet(rows: int = 10) -> Image.Image:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m train.drawn_digits", description="Draw a sheet of every style.")
+    parser = argparse.ArgumentParser(prog="python -m train.drawn_digits", description="Draw one sheet of all styles.")
     parser.add_argument("file", type=Path, help="the picture to write")
     sheet().save(parser.parse_args().file)

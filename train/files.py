@@ -15,8 +15,8 @@ from train import TrainError
 def write_together(folder: Path, files: dict[str, bytes]) -> None:
     """Write `files` (content by name) as one set. If the last file exists, then all files of the set exist.
 
-    First, everything is written under temporary names, so a full disk leaves the old files unchanged. The old last file
-    is deleted first, the new one is renamed last. Raises TrainError, with file and reason, if a file cannot be written.
+    Everything is written under temporary names, so a full disk leaves the old files unchanged. Then the old last file
+    is deleted, and the new files are renamed, the last one last. Raises TrainError if a file cannot be written.
     """
     temporaries = {folder / name: folder / f".{name}.tmp" for name in files}
     *others, last = temporaries

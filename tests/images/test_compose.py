@@ -21,7 +21,7 @@ URL = "http://127.0.0.1:8000"
 def compose(docker, tmp_path):
     """Return a function that runs `docker compose` on a copy of compose.yaml and of the model that ships."""
     shutil.copy(ROOT / "compose.yaml", tmp_path)
-    # `up --wait` waits for the first health check: here after 1 second, by default after 10 seconds.
+    # `up --wait` waits for the first health check: here after 1 second, in Dockerfile.serve after 10.
     (tmp_path / "compose.override.yaml").write_text("services: {serve: {healthcheck: {interval: 1s}}}")
     shutil.copytree(RELEASE, tmp_path / RELEASE.relative_to(ROOT))
     project = ["compose", "--project-name", f"test-{os.getpid()}", "--project-directory", tmp_path]

@@ -43,7 +43,7 @@ def pod_of_kserve(manifest):
 
 
 def validate(manifest, version):
-    """Validate `manifest` by the schemas of Kubernetes `version`, an InferenceService as a Pod and as a Deployment."""
+    """Validate `manifest` by the schemas of `version`. An InferenceService is validated as a Pod and a Deployment."""
     parts = [manifest]
     if manifest["kind"] == "InferenceService":
         strategy = manifest["spec"]["predictor"]["deploymentStrategy"]
