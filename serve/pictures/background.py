@@ -52,15 +52,14 @@ def closing(values: Floats) -> Floats:
 def dark_on_light(grey: Grey) -> tuple[Grey, float | None]:
     """Return the picture with dark ink on a light background, and the background's grey level if it is uniform.
 
-    If the picture shows a sheet of paper, everything outside the sheet is removed.
+    If a sheet of paper is in view, the picture is cropped to the sheet, and the rest outside the sheet becomes black.
     """
     values = reduced(grey, WORKING_SIDE)
-    if sheet := _find_sheet(values):
-        mask, is_light = sheet
-        grey, level = _cropped(grey, mask, 255 if is_light else 0), None
-    else:
-        level, is_light = _uniform(values)
-    return (255 - grey, None if level is None else 255 - level) if is_light else (grey, level)
+    sheet = _find_sheet(values)
+    level, is_light = (None, sheet[1]) if sheet else _uniform(values)
+    if is_light:
+        grey, level = 255 - grey, None if level is None else 255 - level
+    return (_cropped(grey, sheet[0]) if sheet else grey), level
 
 
 def _uniform(values: Floats) -> tuple[float | None, bool]:
@@ -69,7 +68,7 @@ def _uniform(values: Floats) -> tuple[float | None, bool]:
     On a uniform background, ink may cross the border in short places (MAX_SHARE). If the picture is cropped to the
     digit, each place may be as long as the shorter side. The background is not uniform if a longer part of the border
     looks like ink (a table, a shadow), if the border differs more from its median in the other direction (uneven light)
-    or if lighter pixels have softer edges than darker ones (glare). Then the level is None, and dark ink is assumed.
+    or if the ink seems lighter but has softer edges than darker pixels (glare). Then the level is None, the ink dark.
     """
     level = float(np.median(perimeter(values)))
     is_light = level < (float(values.min()) + float(values.max())) / 2
@@ -122,9 +121,9 @@ def _overlap(sheet: Mask) -> float:
     return float(sheet.sum() / inside.sum())
 
 
-def _cropped(grey: Grey, sheet: Mask, fill: int) -> Grey:
-    """Crop `grey` to the `sheet`, a mask of the reduced picture, and set the pixels outside the sheet to `fill`."""
+def _cropped(grey: Grey, sheet: Mask) -> Grey:
+    """Crop `grey` to the `sheet`, a mask of the reduced picture, and set the pixels outside the sheet to black."""
     inner = ndimage.minimum_filter(sheet, 3, mode="nearest")  # leaves out the sheet's blurred edge
     mask = np.asarray(Image.fromarray(inner).resize(grey.shape[::-1]))
     (box,) = ndimage.find_objects(mask.astype(np.int8))
-    return np.where(mask[box], grey[box], np.uint8(fill))
+    return np.where(mask[box], grey[box], np.uint8(0))
