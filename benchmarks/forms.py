@@ -1,8 +1,8 @@
 """Renderers of test pictures: MNIST's digits as screens, scanners and cameras would show them.
 
 Each form in FORMS is a function of a digit, 28×28, white on black, and a random generator; it returns an encoded PNG or
-JPEG. docs/pictures.md describes each form. Keep the order in which a form's function calls
-the generator: another order changes the pictures, and so the measured accuracy.
+JPEG. docs/pictures.md describes each form. Keep the order in which a form's function calls the generator: another order
+changes the pictures, and so the measured accuracy.
 """
 
 import io

@@ -30,8 +30,8 @@ def logits_and_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Fea
     """Return the logits, [N, 10], of normalised images, [N, 1, 28, 28], and the features of the doubt head.
 
     The detectors get the means of the maps after the last two ReLU layers. The shared term gets the sorted logits, the
-    mean squares and maxima of the maps after the first two ReLU layers, and the mean squares of the maps after the
-    third-to-last and the second-to-last ReLU layer. `network` is an nn.Sequential with at least two ReLU layers.
+    mean squares and maxima of the maps after the first two, and the mean squares of the maps after the third-to-last
+    and second-to-last. `network` is an nn.Sequential with ReLU layers; if there are one or two, it has fewer features.
     """
     maps = []
     for layer in network.children():
